@@ -1,0 +1,70 @@
+"""fastopt: the optimizer step as fast as memory allows, with the same bits on every backend.
+
+    rule = fastopt.Adam(lr=1e-3)
+    fastopt.update(rule, t, {"p": p, "g": g, "m": m, "v": v})        stateless, in place, one fused pass
+    opt = fastopt.Optimizer(rule, {"w": w, "b": b}); opt.step()      stateful, named parameters in flat buffers
+
+Importing fastopt imports NumPy and nothing heavier: compilers and frameworks are imported at the first step that needs one.
+"""
+
+from fastopt import schedules
+#from fastopt.averages import EWA
+#from fastopt.batches import minibatches, suggest_batch_size
+from fastopt.dispatch import update
+from fastopt.errors import (
+    BackendError,
+    CacheWarning,
+    FastoptError,
+    LayoutError,
+    RuleError,
+    SettingError,
+)
+from fastopt.kernels import rules
+from fastopt.kernels.rules import (
+    RULES,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    GradientNoise,
+    Lion,
+    Momentum,
+    NAdam,
+    RAdam,
+    RMSprop,
+)
+from fastopt.kernels.threads import get_threads, set_threads
+from fastopt.optimizer import Optimizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EWA",
+    "RULES",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "Adamax",
+    "BackendError",
+    "CacheWarning",
+    "FastoptError",
+    "GradientNoise",
+    "LayoutError",
+    "Lion",
+    "Momentum",
+    "NAdam",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "RuleError",
+    "SettingError",
+    "get_threads",
+    "minibatches",
+    "rules",
+    "schedules",
+    "set_threads",
+    "suggest_batch_size",
+    "update",
+]

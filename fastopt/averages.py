@@ -1,0 +1,165 @@
+"""Exponentially weighted averages, with the bias of their start corrected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from fastopt.errors import LayoutError, SettingError, explain, suggest
+
+
+class EWA:
+    """Exponentially weighted average of a series θ₁, θ₂, … of numbers, or of arrays element by element.
+
+        v_t = β v_{t−1} + (1 − β) θ_t,    v_0 = 0
+        value = v_t / (1 − βᵗ)            bias_correction=True; otherwise v_t
+
+    θ_i has the weight (1 − β) βᵗ⁻ⁱ, so about the last 1/(1 − β) entries count, the `window`. The weights sum to 1 − βᵗ:
+    that is why v_t is too small at first, and why the corrected value is a weighted mean from t = 1 on.
+
+    Settings: beta in [0, 1); bias_correction. They are attributes, and so is t, the number of updates so far. All values
+    are in the units of θ. Single numbers, Python's and NumPy's, are averaged in float64 and come back as float. float32
+    and float64 arrays of any shape keep their dtype, integer arrays become float64; 1 − β and 1 − βᵗ are computed in
+    float64 whatever the dtype. A NaN stays in the average until `reset()`, and so does an infinity. Before the first
+    update raw is 0.0 and value 0/0, a NaN (without correction 0.0).
+
+    Where others differ: this is optax.ema, and with correction pandas' `ewm(alpha=1 − β).mean()`; pandas with
+    adjust=False starts from v_1 = θ_1 instead.
+
+    >>> from fastopt.averages import EWA
+    >>> average = EWA(beta=0.5)
+    >>> [average.update(x) for x in (4.0, 1.0, 1.0)]
+    [4.0, 2.0, 1.4285714285714286]
+    >>> average.raw, average.t, average.window
+    (1.25, 3, 2.0)
+
+    Raises SettingError where beta is not a number in [0, 1) or bias_correction is not a bool.
+
+    Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, arXiv:1412.6980, section 3.
+    """
+
+    def __init__(self, beta: float = 0.9, bias_correction: bool = True):
+        if not isinstance(beta, Real) or isinstance(beta, bool) or not 0 <= beta < 1:
+            raise SettingError(explain("EWA", "beta is out of its range.", got=f"{beta=}", expected="a number in [0, 1)"))
+        if not isinstance(bias_correction, bool):
+            raise SettingError(explain("EWA", "bias_correction is a choice.", got=f"{bias_correction=}", expected="a bool"))
+        self.beta, self.bias_correction = float(beta), bias_correction
+        self.reset()
+
+    def __repr__(self) -> str:
+        return f"EWA(beta={self.beta}, bias_correction={self.bias_correction}) at t={self.t}"
+
+    def reset(self) -> None:
+        """Start again at t = 0, with a series of any layout."""
+        self.t = 0
+        self._v: Any = 0.0  # a float or an array
+
+    @property
+    def window(self) -> float:
+        """About how many entries count: 1/(1 − β), within which the weights fall to 1/e."""
+        return 1 / (1 - self.beta)
+
+    @property
+    def raw(self) -> Any:
+        """The uncorrected v_t, a float or a new array."""
+        return self._v.copy() if isinstance(self._v, np.ndarray) else self._v
+
+    @property
+    def value(self) -> Any:
+        """The current average, a float or a new array; before the first update a NaN, without correction 0.0."""
+        if not self.bias_correction:
+            return self.raw
+        if isinstance(self._v, np.ndarray):
+            return self._corrected(np.empty_like(self._v))
+        return self._v / (1 - self.beta**self.t) if self.t else math.nan
+
+    def _corrected(self, out: np.ndarray) -> np.ndarray:
+        return np.divide(self._v, 1 - self.beta**self.t if self.bias_correction else 1.0, out=out)
+
+    def update(self, x: Any) -> Any:
+        """Take the next entry of the series and give the new average, a float or a new array; x is only read.
+
+        Raises:
+            LayoutError: x is neither a real number nor a float32, float64 or integer array, or it does not have the
+                shape and dtype of the entries before it; the average is as it was.
+
+        """
+        layout, dtype = _layout("EWA.update", x)
+        if self.t and layout != (before := _layout("EWA.update", self._v)[0]):
+            what, do = "an entry does not match those before it.", "use an EWA for each series, or reset() this one"
+            raise LayoutError(explain("EWA.update", what, got=layout, expected=before, do=do))
+        self.t += 1
+        if dtype is None:
+            self._v = self.beta * self._v + (1 - self.beta) * float(x)
+            return self.value
+        if self.t == 1:
+            self._v = np.zeros(x.shape, dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # ∞ and NaN without a warning, as with Python's floats
+            out = np.multiply(x, 1 - self.beta, out=np.empty(x.shape, dtype))
+            self._v *= self.beta
+            self._v += out
+            return self._corrected(out)
+
+    @staticmethod
+    def over(values: Any, beta: float = 0.9, bias_correction: bool = True) -> np.ndarray:
+        """Average a whole series along its first axis, as for a smooth loss curve; the result has the shape of `values`.
+
+        `values` is an array or a sequence of numbers. Entry i of the result is what `update` gives for `values[i]`, and
+        its dtype that of the series (float64 for integers); a one-dimensional series is averaged in float64.
+
+        >>> from fastopt.averages import EWA
+        >>> EWA.over([4, 1, 1], beta=0.5)
+        array([4.        , 2.        , 1.42857143])
+
+        Raises:
+            SettingError: beta is not a number in [0, 1), or bias_correction is not a bool.
+            LayoutError: `values` is not an array of float32, float64 or integers with at least one axis.
+
+        """
+        average = EWA(beta, bias_correction)
+        try:
+            series = np.asarray(values)
+        except ValueError:  # lists of different lengths
+            series = np.empty((), object)
+        layout, dtype = _layout("EWA.over", series)
+        if not series.ndim:
+            raise LayoutError(explain("EWA.over", "a series has at least one axis.", got=layout, expected="float64[n]"))
+        out = np.empty(series.shape, dtype)
+        for i, x in enumerate(series.tolist() if series.ndim == 1 else series):
+            out[i] = average.update(x)
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what `load_state_dict` needs to go on from here: beta, t and a copy of raw."""
+        return {"beta": self.beta, "t": self.t, "raw": self.raw}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict()` was taken; raw is copied.
+
+        Raises:
+            SettingError: an entry is missing, unknown or out of range, or beta is another one.
+            LayoutError: raw is not what an average can be; in either case the average is as it was.
+
+        """
+        where, names = "EWA.load_state_dict", ["beta", "t", "raw"]
+        if not isinstance(state, Mapping) or set(state) != set(names):
+            do = "; ".join(f"{key!r}: {suggest(str(key), names)}" for key in state if key not in names) if isinstance(state, Mapping) else None
+            raise SettingError(explain(where, "the state is not that of an EWA.", got=state, expected=names, do=do or None))
+        ...
+
+
+def _layout(where: str, x: Any) -> tuple[str, np.dtype | None]:
+    """Describe an entry of a series, with the dtype of its average if it is an array."""
+    if isinstance(x, Real) and not isinstance(x, bool):
+        return "a number", None
+    if isinstance(x, np.ndarray):
+        dtype = np.dtype(np.float64) if x.dtype.kind in "iu" else x.dtype
+        layout = f"{dtype}{list(x.shape)}"
+        if dtype in (np.float32, np.float64):
+            return layout, dtype
+    else: 
+        layout = repr(x)

@@ -1,0 +1,127 @@
+"""Where generated modules and their compiled code are kept: content-addressed files that processes share.
+
+A module is written once under a name made of its kernel's name and a hash of its text, by write-then-rename and with a
+fixed time stamp (Numba's index compares it), so that processes that start together agree whoever is last.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+from fastopt.errors import CacheWarning, explain
+
+_STAMP = 1_000_000_000
+_lock = threading.RLock()
+
+
+def preferred_folder() -> Path:
+    """Give the user's cache folder for fastopt, by the platform's custom; it may not exist or not be writable."""
+    home = Path(os.path.expanduser("~"))
+    if sys.platform == "darwin":
+        parent = home / "Library" / "Caches"
+    elif sys.platform == "win32":
+        parent = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    else:
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return parent / "fastopt"
+
+
+@lru_cache(maxsize=8)
+def folder(kind: str) -> Path:
+    """Give a writable folder for one kind of module (it names the compiler and its version).
+
+    Where the user's cache folder cannot be written, warns with a CacheWarning and gives a temporary folder that lasts
+    as long as the process.
+    """
+    wanted = preferred_folder() / kind
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=wanted, prefix="probe-"):
+            pass
+        return wanted
+    except OSError as error:
+        warn_unwritable(wanted, error)
+        return temporary_folder()
+
+
+def warn_unwritable(path: Path, error: BaseException) -> None:
+    """Say that compiled kernels will not outlive this process, and why."""
+    warnings.warn(
+        explain(
+            "fastopt.kernels.cache",
+            "compiled kernels cannot be kept on disk; every new process will compile them again.",
+            got=f"{path}: {error}",
+            do="make that folder writable, or set XDG_CACHE_HOME to one that is",
+        ),
+        CacheWarning,
+        stacklevel=2,
+    )
+
+
+@lru_cache(maxsize=1)
+def temporary_folder() -> Path:
+    """Make a folder that is removed when the process ends."""
+    path = Path(tempfile.mkdtemp(prefix="fastopt-"))
+    owner = os.getpid()  # a forked child must not remove its parent's folder
+    atexit.register(lambda: shutil.rmtree(path, ignore_errors=True) if os.getpid() == owner else None)
+    return path
+
+
+def load(name: str, text: str, kind: str) -> ModuleType:
+    """Import the module with this text from its file, writing the file first where there is none."""
+    full = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    qualified = f"fastopt_printed_{full}"
+    with _lock:
+        if qualified in sys.modules:
+            return sys.modules[qualified]
+        path = folder(kind) / f"{full}.py"
+        try:
+            _write(path, text)
+        except OSError as error:
+            warn_unwritable(path, error)
+            path = temporary_folder() / path.name
+            _write(path, text)
+        return _import(qualified, path)
+
+
+def _write(path: Path, text: str) -> None:
+    data = text.encode()
+    try:
+        if path.read_bytes() == data:
+            return
+    except FileNotFoundError:
+        pass
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.utime(temporary, (_STAMP, _STAMP))
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _import(qualified: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(qualified, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[qualified] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[qualified]
+        raise
+    return module

@@ -1,0 +1,307 @@
+"""A Program: one rule traced in one precision. What every backend runs and prints, and nothing about how.
+
+The signature of a rule's `update` is the contract: positional parameters are buffers (p, g, then the state),
+keyword-only parameters are scalars, the returned values are the buffers written, in the order p, state. A state buffer
+whose default is None exists only in those settings in which `update` does something with it. The keyword-only name
+`noise` stands for a standard normal number, different for every seed, step and element.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastopt.errors import RuleError, SettingError, explain
+from fastopt.kernels import settings
+from fastopt.kernels.storage import NAMES, normal, random_bits
+from fastopt.kernels.symbols import Node, Symbol, Trace
+
+
+class Buffer(NamedTuple):
+    """One array of the step: its name in the rule, the type of its elements, whether the step writes it."""
+
+    name: str
+    dtype: np.dtype
+    written: bool
+
+
+class Parameters(NamedTuple):
+    """What the signature of an `update` says."""
+
+    buffers: tuple[str, ...]
+    optional: frozenset[str]
+    scalars: tuple[str, ...]
+    noise: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """One rule traced in one precision.
+
+    `results` maps each written buffer to the expression of its new value, over the inputs of kind "buffer" (an element),
+    "scalar", and, when `noise` is set, "key" (two uint32, see `storage.noise_keys`) and "index" (the halves of the
+    element's index). `name` names the rule, the settings that shaped it, and the type of each buffer.
+    """
+
+    name: str
+    rule: str
+    dtype: np.dtype
+    buffers: tuple[Buffer, ...]
+    scalars: tuple[str, ...]
+    noise: bool
+    results: dict[str, Node]
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """Names of the state buffers, in the rule's order."""
+        return tuple(b.name for b in self.buffers[2:])
+
+    @property
+    def bytes_per_parameter(self) -> int:
+        """Bytes read and written for each parameter in one step."""
+        return sum(b.dtype.itemsize * (1 + b.written) for b in self.buffers)
+
+
+@lru_cache(maxsize=1024)
+def parameters(rule: Any) -> Parameters:
+    """Read the signature of `rule.update`.
+
+    Raises:
+        RuleError: it does not begin with p and g, or has *args or **kwargs.
+
+    """
+    where = f"{type(rule).__name__}.update"
+    names, optional, scalars = [], set(), []
+    for x in inspect.signature(rule.update).parameters.values():
+        if x.kind in (x.VAR_POSITIONAL, x.VAR_KEYWORD):
+            raise RuleError(explain(where, "a rule names its buffers and scalars.", got=str(x), do="spell them out"))
+        if x.kind is x.KEYWORD_ONLY:
+            scalars.append(x.name)
+        else:
+            names.append(x.name)
+            if x.default is None:
+                optional.add(x.name)
+    if names[:2] != ["p", "g"]:
+        raise RuleError(
+            explain(
+                where,
+                "the first buffers of a rule are the parameter p and the gradient g.",
+                got=f"update({', '.join(names)}, *, {', '.join(scalars)})",
+                expected="update(self, p, g, <state buffers>, *, <scalars>)",
+            )
+        )
+    noise = "noise" in scalars
+    return Parameters(tuple(names), frozenset(optional), tuple(s for s in scalars if s != "noise"), noise)
+
+
+def trace(rule: Any, dtype: Any) -> Program:
+    """Trace `rule` for buffers of `dtype` (float32 or float64), or return the program it already has.
+
+    Rules that differ only in the values of their numbers share a program.
+
+    Raises:
+        RuleError: the rule branches on a value, uses an unknown function, changes the precision, reads a number from
+            self, or returns the wrong number of results.
+
+    """
+    settings.require_rule(rule, "trace")
+    try:
+        return _trace(settings.form(rule), np.dtype(dtype))
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        raise RuleError(
+            explain(type(rule).__name__, "a rule's settings must be hashable.", got=repr(rule), do="use tuples, not lists")
+        ) from error
+
+
+@lru_cache(maxsize=512)
+def _trace(rule: Any, dtype: np.dtype) -> Program:
+    where = f"{type(rule).__name__}.update"
+    names, optional, scalars, noise = parameters(rule)
+    tracing = Trace(where)
+    buffers = {b: tracing.input("buffer", b, dtype, uniform=False) for b in names}
+    inputs = {s: tracing.input("scalar", s, dtype, uniform=True) for s in scalars}
+    if noise:
+        inputs["noise"] = _noise(tracing, dtype)
+    returned = rule.update(*buffers.values(), **inputs)
+    values = returned if isinstance(returned, tuple) else (returned,)
+    targets = [b for b in names if b != "g"]
+    if len(values) != len(targets):
+        raise RuleError(
+            explain(
+                where,
+                "a rule returns the new value of p and of each state buffer, in the order of its parameters.",
+                got=f"{len(values)} result{'s' * (len(values) != 1)}",
+                expected=f"{len(targets)}: {', '.join(targets)}",
+            )
+        )
+    absent = {
+        b for b, v in zip(targets, values, strict=True) if b in optional and (v is None or v is buffers[b])
+    }
+    results = {b: _result(where, b, v, dtype) for b, v in zip(targets, values, strict=True) if b not in absent}
+    for b in sorted(absent & {n.value for n in walk(results.values()) if n.op == "buffer"}):
+        raise RuleError(explain(where, f"the optional buffer {b} is read but never written.", do=f"return its new {b}"))
+    return Program(
+        name=_name(rule, [b for b in names if b not in absent], dtype),
+        rule=type(rule).__name__,
+        dtype=dtype,
+        buffers=tuple(
+            Buffer(b, dtype, written=b in results and results[b] is not buffers[b]._node) for b in names if b not in absent
+        ),
+        scalars=scalars,
+        noise=noise,
+        results={b: node for b, node in results.items() if node is not buffers[b]._node},
+    )
+
+
+def _noise(tracing: Trace, dtype: np.dtype) -> Symbol:
+    word = np.dtype(np.uint32)
+    keys = [tracing.input("key", name, word, uniform=True) for name in ("key0", "key1")]
+    index = [tracing.input("index", name, word, uniform=False) for name in ("index_low", "index_high")]
+    return normal(random_bits(*keys, *index)).astype(dtype)
+
+
+def _result(where: str, name: str, value: Any, dtype: np.dtype) -> Node:
+    if isinstance(value, Symbol) and value.dtype == dtype:
+        return value._node
+    raise RuleError(
+        explain(
+            where,
+            f"the new {name} is not of the computing precision.",
+            got=value.dtype.name if isinstance(value, Symbol) else repr(value)[:60],
+            expected=f"{dtype.name}, computed from the buffers",
+            do="np.where(c, 1.0, -1.0) is float64 and a comparison is bool: write np.where(c, np.ones_like(p), -1.0)",
+        )
+    )
+
+
+def _name(rule: Any, buffers: list[str], dtype: np.dtype) -> str:
+    types = "_".join(f"{b}{NAMES[dtype]}" for b in buffers)
+    return f"{'_'.join(_words(rule))}_{types}"
+
+
+def _words(rule: Any) -> list[str]:
+    """Name a rule's form: its type, then each setting that differs from the default in a way that shapes the kernel."""
+    words = [type(rule).__name__.lower()]
+    for f in dataclasses.fields(rule):
+        value, default = getattr(rule, f.name), settings.form_of(f.name, f.default)
+        if settings.is_rule(value):
+            words += _words(value)
+        elif value != default and not isinstance(value, tuple):
+            number = isinstance(value, settings.Number) or value is None
+            words.append(f"{'' if value else 'no_'}{f.name}" if number or isinstance(value, bool) else f"{f.name}_{value}")
+    return ["".join(c if c.isascii() and c.isalnum() else "_" for c in word) for word in words]
+
+
+def walk(roots: Any) -> list[Node]:
+    """List every node the roots depend on, each once, operands before what uses them."""
+    order: dict[int, Node] = {}
+    stack = [(root, False) for root in reversed(list(roots))]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order[id(node)] = node
+        elif id(node) not in order:
+            stack.append((node, True))
+            stack += [(a, False) for a in reversed(node.args) if id(a) not in order]
+    return list(order.values())
+
+
+class Statement(NamedTuple):
+    """One line of a kernel's body: a name, its type and the text of the expression it is given."""
+
+    name: str
+    dtype: np.dtype
+    text: str
+
+
+class Text(str):
+    """The text of an expression; `binding` says how tightly its outermost operator binds (a name or call tightest)."""
+
+    binding: int
+
+    def __new__(cls, text: str, binding: int = 9):
+        self = super().__new__(cls, text)
+        self.binding = binding
+        return self
+
+    def within(self, binding: int) -> str:
+        """Write it as an operand of an operator that binds this tightly."""
+        return self if self.binding >= binding else f"({self})"
+
+
+def infix(operator: str, left: Text, right: Text) -> Text:
+    """Write a binary operation in C's and Python's common notation, with parentheses where either needs them."""
+    binding = {"+": 2, "-": 2, "*": 3, "/": 3}.get(operator, 1)
+    shared = max(binding, 2)  # around an operand of a comparison or bit operation, only arithmetic goes without
+    return Text(f"{left.within(shared)} {operator} {right.within(shared + (binding > 1))}", binding)
+
+
+def statements(program: Program, render: Callable[[Node, list[Text]], Text]) -> tuple[list[Statement], dict[str, str]]:
+    """Turn the program's graph into lines in a backend's language.
+
+    `render(node, operands)` gives the text of one operation. A value used more than once gets a name; one used once is
+    written where it is used. Returns the lines, and the text of each written buffer's new value.
+    """
+    nodes = walk(program.results.values())
+    uses: dict[int, int] = {}
+    for node in nodes:
+        for a in node.args:
+            uses[id(a)] = uses.get(id(a), 0) + 1
+    new = {id(node): f"{b}_new" for b, node in program.results.items() if node.args}
+    taken = {*program.scalars, *(b.name for b in program.buffers)}
+    texts: dict[int, Text] = {}
+    lines: list[Statement] = []
+    for node in nodes:
+        text = render(node, [texts[id(a)] for a in node.args])
+        if node.args and (id(node) in new or uses[id(node)] > 1):
+            name = new.get(id(node), f"x{len(lines)}")
+            while name in taken:
+                name += "_"
+            lines.append(Statement(name, node.dtype, text))
+            text = Text(name)
+        texts[id(node)] = text
+    return lines, {b: texts[id(node)] for b, node in program.results.items()}
+
+
+def host_scalars(program: Program, rule: Any, t: int) -> tuple[float, ...]:
+    """Compute the step's scalars in float64, in the order of `program.scalars`.
+
+    Raises:
+        SettingError: a scalar is not a finite number of the computing precision.
+        RuleError: `scalars(t)` does not give exactly the keyword-only parameters of `update`.
+
+    """
+    given = settings.at(rule, t).scalars(t)
+    if given.keys() != set(program.scalars):
+        raise RuleError(
+            explain(
+                f"{type(rule).__name__}.scalars",
+                "scalars(t) gives exactly the keyword-only parameters of update.",
+                got=", ".join(given) or "(none)",
+                expected=", ".join(program.scalars) or "(none)",
+            )
+        )
+    limit = LARGEST[program.dtype]
+    values = tuple([float(given[name]) for name in program.scalars])
+    for name, value in zip(program.scalars, values, strict=True):
+        if not -limit <= value <= limit:
+            raise SettingError(
+                explain(
+                    f"{type(rule).__name__}.scalars({t})",
+                    f"the scalar {name} is not a finite {program.dtype.name}.",
+                    got=value if math.isnan(value) else f"{value:g}",
+                    do="check the settings and schedules of the rule",
+                )
+            )
+    return values
+
+
+LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in NAMES}

@@ -1,0 +1,119 @@
+"""NAdam: Adam with Nesterov's look-ahead and a momentum that warms up."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import sqrt
+
+import numpy as np
+
+from fastopt.errors import SettingError, explain
+from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, check
+
+
+@dataclass(frozen=True)
+class NAdam:
+    """NAdam: Adam whose step uses the average m as it will be after the next gradient, not as it is.
+
+    With betas = (β₁, β₂), momentum_decay ψ and t = 1, 2, …:
+
+        g ← g + λ p                         weight_decay λ (L2); or p ← (1 − lr·λ) p with decoupled_weight_decay=True
+        μₜ = β₁ (1 − ½ · 0.96^(t·ψ))        the momentum of step t, from near β₁/2 up to β₁;  Πₜ = μ₁ μ₂ ⋯ μₜ
+        m ← β₁ m + (1 − β₁) g
+        v ← β₂ v + (1 − β₂) g²
+        p ← p − lr · (μₜ₊₁ m / (1 − Πₜ₊₁) + (1 − μₜ) g / (1 − Πₜ)) / (√v̂ + ε),    v̂ = v / (1 − β₂ᵗ)
+
+    Buffers: m is in units of the gradient, v in its square; both start at zero. Settings: lr, eps, weight_decay,
+    momentum_decay ≥ 0; betas in [0, 1). Πₜ depends on every step up to t, so β₁ and ψ are numbers, never schedules.
+    float32: 28 bytes a parameter and step.
+
+    Where others differ: the form here is torch's, which averages m with β₁ where the paper's m decays by μₜ; torch
+    keeps Πₜ in float32 unless torch's default type is float64, and so is off by some 1e-7 in each step. optax.nadam
+    has no warm-up of the momentum; it is `momentum_decay=1e6` here, where 0.96^(t·ψ) is 0 and μₜ = β₁.
+
+    >>> import numpy as np, fastopt
+    >>> p, g, m, v = np.zeros(2), np.array([0.5, -2.0]), np.zeros(2), np.zeros(2)
+    >>> for t in (1, 2):
+    ...     fastopt.update(fastopt.NAdam(lr=0.1), t, {"p": p, "g": g, "m": m, "v": v})
+    >>> p.round(6)
+    array([-0.184014,  0.184014])
+
+    Source: Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop (not on arXiv); Adam is
+    arXiv:1412.6980, decoupled decay arXiv:1711.05101.
+    """
+
+    lr: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum_decay: float = 4e-3
+    decoupled_weight_decay: bool = False
+
+    def __post_init__(self):
+        numbers = dict.fromkeys(("lr", "eps", "weight_decay", "momentum_decay"), NONNEGATIVE)
+        check(self, betas=DECAY_RATE, **numbers)
+        if callable(self.betas[0]) or callable(self.momentum_decay):
+            raise SettingError(
+                explain(
+                    "NAdam",
+                    "step t uses the momenta of all steps up to t, so what they are made of cannot follow a schedule.",
+                    got=f"betas={self.betas!r}, momentum_decay={self.momentum_decay!r}",
+                    expected="numbers for betas[0] and momentum_decay",
+                    do="schedule lr, or choose how fast the momentum warms up by momentum_decay",
+                )
+            )
+
+    def scalars(self, t):
+        """Compute the step's scalars in float64; m_size and g_size are the learning rates of m and g."""
+        beta1, beta2 = self.betas
+        momentum, following = (_momentum(k, beta1, self.momentum_decay) for k in (t, t + 1))
+        product = _product(t, beta1, self.momentum_decay)
+        # x / (√v / root + ε) = x·root / (√v + ε·root): one multiplication fewer for each element.
+        root = sqrt(1 - beta2**t)
+        return {
+            "beta1": beta1,
+            "rest1": 1 - beta1,
+            "beta2": beta2,
+            "rest2": 1 - beta2,
+            "m_size": self.lr * root * following / (1 - product * following),
+            "g_size": self.lr * root * (1 - momentum) / (1 - product),
+            "eps": self.eps * root,
+            "decay": self.weight_decay,
+            "keep": 1 - self.lr * self.weight_decay,
+        }
+
+    def update(self, p, g, m, v, *, beta1, rest1, beta2, rest2, m_size, g_size, eps, decay, keep):
+        """Update p, m and v."""
+        if self.weight_decay and self.decoupled_weight_decay:
+            p = keep * p
+        elif self.weight_decay:
+            g = g + decay * p
+        m = beta1 * m + rest1 * g
+        v = beta2 * v + rest2 * (g * g)
+        return p - (m_size * m + g_size * g) / (np.sqrt(v) + eps), m, v
+
+
+def _momentum(t, beta1, momentum_decay):
+    return beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
+
+
+@lru_cache(maxsize=64)
+def _latest(beta1, momentum_decay):  # noqa: ARG001 — the arguments are the key
+    """Give the cell that remembers the product last asked for, as (t, Πₜ)."""
+    return [(0, 1.0)]
+
+
+def _product(t, beta1, momentum_decay):
+    """Multiply μ₁ ⋯ μₜ from left to right: the same bits whether t is reached step by step or at once.
+
+    It goes on from the product last asked for, so the next step costs one multiplication. Once 1 − Πₜ rounds to 1 the
+    product no longer shows and stays as it is: some 37/(1 − β₁) multiplications reach any t.
+    """
+    latest = _latest(beta1, momentum_decay)
+    k, product = latest[0]
+    if k > t:
+        k, product = 0, 1.0
+    while k < t and 1 - product < 1:
+        k += 1
+        product *= _momentum(k, beta1, momentum_decay)
+    latest[0] = (k, product)  # one assignment of a tuple: threads that step at once only lose each other's progress
+    return product

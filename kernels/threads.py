@@ -1,0 +1,93 @@
+"""Worker threads for the CPU kernels: plain Python threads that run compiled code without the interpreter lock.
+
+None of Numba's threading layers is involved: `workqueue` aborts the process when two Python threads step at once, `omp`
+kills a forked child that steps, `tbb` is rarely found. Here the caller always takes part itself and a worker that wakes
+up late finds nothing left to claim, so a step never waits for a thread to start. See docs/decisions/0002.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from fastopt.errors import SettingError, explain
+
+
+def _available() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_threads = _available()
+_workers = 0
+_lock = threading.Lock()
+_work: queue.SimpleQueue = queue.SimpleQueue()
+
+
+def get_threads() -> int:
+    """Give the number of threads that share a large step, the calling one included; at first all available cores."""
+    return _threads
+
+
+def set_threads(count: int) -> None:
+    """Set the number of threads that share a large step, the calling one included. The results do not depend on it.
+
+    Raises:
+        SettingError: count is not an integer of at least 1.
+
+    """
+    global _threads
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise SettingError(explain("set_threads", "count is not a number of threads.", got=repr(count), expected="≥ 1"))
+    _threads = count
+
+
+def _forget() -> None:
+    """Start afresh in a forked child: threads do not survive a fork, and locks may be held by ones that are gone."""
+    global _workers, _lock, _work
+    _workers, _lock, _work = 0, threading.Lock(), queue.SimpleQueue()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _serve(work: queue.SimpleQueue) -> None:
+    while True:
+        kernel, arguments, keep = work.get()
+        kernel(*arguments)
+        del kernel, arguments, keep
+
+
+def _hire(count: int) -> None:
+    global _workers
+    with _lock:
+        while _workers < count:
+            threading.Thread(target=_serve, args=(_work,), name=f"fastopt-{_workers}", daemon=True).start()
+            _workers += 1
+
+
+def share(kernel: Callable, wait: Callable, n: int, chunk: int, arguments: tuple, keep: object) -> None:
+    """Run `kernel(job, n, chunk, *arguments)` on this thread and on workers until all n elements are done.
+
+    Each claims chunks with an atomic add inside the compiled code. `keep` holds the arrays whose addresses are among the
+    arguments, until the last worker has looked at the job.
+    """
+    job = np.zeros(16, np.int64)
+    address = job.__array_interface__["data"][0]
+    chunks = -(-n // chunk)
+    helpers = min(_threads, chunks) - 1
+    if _workers < helpers:
+        _hire(helpers)
+    call = (address, n, chunk, *arguments)
+    for _ in range(helpers):
+        _work.put((kernel, call, (job, keep)))
+    try:
+        kernel(*call)
+    finally:  # an interrupt must not return while a worker still writes
+        while not wait(address, chunks, 50_000):
+            time.sleep(0)
