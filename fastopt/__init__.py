@@ -8,8 +8,8 @@ Importing fastopt imports NumPy and nothing heavier: compilers and frameworks ar
 """
 
 from fastopt import schedules
-#from fastopt.averages import EWA
-#from fastopt.batches import minibatches, suggest_batch_size
+from fastopt.averages import EWA
+from fastopt.batches import minibatches, suggest_batch_size
 from fastopt.dispatch import update
 from fastopt.errors import (
     BackendError,

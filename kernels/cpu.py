@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import textwrap
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from fastopt.kernels import cache as files
 from fastopt.kernels import intrinsics, threads
-from fastopt.kernels.program import Node, Program, Text, infix, statements
+from fastopt.kernels.program import Node, Program, Text, infix, own_names, statements
 
 CHUNK = 32_768
 """Elements a thread claims at a time, a multiple of the tile: long enough that a claim costs nothing, short enough that
@@ -37,14 +38,14 @@ _CALLS = {name: name for name in ("sqrt", "rint", "floor", "ceil", "trunc", "cop
 
 # Names of the printed skeleton, which a rule's own names must not hide.
 _RESERVED = frozenset(
-    "job n chunk first count i offset index index_low index_high key0 key1 "
-    "float32 float64 intp njit types uint32 uint64 bool "
-    "bitcast buffer ceil claim copysign fabs floor rint select sign sqrt trunc min range".split()
+    "job n chunk first count i offset low index_low index_high key0 key1 "
+    "float32 float64 intp njit types min range buffer claim wide_vectors word to_float from_bits "
+    "ceil copysign fabs floor rint select sign sqrt trunc".split()
 )
 
 
 def _render(node: Node, operands: list[Text], names: dict[str, str]) -> Text:
-    kind = node.dtype.name
+    kind = "word" if node.dtype == np.uint32 else node.dtype.name
     match node.op:
         case "buffer":
             return Text(f"{names[node.value]}_i")
@@ -55,18 +56,17 @@ def _render(node: Node, operands: list[Text], names: dict[str, str]) -> Text:
         case "constant":
             return Text(f"{kind}({_number(node.value)})")
         case "cast":
-            return Text(f"{kind}({operands[0]})")
+            word = node.args[0].dtype == np.uint32
+            return Text(f"to_float({operands[0]}, {kind})" if word else f"{kind}({operands[0]})")
         case "bitcast":
-            return Text(f"bitcast({operands[0]}, {kind})")
+            return Text(f"word({operands[0]})" if kind == "word" else f"from_bits({operands[0]})")
         case "negative":
             return Text(f"-{operands[0].within(9)}", 4)
         case "not":
             return Text(f"not {operands[0].within(9)}" if kind == "bool" else f"~{operands[0].within(9)}", 0)
     if node.op in _CALLS:
         return Text(f"{_CALLS[node.op]}({', '.join(operands)})")
-    text = infix(_INFIX[node.op], *operands)
-    # Numba widens uint32 arithmetic to 64 bits; the cast brings it back, and LLVM then never leaves 32.
-    return Text(f"{kind}({text})") if node.dtype.kind == "u" else text
+    return infix(_INFIX[node.op], *operands)
 
 
 def _number(value: Any) -> str:
@@ -89,8 +89,7 @@ def _listed(head: str, items: list[str], tail: str, indent: str) -> list[str]:
 
 def print_module(program: Program) -> str:
     """Print `program` as one complete Python module with one compiled function, named like the program."""
-    taken = [*(b.name for b in program.buffers), *program.scalars]
-    names = {name: f"{name}_" if name in _RESERVED else name for name in taken}
+    names = own_names(program, _RESERVED)
     lines, results = statements(program, lambda node, operands: _render(node, operands, names))
     buffers = [names[b.name] for b in program.buffers]
     kinds = [b.dtype.name for b in program.buffers]
@@ -100,15 +99,17 @@ def print_module(program: Program) -> str:
     types = ["intp"] * (len(arguments) - len(scalars)) + ["float64"] * len(scalars)
     body = [f"{s.name} = {s.text}" for s in lines] + [f"{names[b]}[i] = {text}" for b, text in results.items()]
     text = "\n".join(body)
-    calls = {name for name in (*_CALLS.values(), "bitcast") if f"{name}(" in text} | {"buffer", "claim"}
-    dtypes = {*kinds, program.dtype.name, "float64", *(d for d in ("float32", "uint32") if d in text or noise)}
+    calls = {name for name in (*_CALLS.values(), "word", "to_float", "from_bits") if f"{name}(" in text} | {"buffer", "claim"}
+    dtypes = {*kinds, program.dtype.name, "float64", *(["float32"] if "float32" in text else [])}
     read = [b.name for b in program.buffers if not b.written]
     written = [b.name for b in program.buffers if b.written]
     convert = [f"{s} = {program.dtype.name}({s})" for s in scalars]
-    index = []
+    base, index = [], []
     if noise:
-        convert.append("key0, key1 = uint32(key0), uint32(key1)")
-        index = ["index = offset + first + i", "index_low, index_high = uint32(index), uint32(index >> 32)"]
+        calls |= {"wide_vectors", "word"}
+        convert.insert(0, "wide_vectors()")
+        convert.append("key0, key1, index_high = word(key0), word(key1), word(offset >> 32)")
+        base, index = ["low = word(offset + first)"], ["index_low = low + word(i)"]
     return "\n".join(
         [
             f'"""{program.name}: one step on the CPU, computed in {program.dtype.name}. Printed by fastopt; do not edit.',
@@ -133,6 +134,7 @@ def print_module(program: Program) -> str:
                 f"        {b} = buffer({b}_at, first, {kind}, {k}, {len(buffers)})"
                 for k, (b, kind) in enumerate(zip(buffers, kinds, strict=True))
             ),
+            *(f"        {line}" for line in base),
             "        count = min(chunk, n - first)",
             "        for i in range(count):",
             f"            {', '.join(f'{b}_i' for b in buffers)} = {', '.join(f'{b}[i]' for b in buffers)}",
@@ -163,14 +165,20 @@ def compiled(program: Program) -> Callable[..., None]:
     """
     module = files.load(program.name, print_module(program), _kind())
     kernel = getattr(module, program.name)
-    try:
-        kernel.compile(module.SIGNATURE)
-    except (OSError, EOFError, pickle.UnpicklingError) as error:
-        files.warn_unwritable(Path(str(module.__file__)), error)
-        kernel = numba.njit(nogil=True, error_model="numpy")(kernel.py_func)
-        kernel.compile(module.SIGNATURE)
-    kernel.disable_compile()
+    with _compiling:  # two threads, or two programs that print the same text, come for one kernel
+        if not kernel.signatures:
+            try:
+                kernel.compile(module.SIGNATURE)
+            except (OSError, EOFError, pickle.UnpicklingError) as error:
+                files.warn_unwritable(Path(str(module.__file__)), error)
+                kernel = numba.njit(nogil=True, error_model="numpy")(kernel.py_func)
+                kernel.compile(module.SIGNATURE)
+                setattr(module, program.name, kernel)
+            kernel.disable_compile()
     return kernel
+
+
+_compiling = threading.Lock()
 
 
 def bind(program: Program, arrays: Sequence[np.ndarray]) -> Callable[[tuple, tuple], None]:
@@ -185,12 +193,30 @@ def bind(program: Program, arrays: Sequence[np.ndarray]) -> Callable[[tuple, tup
     kernel = compiled(program)
     keep = tuple(arrays)
     at = tuple([a.__array_interface__["data"][0] for a in keep])
-    large = n > CHUNK and n * program.bytes_per_parameter >= PARALLEL_FROM
 
-    def launch(noise: tuple, scalars: tuple) -> None:
-        if large and threads.get_threads() > 1:
+    def run(n: int, at: tuple, noise: tuple, scalars: tuple) -> None:
+        if n > CHUNK and n * program.bytes_per_parameter >= PARALLEL_FROM and threads.get_threads() > 1:
             threads.share(kernel, intrinsics.wait, n, CHUNK, (*at, *noise, *scalars), keep)
         else:
             kernel(0, n, n, *at, *noise, *scalars)
 
+    def launch(noise: tuple, scalars: tuple) -> None:
+        if noise and (noise[2] & _LOW) + n > _LOW + 1:
+            launch_in_pieces(noise, scalars)
+        else:
+            run(n, at, noise, scalars)
+
+    def launch_in_pieces(noise: tuple, scalars: tuple) -> None:
+        """Run each stretch of elements whose indices share their upper 32 bits, which a kernel takes as constant."""
+        key0, key1, offset = noise
+        done = 0
+        while done < n:
+            count = min(n - done, _LOW + 1 - (offset + done & _LOW))
+            moved = tuple([a + done * b.dtype.itemsize for a, b in zip(at, program.buffers, strict=True)])
+            run(count, moved, (key0, key1, offset + done), scalars)
+            done += count
+
     return launch
+
+
+_LOW = 0xFFFFFFFF

@@ -1,8 +1,11 @@
-"""What the printed CPU modules import: buffers that do not alias, exact operations, and claims on chunks of work.
+"""What the printed CPU modules import: buffers that do not alias, 32-bit words, exact operations, claims on chunks.
 
 Numba would need run-time overlap checks between the buffers of a kernel and gives up vectorising when there are more than
 a few. A `buffer` here is a bare address whose loads and stores carry LLVM's scoped alias metadata: the compiler knows
 that no two buffers of a kernel overlap (the dispatcher has checked it) and vectorises any number of them.
+
+Numba widens the arithmetic of its uint32 to 64 bits, and LLVM then vectorises it at a quarter of the width (measured:
+4.9 ns an element for the noise, 0.9 ns on `word`s). A `word` is a uint32 that stays one.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -15,7 +18,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-_WORD = ir.IntType(64)
+_INT64 = ir.IntType(64)
 
 
 class BufferType(types.Type):
@@ -29,7 +32,7 @@ class BufferType(types.Type):
 @register_model(BufferType)
 class _BufferModel(models.PrimitiveModel):
     def __init__(self, manager, fe_type):
-        super().__init__(manager, fe_type, _WORD)
+        super().__init__(manager, fe_type, _INT64)
 
 
 @intrinsic(prefer_literal=True)
@@ -39,7 +42,7 @@ def buffer(typingctx, address, first, dtype, k, count):  # noqa: ARG001 — Numb
 
     def codegen(context, builder, signature, args):
         size = context.get_abi_sizeof(context.get_value_type(signature.return_type.dtype))
-        return builder.add(args[0], builder.mul(args[1], ir.Constant(_WORD, size)))
+        return builder.add(args[0], builder.mul(args[1], ir.Constant(_INT64, size)))
 
     return result(address, first, dtype, k, count), codegen
 
@@ -132,9 +135,8 @@ def select(typingctx, condition, a, b):  # noqa: ARG001
     if condition != types.boolean or a != b:
         return None
 
-    def codegen(context, builder, signature, args):
-        bit = context.cast(builder, args[0], signature.args[0], types.boolean)
-        return builder.select(bit, args[1], args[2])
+    def codegen(context, builder, signature, args):  # noqa: ARG001
+        return builder.select(args[0], args[1], args[2])
 
     return a(condition, a, b), codegen
 
@@ -153,19 +155,101 @@ def sign(typingctx, x):  # noqa: ARG001
 
 
 @intrinsic
-def bitcast(typingctx, x, dtype):  # noqa: ARG001
-    """Read the bits of x as another type of the same size."""
+def wide_vectors(typingctx):  # noqa: ARG001
+    """Ask for the processor's full vector width in this kernel: LLVM halves it unless told, for kernels bound by memory.
+
+    Measured on an AVX-512 machine: the noise 1.7 times faster, plain rules the same.
+    """
+
+    def codegen(context, builder, signature, args):  # noqa: ARG001
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite's own add knows only enum attributes
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+class WordType(types.Type):
+    """The type of an unsigned 32-bit integer with wrap-around arithmetic."""
+
+    def __init__(self):
+        super().__init__(name="word")
+
+
+_word = WordType()
+
+
+@register_model(WordType)
+class _WordModel(models.PrimitiveModel):
+    def __init__(self, manager, fe_type):
+        super().__init__(manager, fe_type, ir.IntType(32))
+
+
+def _word_operator(function, result, build):
+    """Give words a Python operator that is one LLVM instruction."""
+
+    @type_callable(function)
+    def type_operator(context):  # noqa: ARG001
+        return lambda *operands: result if all(x == _word for x in operands) else None
+
+    @lower_builtin(function, *[WordType] * (1 if function is operator.invert else 2))
+    def lower_operator(context, builder, signature, args):  # noqa: ARG001
+        return build(builder, *args)
+
+
+for _name, _method in {
+    "add": "add", "sub": "sub", "mul": "mul", "xor": "xor", "and_": "and_", "or_": "or_",
+    "lshift": "shl", "rshift": "lshr", "invert": "not_",
+}.items():  # fmt: skip
+    _word_operator(getattr(operator, _name), _word, lambda builder, *args, f=_method: getattr(builder, f)(*args))
+for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}.items():
+    _word_operator(
+        getattr(operator, _name), types.boolean, lambda builder, *args, f=_sign: builder.icmp_unsigned(f, *args)
+    )
+
+
+@intrinsic
+def word(typingctx, x):  # noqa: ARG001
+    """Give the low 32 bits of an integer, the bits of a float32, or 0 or 1 for a boolean, as a word."""
+    if not (isinstance(x, types.Integer | types.Boolean) or x == types.float32):
+        return None
 
     def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+        if x == types.float32:
+            return builder.bitcast(args[0], ir.IntType(32))
+        integer = context.cast(builder, args[0], signature.args[0], types.int64)
+        return builder.trunc(integer, ir.IntType(32))
+
+    return _word(x), codegen
+
+
+@intrinsic
+def to_float(typingctx, x, dtype):  # noqa: ARG001
+    """Convert a word to a floating-point type, rounding to nearest."""
+    if x != _word:
+        return None
+
+    def codegen(context, builder, signature, args):
+        return builder.uitofp(args[0], context.get_value_type(signature.return_type))
 
     return dtype.instance_type(x, dtype), codegen
 
 
 @intrinsic
+def from_bits(typingctx, x):  # noqa: ARG001
+    """Give the float32 whose bits are the word's."""
+    if x != _word:
+        return None
+
+    def codegen(context, builder, signature, args):  # noqa: ARG001
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(x), codegen
+
+
+@intrinsic
 def _fetch_add(typingctx, address, amount):  # noqa: ARG001
     def codegen(context, builder, signature, args):  # noqa: ARG001
-        return builder.atomic_rmw("add", builder.inttoptr(args[0], _WORD.as_pointer()), args[1], "acq_rel")
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], _INT64.as_pointer()), args[1], "acq_rel")
 
     return types.int64(address, amount), codegen
 
@@ -173,7 +257,7 @@ def _fetch_add(typingctx, address, amount):  # noqa: ARG001
 @intrinsic
 def _load_acquire(typingctx, address):  # noqa: ARG001
     def codegen(context, builder, signature, args):  # noqa: ARG001
-        return builder.load_atomic(builder.inttoptr(args[0], _WORD.as_pointer()), "acquire", 8)
+        return builder.load_atomic(builder.inttoptr(args[0], _INT64.as_pointer()), "acquire", 8)
 
     return types.int64(address), codegen
 

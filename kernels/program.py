@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -244,11 +245,23 @@ def infix(operator: str, left: Text, right: Text) -> Text:
     return Text(f"{left.within(shared)} {operator} {right.within(shared + (binding > 1))}", binding)
 
 
+def own_names(program: Program, reserved: frozenset[str]) -> dict[str, str]:
+    """Give the name under which each buffer and scalar is printed: its own, or one that hides nothing of the skeleton."""
+    names: dict[str, str] = {}
+    for name in (*(b.name for b in program.buffers), *program.scalars):
+        printed = name
+        while printed in reserved or re.fullmatch(r"x\d+|.*_(new|at|i)", printed) or printed in names.values():
+            printed += "_"
+        names[name] = printed
+    return names
+
+
 def statements(program: Program, render: Callable[[Node, list[Text]], Text]) -> tuple[list[Statement], dict[str, str]]:
     """Turn the program's graph into lines in a backend's language.
 
     `render(node, operands)` gives the text of one operation. A value used more than once gets a name; one used once is
-    written where it is used. Returns the lines, and the text of each written buffer's new value.
+    written where it is used. The names are <buffer>_new and x0, x1, …, which `own_names` keeps free. Returns the lines,
+    and the text of each written buffer's new value.
     """
     nodes = walk(program.results.values())
     uses: dict[int, int] = {}
@@ -256,15 +269,12 @@ def statements(program: Program, render: Callable[[Node, list[Text]], Text]) -> 
         for a in node.args:
             uses[id(a)] = uses.get(id(a), 0) + 1
     new = {id(node): f"{b}_new" for b, node in program.results.items() if node.args}
-    taken = {*program.scalars, *(b.name for b in program.buffers)}
     texts: dict[int, Text] = {}
     lines: list[Statement] = []
     for node in nodes:
         text = render(node, [texts[id(a)] for a in node.args])
         if node.args and (id(node) in new or uses[id(node)] > 1):
             name = new.get(id(node), f"x{len(lines)}")
-            while name in taken:
-                name += "_"
             lines.append(Statement(name, node.dtype, text))
             text = Text(name)
         texts[id(node)] = text

@@ -46,23 +46,18 @@ def _mix32(x: Any) -> Any:
 def random_bits(key0: Any, key1: Any, index_low: Any, index_high: Any) -> Any:
     """Hash an element's 64-bit index, given as two uint32 halves, under two uint32 keys to 32 random bits.
 
-    Never a function of thread, chunk or launch shape, so that it replays bit for bit anywhere.
+    Never a function of thread, chunk or launch shape, so that it replays bit for bit anywhere. The best bits are the upper.
     """
     x = _mix32(index_low ^ key0)
-    return _mix32(x ^ _mix32(index_high ^ key1))
+    return (x ^ _mix32(index_high ^ key1)) * 0x9E3779B1
 
 
-# Coefficients of Giles' single-precision erfinv ("Approximating the erfinv function", GPU Computing Gems, 2011), highest
-# power first, for w < 5 in powers of w − 2.5 and for w ≥ 5 in powers of √w − 3.
-_CENTRE = (
-    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
-    -0.00125372503, -0.00417768164, 0.246640727, 1.50140941,
+# √2·erfinv(x)/x as a polynomial in s = √(−log(1 − x²)), highest power first: weighted least squares in the relative error
+# on 20,000 Chebyshev points of [0, 3.905], reweighted until the error levels out at 4.2e-5.
+_NORMAL = (
+    0.0001982846, -0.0031776035, 0.019680353, -0.056836393, 0.06963132,
+    -0.02334358, 0.002180625, 0.33414847, -0.0015589065, 1.2533671,
 )  # fmt: skip
-_TAIL = (
-    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773,
-    -0.0076224613, 0.00943887047, 1.00167406, 2.83297682,
-)  # fmt: skip
-_SQRT2 = 1.41421356
 _LN2 = 0.69314718
 
 
@@ -70,26 +65,23 @@ def normal(bits: Any) -> Any:
     """Turn 32 random bits (uint32) into a standard normal number (float32) by the inverse of its distribution function.
 
     23 of the bits choose x = (2k + 1)/2²³ − 1, symmetric about zero and never ±1, exact in float32; the result is
-    √2·erfinv(x), within ±5.3. Its logarithm and its polynomials are written out in exactly rounded operations, so
-    every backend gives the same bits, and none calls a mathematical library.
+    √2·erfinv(x) with a relative error below 5e-5, within ±5.3. Its logarithm and its polynomial are written out in exactly
+    rounded operations, so every backend gives the same bits and none calls a mathematical library.
     """
     x = ((bits >> 9) << 1).astype(np.float32) * 2.0**-23 + (2.0**-23 - 1.0)
     y = (1.0 - x) * (1.0 + x)
-    # y = 2^e · f with f in [√½, √2); log y = e ln 2 + 2 atanh(s), s = (f − 1)/(f + 1), |s| ≤ 0.172: the next term of
-    # the series, 2s⁹/9, is below 3e-8.
+    # y = 2^e · f with f in [√½, √2); log y = e ln 2 + 2 atanh(r), r = (f − 1)/(f + 1), |r| ≤ 0.172: the next term of the
+    # series, 2r⁷/7, is below 1.3e-6.
     u = y.view(np.uint32) + (0x3F800000 - 0x3F3504F3)
     e = (u >> 23).astype(np.float32) - 127.0
     f = ((u & 0x007FFFFF) + 0x3F3504F3).view(np.float32)
-    s = (f - 1.0) / (f + 1.0)
-    q = s * s
-    w = -(e * _LN2 + s * (2.0 + q * (0.6666667 + q * (0.4 + q * 0.2857143))))
-    a, b = w - 2.5, np.sqrt(w) - 3.0
-    tail = w >= 5.0
-    z = np.where(tail, b, a)
-    result = np.where(tail, np.full_like(z, _TAIL[0]), _CENTRE[0])
-    for high, low in zip(_TAIL[1:], _CENTRE[1:], strict=True):
-        result = result * z + np.where(tail, np.full_like(z, high), low)
-    return x * (result * _SQRT2)
+    r = (f - 1.0) / (f + 1.0)
+    q = r * r
+    s = np.sqrt(-(e * _LN2 + r * (2.0 + q * (0.6666667 + q * 0.4))))
+    result = s * _NORMAL[0] + _NORMAL[1]
+    for coefficient in _NORMAL[2:]:
+        result = result * s + coefficient
+    return x * result
 
 
 def indices(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:

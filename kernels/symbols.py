@@ -209,17 +209,18 @@ class Symbol:
         self._unknown(np.power, "this power")
 
     def astype(self, dtype: Any) -> Symbol:
-        """Convert without loss between the types a rule meets: bool and unsigned to float, float32 to float64."""
+        """Convert a uint32 to a float, or a float32 to a float64."""
         to = np.dtype(dtype)
-        if not np.can_cast(self.dtype, to, "safe") and not (self.dtype == np.uint32 and to == np.float32):
-            self._trace.fail("astype would lose information.", got=f"{self.dtype.name} to {to.name}")
+        known = {(np.dtype(np.uint32), np.dtype(np.float32)), (np.dtype(np.float32), np.dtype(np.float64))}
+        if to != self.dtype and (self.dtype, to) not in known:
+            self._trace.fail("this conversion is not known to the tracer.", got=f"{self.dtype.name} to {to.name}")
         return self if to == self.dtype else Symbol(self._trace, self._trace.node("cast", to, (self._node,)))
 
     def view(self, dtype: Any) -> Symbol:
-        """Read the same bits as another type of the same size."""
+        """Read the bits of a float32 as a uint32, or back."""
         to = np.dtype(dtype)
-        if to.itemsize != self.dtype.itemsize:
-            self._trace.fail("view needs a type of the same size.", got=f"{self.dtype.name} as {to.name}")
+        if {self.dtype, to} != {np.dtype(np.float32), np.dtype(np.uint32)}:
+            self._trace.fail("this view is not known to the tracer.", got=f"{self.dtype.name} as {to.name}")
         return Symbol(self._trace, self._trace.node("bitcast", to, (self._node,)))
 
     def __bool__(self) -> bool:

@@ -1,0 +1,60 @@
+"""Inputs that find differences, and the comparison that shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastopt.kernels.program import Program
+
+SIZES = (0, 1, 255, 256, 257, 1003, 70_001)
+
+
+def special(dtype: Any) -> np.ndarray:
+    """Give the values that arithmetic treats specially: NaN, ±∞, ±0, denormals, the largest, halves and ties."""
+    limits = np.finfo(dtype)
+    tiny, small, large = limits.smallest_subnormal, limits.tiny, limits.max
+    positive = [0.0, 1.0, 0.5, 1.5, 2.5, 3.0, np.inf, tiny, 3 * tiny, small, small / 2, large, limits.eps]
+    return np.array([np.nan, *positive, *(-x for x in positive)], dtype)
+
+
+def nasty(rng: np.random.Generator, count: int, dtype: Any) -> np.ndarray:
+    """Give normal numbers of widely different sizes, one in four of them replaced by a special value."""
+    values = rng.standard_normal(count) * 10.0 ** rng.integers(-6, 4, count)
+    chosen = np.where(rng.random(count) < 0.25, rng.choice(special(dtype), count), values)
+    return chosen.astype(dtype)
+
+
+def filled(program: Program, rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
+    """Give a program's buffers, each inside guard bytes that `guards_intact` looks at."""
+    return {b.name: guarded(nasty(rng, count, b.dtype)) for b in program.buffers}
+
+
+_GUARD, _PATTERN = 64, 0xA5
+
+
+def guarded(values: np.ndarray) -> np.ndarray:
+    """Copy values into the middle of a longer stretch of memory whose ends hold a pattern."""
+    raw = np.full(values.nbytes + 2 * _GUARD, _PATTERN, np.uint8)
+    inside = raw[_GUARD : _GUARD + values.nbytes].view(values.dtype)
+    inside[...] = values
+    return inside
+
+
+def guards_intact(array: np.ndarray) -> bool:
+    """Whether nothing was written before or after an array from `guarded`."""
+    raw: Any = array
+    while raw.base is not None:
+        raw = raw.base
+    return bool(np.all(raw[:_GUARD] == _PATTERN) and np.all(raw[raw.size - _GUARD :] == _PATTERN))
+
+
+def assert_same_bits(actual: np.ndarray, expected: np.ndarray, what: str = "") -> None:
+    """Compare bit for bit; a NaN equals a NaN whatever its payload."""
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    word = {4: np.uint32, 8: np.uint64}[actual.dtype.itemsize]
+    differ = (actual.view(word) != expected.view(word)) & ~(np.isnan(actual) & np.isnan(expected))
+    first = np.flatnonzero(differ)[:3]
+    assert not first.size, f"{what}: {differ.sum()} of {differ.size} differ, at {first}: {actual[first]} ≠ {expected[first]}"
