@@ -21,11 +21,12 @@ class EWA:
     θ_i has the weight (1 − β) βᵗ⁻ⁱ, so about the last 1/(1 − β) entries count, the `window`. The weights sum to 1 − βᵗ:
     that is why v_t is too small at first, and why the corrected value is a weighted mean from t = 1 on.
 
-    Settings: beta in [0, 1); bias_correction. They are attributes, and so is t, the number of updates so far. All values
-    are in the units of θ. Single numbers, Python's and NumPy's, are averaged in float64 and come back as float. float32
-    and float64 arrays of any shape keep their dtype, integer arrays become float64; 1 − β and 1 − βᵗ are computed in
-    float64 whatever the dtype. A NaN stays in the average until `reset()`, and so does an infinity. Before the first
-    update raw is 0.0 and value 0/0, a NaN (without correction 0.0).
+    Settings: beta in [0, 1); bias_correction. They are attributes, and so is t, the number of updates so far. All
+    values are in the units of θ. Single numbers, Python's and NumPy's, are averaged in float64 and come back as float.
+    float32 and float64 arrays of any shape keep their dtype, integer arrays become float64; 1 − β and 1 − βᵗ are
+    computed in float64 whatever the dtype. A NaN stays in the average until `reset()`, and so does an infinity, which
+    one of the other sign turns into a NaN. Before the first update raw is 0.0 and value is 0/0, a NaN (without
+    correction 0.0).
 
     Where others differ: this is optax.ema, and with correction pandas' `ewm(alpha=1 − β).mean()`; pandas with
     adjust=False starts from v_1 = θ_1 instead.
@@ -44,9 +45,13 @@ class EWA:
 
     def __init__(self, beta: float = 0.9, bias_correction: bool = True):
         if not isinstance(beta, Real) or isinstance(beta, bool) or not 0 <= beta < 1:
-            raise SettingError(explain("EWA", "beta is out of its range.", got=f"{beta=}", expected="a number in [0, 1)"))
+            raise SettingError(
+                explain("EWA", "beta is out of its range.", got=f"{beta=}", expected="a number in [0, 1)")
+            )
         if not isinstance(bias_correction, bool):
-            raise SettingError(explain("EWA", "bias_correction is a choice.", got=f"{bias_correction=}", expected="a bool"))
+            raise SettingError(
+                explain("EWA", "bias_correction is a choice.", got=f"{bias_correction=}", expected="a bool")
+            )
         self.beta, self.bias_correction = float(beta), bias_correction
         self.reset()
 
@@ -92,12 +97,13 @@ class EWA:
         if self.t and layout != (before := _layout("EWA.update", self._v)[0]):
             what, do = "an entry does not match those before it.", "use an EWA for each series, or reset() this one"
             raise LayoutError(explain("EWA.update", what, got=layout, expected=before, do=do))
-        self.t += 1
         if dtype is None:
             self._v = self.beta * self._v + (1 - self.beta) * float(x)
+            self.t += 1
             return self.value
-        if self.t == 1:
+        if not self.t:
             self._v = np.zeros(x.shape, dtype)
+        self.t += 1
         with np.errstate(over="ignore", invalid="ignore"):  # ∞ and NaN without a warning, as with Python's floats
             out = np.multiply(x, 1 - self.beta, out=np.empty(x.shape, dtype))
             self._v *= self.beta
@@ -106,10 +112,10 @@ class EWA:
 
     @staticmethod
     def over(values: Any, beta: float = 0.9, bias_correction: bool = True) -> np.ndarray:
-        """Average a whole series along its first axis, as for a smooth loss curve; the result has the shape of `values`.
+        """Average a whole series along its first axis, to smooth a loss curve; the result has the shape of `values`.
 
-        `values` is an array or a sequence of numbers. Entry i of the result is what `update` gives for `values[i]`, and
-        its dtype that of the series (float64 for integers); a one-dimensional series is averaged in float64.
+        `values` is an array or a sequence of numbers. Entry i of the result is what `update` gives for `values[i]`, in
+        the dtype of the series (float64 for integers); a one-dimensional series is averaged in float64.
 
         >>> from fastopt.averages import EWA
         >>> EWA.over([4, 1, 1], beta=0.5)
@@ -147,19 +153,32 @@ class EWA:
         """
         where, names = "EWA.load_state_dict", ["beta", "t", "raw"]
         if not isinstance(state, Mapping) or set(state) != set(names):
-            do = "; ".join(f"{key!r}: {suggest(str(key), names)}" for key in state if key not in names) if isinstance(state, Mapping) else None
-            raise SettingError(explain(where, "the state is not that of an EWA.", got=state, expected=names, do=do or None))
-        ...
+            got = list(state) if isinstance(state, Mapping) else type(state).__name__
+            strange = [str(key) for key in got if key not in names] if isinstance(got, list) else []
+            do = suggest(strange[0], names) if strange else None
+            raise SettingError(explain(where, "the state has other entries.", got=got, expected=names, do=do))
+        beta, t, raw = (state[name] for name in names)
+        if not isinstance(beta, Real) or beta != self.beta:
+            do = f"load it into EWA(beta={beta!r})"
+            raise SettingError(explain(where, "the state has another beta.", got=repr(beta), expected=self.beta, do=do))
+        layout, dtype = _layout(where, raw)
+        if not isinstance(t, Integral) or isinstance(t, bool) or t < 0 or (t == 0 and (dtype is not None or raw != 0)):
+            expected = "an integer t ≥ 0, and raw=0.0 at t=0"
+            raise SettingError(
+                explain(where, "t is out of its range.", got=f"t={t!r}, raw={layout}", expected=expected)
+            )
+        self.t, self._v = int(t), float(raw) if dtype is None else np.array(raw, dtype)
 
 
 def _layout(where: str, x: Any) -> tuple[str, np.dtype | None]:
-    """Describe an entry of a series, with the dtype of its average if it is an array."""
+    """Describe an entry of a series: in words, and by the dtype of its average, None for a single number."""
     if isinstance(x, Real) and not isinstance(x, bool):
         return "a number", None
+    layout = type(x).__name__
     if isinstance(x, np.ndarray):
-        dtype = np.dtype(np.float64) if x.dtype.kind in "iu" else x.dtype
+        dtype = np.dtype("f8") if x.dtype.kind in "iu" else x.dtype
         layout = f"{dtype}{list(x.shape)}"
-        if dtype in (np.float32, np.float64):
+        if dtype == np.float32 or dtype == np.float64:
             return layout, dtype
-    else: 
-        layout = repr(x)
+    expected = "a real number, or a NumPy array of float32, float64 or integers"
+    raise LayoutError(explain(where, "this is nothing to average.", got=layout, expected=expected))

@@ -36,7 +36,6 @@ from typing import Any
 
 from fastopt.errors import SettingError, explain
 
-
 _Check = Callable[[str, str, Any], Any]  # (where, name, value) → the value to keep, or a SettingError
 
 
@@ -66,8 +65,10 @@ _STEPS = _range(Integral, "an integer ≥ 1", lambda x: x >= 1)
 
 def _schedule(where: str, name: str, value: Any) -> Schedule:
     """Check that a value is a schedule or a number, which becomes a constant one."""
-    if (term := _term(value)) is not None:
-        return term
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, Real):
+        return Constant(_ANY(where, name, value))
     expected = "a schedule, for example Cosine(1e-3, steps=1000), or a number"
     raise SettingError(explain(where, f"{name} is not a schedule.", got=f"{name}={value!r}", expected=expected))
 
@@ -135,16 +136,16 @@ class Schedule:
         return value
 
     def __mul__(self, other: Schedule | float) -> Product:
-        return NotImplemented if (term := _term(other)) is None else Product(self, term)
+        return Product(self, other) if isinstance(other, Schedule | Real) else NotImplemented
 
     def __rmul__(self, other: float) -> Product:
-        return NotImplemented if (term := _term(other)) is None else Product(term, self)
+        return Product(Constant(other), self) if isinstance(other, Real) else NotImplemented
 
     def __add__(self, other: Schedule | float) -> Sum:
-        return NotImplemented if (term := _term(other)) is None else Sum(self, term)
+        return Sum(self, other) if isinstance(other, Schedule | Real) else NotImplemented
 
     def __radd__(self, other: float) -> Sum:
-        return NotImplemented if (term := _term(other)) is None else Sum(term, self)
+        return Sum(Constant(other), self) if isinstance(other, Real) else NotImplemented
 
     def delayed(self, steps: int) -> Delayed:
         """Give this schedule `steps` later: its value at t − steps, and its value at 0 until then; steps ≥ 0.
@@ -159,11 +160,6 @@ class Schedule:
 
         """
         return Delayed(self, steps)
-
-
-def _term(value: Any) -> Schedule | None:
-    """Give a schedule as it is and a number as a constant one; None for anything else."""
-    return value if isinstance(value, Schedule) else Constant(value) if isinstance(value, Real) else None  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -256,7 +252,7 @@ class Piecewise(Schedule):
     """Piecewise constant, from a table {from_step: value}: η(t) is the value of the last entry with from_step ≤ t.
 
     The table is a dict or an iterable of pairs, in any order; steps are different integers ≥ 0, the smallest of them 0
-    or 1 (it gives t = 0 then, too); values are finite numbers. It is kept as a tuple of pairs in the order of the steps.
+    or 1, which then serves t = 0 too; values are finite numbers. It is kept as a tuple of pairs in the order of steps.
 
     >>> from fastopt.schedules import Piecewise
     >>> schedule = Piecewise({1: 0.1, 4: 0.01})
@@ -439,7 +435,7 @@ class Join(Schedule):
     `a` that ends at step 500 reaches its end, and the join is continuous where a(500) = b(0).
 
     The table is a dict or an iterable of pairs, in any order; its steps are different integers ≥ 0, the smallest of
-    them 0. A number stands for a constant schedule. It is kept as a tuple of pairs in the order of the steps.
+    them 0. A number stands for a constant schedule. It is kept as a tuple of pairs in the order of steps.
 
     >>> from fastopt.schedules import Join, Polynomial, Warmup
     >>> schedule = Join({0: Warmup(2), 2: Polynomial(1.0, steps=4)})

@@ -103,18 +103,17 @@ class Trace:
     def apply(self, ufunc: np.ufunc, *operands: Any) -> Symbol:
         """Add the node for `ufunc` on symbols, NumPy scalars and Python numbers, typed as NumPy types it."""
         kinds = [self._kind(ufunc, x) for x in operands]
+        text = f"{ufunc.__name__}({', '.join(k.name if isinstance(k, np.dtype) else k.__name__ for k in kinds)})"
         try:
             *loop, result = ufunc.resolve_dtypes((*kinds, *[None] * ufunc.nout))
         except TypeError:
-            text = f"{ufunc.__name__}({', '.join(getattr(k, 'name', k.__name__) for k in kinds)})"
             self.fail("NumPy has no such operation on these types.", got=text)
         args = []
         for x, kind, dtype in zip(operands, kinds, loop, strict=True):
             if isinstance(kind, np.dtype) and kind != dtype:
-                names = ", ".join(k.name if isinstance(k, np.dtype) else k.__name__ for k in kinds)
                 self.fail(
                     "an operation would change the precision.",
-                    got=f"{ufunc.__name__}({names}), which NumPy computes in {dtype.name}",
+                    got=f"{text}, which NumPy computes in {dtype.name}",
                     expected="operands of one type; plain Python numbers adapt to the others",
                     do="np.where(c, 1.0, -1.0) is float64: write np.where(c, np.ones_like(p), -1.0)",
                 )

@@ -106,7 +106,7 @@ def _product(t, beta1, momentum_decay):
     """Multiply μ₁ ⋯ μₜ from left to right: the same bits whether t is reached step by step or at once.
 
     It goes on from the product last asked for, so the next step costs one multiplication. Once 1 − Πₜ rounds to 1 the
-    product no longer shows and stays as it is: some 37/(1 − β₁) multiplications reach any t.
+    product no longer shows and stays as it is: at most 38/(1 − β₁) multiplications reach any t.
     """
     latest = _latest(beta1, momentum_decay)
     k, product = latest[0]

@@ -1,0 +1,45 @@
+"""adam_pf32_gf32_mf32_vf32: one step on the CPU, computed in float32. Printed by fastopt; do not edit.
+
+Reads and writes p, m, v; reads g: 28 bytes a parameter.
+"""
+
+from numba import float32, float64, intp, njit, types
+
+from fastopt.kernels.intrinsics import buffer, claim, sqrt
+
+SIGNATURE = types.void(
+    intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64, float64,
+    float64, float64, float64,
+)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def adam_pf32_gf32_mf32_vf32(
+    job, n, chunk, p_at, g_at, m_at, v_at, beta1, rest1, beta2, rest2, step_size, root, eps, decay,
+    keep,
+):
+    beta1 = float32(beta1)
+    rest1 = float32(rest1)
+    beta2 = float32(beta2)
+    rest2 = float32(rest2)
+    step_size = float32(step_size)
+    root = float32(root)
+    eps = float32(eps)
+    decay = float32(decay)
+    keep = float32(keep)
+    first = claim(job, -chunk, chunk)
+    while first < n:
+        p = buffer(p_at, first, float32, 0, 4)
+        g = buffer(g_at, first, float32, 1, 4)
+        m = buffer(m_at, first, float32, 2, 4)
+        v = buffer(v_at, first, float32, 3, 4)
+        count = min(chunk, n - first)
+        for i in range(count):
+            p_i, g_i, m_i, v_i = p[i], g[i], m[i], v[i]
+            m_new = beta1 * m_i + rest1 * g_i
+            v_new = beta2 * v_i + rest2 * (g_i * g_i)
+            p_new = p_i - step_size * m_new / (sqrt(v_new) * root + eps)
+            p[i] = p_new
+            m[i] = m_new
+            v[i] = v_new
+        first = claim(job, first, chunk)

@@ -1,0 +1,45 @@
+"""rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32: one step on the CPU, computed in float32. Printed by fastopt; do not edit.
+
+Reads and writes p, v, a, m; reads g: 36 bytes a parameter.
+"""
+
+from numba import float32, float64, intp, njit, types
+
+from fastopt.kernels.intrinsics import buffer, claim, select, sqrt
+
+SIGNATURE = types.void(
+    intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64,
+    float64,
+)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
+    job, n, chunk, p_at, g_at, v_at, a_at, m_at, lr, alpha, rest, eps, momentum, decay,
+):
+    lr = float32(lr)
+    alpha = float32(alpha)
+    rest = float32(rest)
+    eps = float32(eps)
+    momentum = float32(momentum)
+    decay = float32(decay)
+    first = claim(job, -chunk, chunk)
+    while first < n:
+        p = buffer(p_at, first, float32, 0, 5)
+        g = buffer(g_at, first, float32, 1, 5)
+        v = buffer(v_at, first, float32, 2, 5)
+        a = buffer(a_at, first, float32, 3, 5)
+        m = buffer(m_at, first, float32, 4, 5)
+        count = min(chunk, n - first)
+        for i in range(count):
+            p_i, g_i, v_i, a_i, m_i = p[i], g[i], v[i], a[i], m[i]
+            v_new = alpha * v_i + rest * (g_i * g_i)
+            a_new = alpha * a_i + rest * g_i
+            x2 = v_new - a_new * a_new
+            m_new = momentum * m_i + g_i / (sqrt(select(x2 < float32(0.0), float32(0.0), x2)) + eps)
+            p_new = p_i - lr * m_new
+            p[i] = p_new
+            v[i] = v_new
+            a[i] = a_new
+            m[i] = m_new
+        first = claim(job, first, chunk)

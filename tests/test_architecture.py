@@ -1,0 +1,81 @@
+"""Which way imports run, and what importing fastopt costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# module → what of ours it may import; everything may import fastopt.errors, which imports nothing
+MAY_IMPORT = {
+    "fastopt.errors": set(),
+    "fastopt.kernels": set(),
+    "fastopt.kernels.settings": set(),
+    "fastopt.kernels.storage": set(),
+    "fastopt.kernels.symbols": set(),
+    "fastopt.kernels.cache": set(),
+    "fastopt.kernels.threads": set(),
+    "fastopt.kernels.intrinsics": set(),
+    "fastopt.kernels.rules": {"fastopt.kernels.settings", "fastopt.kernels.rules"},
+    "fastopt.kernels.program": {"fastopt.kernels", "fastopt.kernels.settings", "fastopt.kernels.storage", "fastopt.kernels.symbols"},
+    "fastopt.kernels.reference": {"fastopt.kernels", "fastopt.kernels.program", "fastopt.kernels.storage"},
+    "fastopt.kernels.cpu": {
+        "fastopt.kernels", "fastopt.kernels.program", "fastopt.kernels.cache", "fastopt.kernels.intrinsics",
+        "fastopt.kernels.threads", "fastopt.kernels.symbols",
+    },
+    "fastopt.buffers": {"fastopt.kernels.storage"},
+    "fastopt.schedules": set(),
+    "fastopt.averages": set(),
+    "fastopt.batches": set(),
+    "fastopt.dispatch": {
+        "fastopt.kernels", "fastopt.kernels.program", "fastopt.kernels.storage", "fastopt.kernels.cpu", "fastopt.kernels.reference",
+    },
+}  # fmt: skip
+HEAVY = {"numba": {"fastopt.kernels.cpu", "fastopt.kernels.intrinsics", "fastopt.ceiling", "fastopt.cli"}}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for folder, package in (("fastopt", "fastopt"), ("kernels", "fastopt.kernels")):
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join([package, *(x for x in parts if x != "__init__")])] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: a relative import"
+            names |= {node.module or ""} | {f"{node.module}.{a.name}" for a in node.names}
+    return names
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_run_one_way(module):
+    known = modules()
+    ours = {name for name in imports(known[module]) if name in known} - {"fastopt.errors", module}
+    rule = "fastopt.kernels.rules" if module.startswith("fastopt.kernels.rules") else module
+    if rule in MAY_IMPORT:
+        allowed = MAY_IMPORT[rule]
+        assert all(name in allowed or any(name.startswith(a + ".") for a in allowed - {"fastopt.kernels"}) for name in ours), ours
+    for heavy, may in HEAVY.items():
+        if any(name.split(".")[0] == heavy for name in imports(known[module])):
+            assert module in may
+
+
+def test_every_kernel_module_has_its_rule():
+    assert {m for m in modules() if m.startswith("fastopt.kernels") and ".rules." not in m} <= set(MAY_IMPORT)
+
+
+def test_importing_fastopt_imports_nothing_heavy():
+    code = "import sys, fastopt; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+    assert "fastopt" in loaded
+    assert not loaded & {"numba", "llvmlite", "cupy", "torch", "jax", "matplotlib", "rich", "typer", "sklearn", "scipy"}

@@ -1,0 +1,290 @@
+"""The stateful surface: packing, views, groups, steps, checkpoints, and errors that change nothing."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+from cases import CASES
+from values import assert_same_bits
+
+import fastopt
+from fastopt import LayoutError, SettingError
+
+RNG = np.random.default_rng(0)
+SHAPES = {"w": (7, 5), "b": (5,), "empty": (0, 3), "scalar": (), "head.w": (5, 60), "head.b": (60,)}
+
+
+def values(dtype=np.float32) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {name: rng.standard_normal(shape).astype(dtype) for name, shape in SHAPES.items()}
+
+
+def gradients(t: int, dtype=np.float32) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng([2, t])
+    return {name: rng.standard_normal(shape).astype(dtype) for name, shape in SHAPES.items()}
+
+
+def everything(opt: fastopt.Optimizer) -> dict[str, object]:
+    """Give all that a step may change, as something that can be compared."""
+    flat = {k: v.tobytes() if isinstance(v, np.ndarray) else v for k, v in opt.state_dict().items()}
+    return {**flat, "grads": opt.flat_grads.tobytes()}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", ["sgd", "adam", "adam-amsgrad", "rmsprop-centered-momentum", "adagrad-initial", "lion"])
+def test_steps_equal_update_on_each_parameter(case, dtype):
+    rule = CASES[case]
+    opt = fastopt.Optimizer(rule, values(dtype))
+    initial = rule.initial() if hasattr(rule, "initial") else {}
+    names = [k.split("/")[0] for k in opt.state_dict() if k.endswith("/w")]
+    alone = {
+        name: {s: value if s == "p" else np.full_like(value, initial.get(s, 0)) for s in names}
+        for name, value in values(dtype).items()
+    }
+    for t in range(1, 5):
+        opt.step(gradients(t, dtype))
+        for name, buffers in alone.items():
+            fastopt.update(rule, t, {**buffers, "g": gradients(t, dtype)[name]})
+    assert opt.t == 4
+    for name, buffers in alone.items():
+        assert opt.params[name].shape == SHAPES[name]
+        assert_same_bits(opt.params[name], buffers["p"], name)
+        assert_same_bits(opt.master()[name], buffers["p"], name)
+        for s in names[1:]:
+            assert_same_bits(opt.state(s)[name], buffers[s], f"{s} of {name}")
+
+
+def test_backends_agree():
+    first = fastopt.Optimizer(CASES["adam"], values(), backend="cpu")
+    second = fastopt.Optimizer(CASES["adam"], values(), backend="reference")
+    for t in range(1, 4):
+        first.step(gradients(t))
+        second.step(gradients(t))
+    assert everything(first) == everything(second)
+
+
+def test_params_and_grads_are_views_of_flat_memory():
+    opt = fastopt.Optimizer(fastopt.SGD(lr=1.0), values())
+    assert opt.flat_params.size % 256 == 0
+    assert opt.flat_params.ctypes.data % 64 == 0
+    for name in SHAPES:
+        assert opt.params[name].size == 0 or np.shares_memory(opt.params[name], opt.flat_params)
+        assert opt.grads[name].size == 0 or np.shares_memory(opt.grads[name], opt.flat_grads)
+    opt.grads["b"][...] = 1.0
+    before = opt.params["b"].copy()
+    opt.step()
+    assert np.array_equal(opt.params["b"], before - 1)
+    with pytest.raises(TypeError):
+        opt.params["b"] = before  # type: ignore[index]
+
+
+def test_the_given_values_are_copied():
+    given = values()
+    opt = fastopt.Optimizer(fastopt.SGD(lr=1.0), given)
+    opt.step(gradients(1))
+    assert all(np.array_equal(given[k], v) for k, v in values().items())
+    copy = opt.master()
+    copy["w"][...] = 0
+    opt_state = fastopt.Optimizer(fastopt.Adam(), given).state("m")
+    opt_state["w"][...] = 7
+    assert np.any(opt.params["w"] != 0)
+
+
+def test_parameters_in_any_order_of_memory_are_taken():
+    given = {"w": np.asfortranarray(values()["head.w"]), "s": values()["head.w"][::2, ::3]}
+    opt = fastopt.Optimizer(fastopt.SGD(lr=1.0), given)
+    opt.step({"w": np.asfortranarray(given["w"]), "s": given["s"]})
+    assert not np.any(opt.params["w"])
+    assert not np.any(opt.params["s"])
+
+
+def test_groups_have_their_own_settings_and_rules():
+    base = fastopt.Adam(lr=0.1, weight_decay=0.5)
+    groups = {"*b": {"weight_decay": 0.0}, "head.*": {"lr": 0.01}, "scalar": fastopt.SGD(lr=2.0)}
+    opt = fastopt.Optimizer(base, values(), groups=groups)
+    assert len(opt._groups) == 5
+    opt.step(gradients(1))
+    import dataclasses as d
+
+    expected = {
+        "w": base,
+        "b": d.replace(base, weight_decay=0.0),
+        "head.w": d.replace(base, lr=0.01),
+        "head.b": d.replace(base, lr=0.01, weight_decay=0.0),
+    }
+    for name, rule in expected.items():
+        p = values()[name]
+        fastopt.update(rule, 1, {"p": p, "g": gradients(1)[name], "m": np.zeros_like(p), "v": np.zeros_like(p)})
+        assert_same_bits(opt.params[name], p, name)
+    assert opt.params["scalar"] == values()["scalar"] - np.float32(2) * gradients(1)["scalar"]
+    assert list(opt.state("m")) == ["w", "b", "empty", "head.w", "head.b"]
+    assert list(opt.params) == list(SHAPES)
+
+
+def test_parameters_with_equal_settings_are_one_pass():
+    opt = fastopt.Optimizer(fastopt.Adam(), values(), groups={"b": {"lr": 1e-3}, "head.b": {"weight_decay": 0.0}})
+    assert len(opt._groups) == 1
+
+
+def test_noise_depends_on_the_element_alone_and_not_on_a_group_of_its_own():
+    rule = fastopt.GradientNoise(fastopt.SGD(lr=1.0), eta=1.0)
+    opt = fastopt.Optimizer(rule, {"a": np.zeros(300), "b": np.zeros(300)}, groups={"b": {"eta": 4.0, "gamma": 0.0}}, seed=9)
+    opt.step()
+    whole = {"p": np.zeros(812), "g": np.zeros(812)}
+    fastopt.update(rule, 1, whole, seed=9)
+    assert_same_bits(opt.params["a"], whole["p"][:300])
+    assert len(set(opt.params["a"]) | set(opt.params["b"])) == 600
+    np.testing.assert_allclose(opt.params["b"], whole["p"][512:] * 2 * 2**0.275, rtol=1e-14)  # √(4/(1/2^γ)), a few ulps
+
+
+@pytest.mark.parametrize("storage", ["f32", "f64"])
+def test_storage_chooses_the_precision(storage):
+    opt = fastopt.Optimizer(fastopt.SGD(), {"w": np.ones(3, np.float32), "b": np.ones(3, np.float64)}, storage=storage)
+    dtype = {"f32": np.float32, "f64": np.float64}[storage]
+    assert opt.params["w"].dtype == opt.grads["b"].dtype == opt.flat_params.dtype == dtype
+
+
+REFUSED = {
+    "no parameters": (lambda: ({}, {}), LayoutError, "no parameters"),
+    "a list": (lambda: ([np.ones(3)], {}), LayoutError, "go by name"),
+    "a name that is no string": (lambda: ({0: np.ones(3)}, {}), LayoutError, "is a string"),
+    "integers": (lambda: ({"w": np.ones(3, int)}, {}), LayoutError, "'w' has the wrong type"),
+    "a number": (lambda: ({"w": 1.0}, {}), LayoutError, "does not lend its memory"),
+    "mixed": (lambda: ({"w": np.ones(3), "b": np.ones(3, np.float32)}, {}), LayoutError, "different precisions"),
+    "storage": (lambda: (values(), {"storage": "f23"}), SettingError, "'f32'"),
+    "pattern": (lambda: (values(), {"groups": {"heads.*": {}}}), SettingError, "'heads.\\*' fits no parameter"),
+    "setting": (lambda: (values(), {"groups": {"b": {"wieght_decay": 0}}}), SettingError, "'weight_decay'"),
+    "range": (lambda: (values(), {"groups": {"b": {"lr": -1}}}), SettingError, "lr is out of its range"),
+    "no dict": (lambda: (values(), {"groups": {"b": 0.1}}), SettingError, "a dict of settings, or a rule"),
+    "seed": (lambda: (values(), {"seed": 0.5}), SettingError, "seed is not an integer"),
+    "backend": (lambda: (values(), {"backend": "cup"}), fastopt.BackendError, "'cpu'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_built_is_refused(name):
+    make, error, message = REFUSED[name]
+    params, options = make()
+    with pytest.raises(error, match=message):
+        fastopt.Optimizer(fastopt.Adam(), params, **options)
+
+
+def change(**changes):
+    return lambda: {**{k: v for k, v in gradients(1).items() if changes.get(k, 0) is not None}, **{
+        k: v for k, v in changes.items() if v is not None
+    }}
+
+
+BAD_GRADIENTS = {
+    "missing": (change(w=None), "'w' is missing"),
+    "misspelt": (lambda: {**change(b=None)(), "bb": np.zeros(5)}, "did you mean 'b'"),
+    "shape": (change(b=np.zeros(6, np.float32)), "'b' does not match"),
+    "type": (change(b=np.zeros(5)), "astype"),
+    "list": (change(b=[0.0] * 5), "does not lend"),
+    "not a mapping": (lambda: [1], "go by name"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_GRADIENTS)
+def test_bad_gradients_leave_everything_untouched(name):
+    make, message = BAD_GRADIENTS[name]
+    opt = fastopt.Optimizer(fastopt.Adam(), values())
+    opt.step(gradients(1))
+    before = everything(opt)
+    with pytest.raises(LayoutError, match=message):
+        opt.step(make())
+    assert everything(opt) == before
+
+
+def test_a_failing_schedule_of_the_last_group_leaves_everything_untouched():
+    def runs_out(t: int) -> float:
+        return 0.1 if t < 2 else float("nan")
+
+    opt = fastopt.Optimizer(fastopt.Adam(), values(), groups={"head.*": {"lr": runs_out}})
+    opt.step(gradients(1))
+    before = everything(opt)
+    with pytest.raises(SettingError, match="lr is out of its range"):
+        opt.step()
+    assert everything(opt) == before
+
+
+@pytest.mark.parametrize("way", ["pickle", "npz", "dict"])
+@pytest.mark.parametrize("case", ["adam-amsgrad", "nadam", "noise-adam", "adam-scheduled", "momentum-heavy-ball-dampening"])
+def test_a_resumed_run_equals_an_uninterrupted_one(case, way):
+    whole = fastopt.Optimizer(CASES[case], values(), seed=3)
+    for t in range(1, 9):
+        whole.step(gradients(t))
+    first = fastopt.Optimizer(CASES[case], values(), seed=3)
+    for t in range(1, 5):
+        first.step(gradients(t))
+    kept = first.state_dict()
+    first.step(gradients(99))  # what is kept is a copy
+    if way == "pickle":
+        kept = pickle.loads(pickle.dumps(kept))
+    elif way == "npz":
+        file = io.BytesIO()
+        np.savez(file, **kept)
+        file.seek(0)
+        kept = np.load(file)
+    second = fastopt.Optimizer(CASES[case], {k: np.zeros_like(v) for k, v in values().items()})
+    second.load_state_dict(kept)
+    for t in range(5, 9):
+        second.step(gradients(t))
+    for key, value in whole.state_dict().items():
+        assert np.array_equal(second.state_dict()[key], value), key
+
+
+def test_grouping_may_differ_when_state_is_loaded():
+    grouped = fastopt.Optimizer(fastopt.Adam(), values(), groups={"*b": {"weight_decay": 0.1}})
+    grouped.step(gradients(1))
+    plain = fastopt.Optimizer(fastopt.Adam(), values())
+    plain.load_state_dict(grouped.state_dict())
+    assert_same_bits(plain.state("v")["head.b"], grouped.state("v")["head.b"])
+
+
+BAD_STATES = {
+    "missing": (lambda d: d.pop("m/w"), "'m/w' is missing"),
+    "unknown": (lambda d: d.update({"m/ww": np.zeros(1)}), "'m/ww' fits nothing"),
+    "shape": (lambda d: d.update({"v/b": np.zeros(6, np.float32)}), "'v/b' does not match"),
+    "type": (lambda d: d.update({"v/b": np.zeros(5)}), "'v/b' does not match"),
+    "t": (lambda d: d.update(t=1.5), "'t' is not an integer"),
+    "negative t": (lambda d: d.update(t=-1), "'t' is negative"),
+    "rules": (lambda d: d.update(rules="Lion"), "other rules"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_STATES)
+def test_a_bad_state_changes_nothing(name):
+    spoil, message = BAD_STATES[name]
+    opt = fastopt.Optimizer(fastopt.Adam(), values())
+    opt.step(gradients(1))
+    other = fastopt.Optimizer(fastopt.Adam(), values())
+    other.step(gradients(2))
+    state, before = other.state_dict(), everything(opt)
+    spoil(state)
+    with pytest.raises(LayoutError, match=message):
+        opt.load_state_dict(state)
+    assert everything(opt) == before
+
+
+def test_an_unknown_state_is_refused():
+    with pytest.raises(LayoutError, match="no state 'x'"):
+        fastopt.Optimizer(fastopt.Adam(), values()).state("x")
+    with pytest.raises(LayoutError, match="no state 'm'"):
+        fastopt.Optimizer(fastopt.SGD(), values()).state("m")
+
+
+def test_nan_gradients_reach_the_parameters_they_belong_to_and_no_others():
+    opt = fastopt.Optimizer(fastopt.Adam(), values())
+    opt.grads["b"][2] = np.nan
+    opt.step()
+    assert np.isnan(opt.params["b"]).tolist() == [False, False, True, False, False]
+    assert not np.isnan(opt.params["head.w"]).any()
+
+
+def test_repr_says_what_it_holds():
+    text = repr(fastopt.Optimizer(fastopt.SGD(lr=0.5), values()))
+    assert "SGD(lr=0.5" in text
+    assert "6 arrays" in text
+    assert "t=0" in text

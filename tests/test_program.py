@@ -1,0 +1,232 @@
+"""What a rule may be: good ones are traced as their text says, bad ones are refused with what is wrong and what to do."""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES
+
+import fastopt
+from fastopt import RuleError, SettingError
+from fastopt.kernels.program import host_scalars, trace
+
+
+def rule(update: Callable, name: str = "Mine", scalars: Callable | None = None, **settings: Any) -> Any:
+    """Make a rule from its update; scalars are 0.5 each unless given."""
+    keywords = [p.name for p in inspect.signature(update).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    given = scalars or (lambda self, t: dict.fromkeys([k for k in keywords if k != "noise"], 0.5))
+    fields = [(k, type(v), field(default=v)) for k, v in settings.items()]
+    return make_dataclass(name, fields, frozen=True, namespace={"update": update, "scalars": given})()
+
+
+def buffers_of(r: Any) -> dict[str, np.ndarray]:
+    """Give ones for every positional parameter of the rule's update."""
+    names = [p.name for p in inspect.signature(r.update).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    names = {"p", "g", *names} - {"args", "kwargs"}
+    return {name: np.ones(5, np.float32) for name in names}
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "branches": (rule(lambda self, p, g, *, lr: p - lr * g if g > 0 else p), "branches on a value"),
+    "branches on a scalar": (rule(lambda self, p, g, *, lr: p if lr > 0 else g), "branches on a value"),
+    "and": (rule(lambda self, p, g: np.where((g > 0) and (p > 0), p, g)), "branches on a value"),
+    "max": (rule(lambda self, p, g: max(p, g)), "branches on a value"),
+    "np.maximum": (rule(lambda self, p, g: np.maximum(p, g)), r"np\.where\(\(a > b\)"),
+    "np.minimum": (rule(lambda self, p, g: np.minimum(p, g)), r"np\.where\(\(a < b\)"),
+    "np.clip": (rule(lambda self, p, g: np.clip(p, -1, 1)), "two np.where"),
+    "np.exp": (rule(lambda self, p, g: p * np.exp(g)), "np.exp is not known"),
+    "np.power": (rule(lambda self, p, g: np.power(g, 2)), "x \\* x"),
+    "cube": (rule(lambda self, p, g: g**3), "this power is not known"),
+    "square root as a power": (rule(lambda self, p, g: g**0.5), "this power is not known"),
+    "power of a scalar": (rule(lambda self, p, g, *, lr: p - lr**2 * g), "this power is not known"),
+    "np.sum": (rule(lambda self, p, g: p - np.sum(g)), "not known|not elementwise"),
+    "reduce": (rule(lambda self, p, g: p - np.add.reduce(g)), "not elementwise"),
+    "np.mean": (rule(lambda self, p, g: p - np.mean(g)), "np.mean is not known"),
+    "norm": (rule(lambda self, p, g: p / np.linalg.norm(g)), "np.norm is not known"),
+    "out=": (rule(lambda self, p, g: np.add(p, g, out=p)), "called with out="),
+    "method": (rule(lambda self, p, g: p - g.mean()), "attribute .mean"),
+    "math": (rule(lambda self, p, g: p - math.sqrt(g)), "Python number"),
+    "float()": (rule(lambda self, p, g: p - float(g)), "Python number"),
+    "index": (rule(lambda self, p, g: p - g[0]), "Python number or an array"),
+    "iteration": (rule(lambda self, p, g: sum(g)), "Python number or an array"),
+    "np.asarray": (rule(lambda self, p, g: p - np.asarray(g)), "Python number or an array"),
+    "foreign operand": (rule(lambda self, p, g: p - g * "3"), "neither a buffer nor a number"),
+    "array constant": (rule(lambda self, p, g: p - g * np.ones(3)), "neither a buffer nor a number"),
+    "float64 constant": (rule(lambda self, p, g: p - np.float64(0.1) * g), "change the precision"),
+    "float64 where": (rule(lambda self, p, g: p - np.where(g > 0, 1.0, -1.0)), "change the precision"),
+    "comparison as a number": (rule(lambda self, p, g: p - (g > 0) * g), "change the precision"),
+    "condition not a comparison": (rule(lambda self, p, g: np.where(g, p, g)), "not a comparison"),
+    "bitwise on floats": (rule(lambda self, p, g: p & g), "no such operation"),
+    "bool result": (rule(lambda self, p, g: p > g), "not of the computing precision"),
+    "number as result": (rule(lambda self, p, g: 0.0), "not of the computing precision"),
+    "None as result": (rule(lambda self, p, g: None), "not of the computing precision"),
+    "astype": (rule(lambda self, p, g: p.astype(np.float16)), "conversion"),
+    "view": (rule(lambda self, p, g: p.view(np.int32)), "view"),
+    "too few results": (rule(lambda self, p, g, m: p - m), "returns the new value of p and of each state buffer"),
+    "too many results": (rule(lambda self, p, g: (p, g)), "returns the new value of p and of each state buffer"),
+    "list of results": (rule(lambda self, p, g, m: [p, m]), "returns the new value of p and of each state buffer"),
+    "no gradient": (rule(lambda self, p, m: (p, m)), "the parameter p and the gradient g"),
+    "names swapped": (rule(lambda self, g, p: p), "the parameter p and the gradient g"),
+    "*args": (rule(lambda self, p, g, *args: p), "names its buffers and scalars"),
+    "**kwargs": (rule(lambda self, p, g, **kwargs: p), "names its buffers and scalars"),
+    "number in update": (rule(lambda self, p, g: p - self.lr * g, lr=0.1), "reads the number self.lr inside update"),
+    "number compared": (rule(lambda self, p, g: p if self.lr > 1 else g, lr=0.1), "reads the number self.lr"),
+    "tuple number": (rule(lambda self, p, g: p - self.b[0] * g, b=(0.1, 0.2)), r"reads the number self.b\[0\]"),
+    "np on a number": (rule(lambda self, p, g: p - np.sqrt(self.lr) * g, lr=0.1), "reads the number self.lr"),
+    "scalars missing": (rule(lambda self, p, g, *, lr: p - lr * g, scalars=lambda self, t: {}), "exactly the keyword-only"),
+    "scalars unknown": (rule(lambda self, p, g: p - g, scalars=lambda self, t: {"lr": 1.0}), "exactly the keyword-only"),
+    "optional read, not written": (rule(lambda self, p, g, a=None: (p - g if a is None else p - a, a)), "read but never"),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_rule_that_cannot_be_traced_is_refused_and_writes_nothing(name, backend):
+    bad, message = REFUSED[name]
+    buffers = buffers_of(bad)
+    with pytest.raises(RuleError, match=message):
+        fastopt.update(bad, 1, buffers, backend=backend)
+    assert all(np.all(a == 1) for a in buffers.values())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39])
+def test_a_scalar_that_is_not_a_finite_float32_is_refused_and_writes_nothing(value):
+    bad = rule(lambda self, p, g, *, lr: p - lr * g, scalars=lambda self, t: {"lr": value})
+    buffers = buffers_of(bad)
+    with pytest.raises(SettingError, match="the scalar lr is not a finite float32"):
+        fastopt.update(bad, 1, buffers)
+    assert np.all(buffers["p"] == 1)
+
+
+@pytest.mark.parametrize("thing", [fastopt.Adam, "adam", None, 3])
+def test_what_is_not_a_rule_is_refused(thing):
+    with pytest.raises(RuleError):
+        fastopt.update(thing, 1, {"p": np.ones(1), "g": np.ones(1)})
+
+
+def test_a_rule_that_is_not_frozen_or_not_hashable_is_refused():
+    @dataclass
+    class Loose(fastopt.SGD.__base__):  # type: ignore[misc]
+        lr: float = 0.1
+
+        def scalars(self, t):  # noqa: ARG002
+            return {}
+
+        def update(self, p, g):  # noqa: ARG002
+            return p
+
+    with pytest.raises(RuleError, match="frozen dataclass"):
+        fastopt.update(Loose(), 1, {"p": np.ones(1), "g": np.ones(1)})
+    with pytest.raises(RuleError, match="must be hashable"):
+        fastopt.update(rule(lambda self, p, g: p, table=(1, [2])), 1, {"p": np.ones(1), "g": np.ones(1)})
+
+
+def test_an_error_inside_a_rule_reaches_the_caller_as_it_is():
+    def update(self, p, g):  # noqa: ARG001
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        fastopt.update(rule(update), 1, {"p": np.ones(1), "g": np.ones(1)})
+
+
+def test_numbers_do_not_make_another_program_and_choices_do():
+    adam = fastopt.Adam
+    first = trace(adam(lr=0.1), np.float32)
+    assert trace(adam(lr=0.2, eps=1e-6, betas=(0.5, 0.6)), np.float32) is first
+    assert trace(adam(lr=lambda t: 1 / t), np.float32) is first  # type: ignore[arg-type]
+    assert trace(adam(amsgrad=True), np.float32) is not first
+    assert trace(adam(weight_decay=0.1), np.float32) is trace(adam(weight_decay=0.2), np.float32)
+    assert trace(adam(), np.float64).dtype == np.float64
+
+
+BYTES = {"sgd": 12, "momentum": 20, "rmsprop": 20, "rmsprop-centered-momentum": 36, "adam": 28, "adam-amsgrad": 36,
+         "adagrad": 20, "adadelta": 28, "adamax": 28, "nadam": 28, "radam": 28, "lion": 20}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BYTES)
+def test_bytes_per_parameter(case):
+    assert trace(CASES[case], np.float32).bytes_per_parameter == BYTES[case]
+    assert trace(CASES[case], np.float64).bytes_per_parameter == 2 * BYTES[case]
+
+
+def test_optional_state_exists_only_where_a_setting_uses_it():
+    assert trace(fastopt.Adam(), np.float32).state == ("m", "v")
+    assert trace(fastopt.Adam(amsgrad=True), np.float32).state == ("m", "v", "vmax")
+    assert trace(fastopt.RMSprop(momentum=0.9), np.float32).state == ("v", "m")
+    assert trace(fastopt.GradientNoise(fastopt.RMSprop(centered=True)), np.float32).state == ("v", "a")
+
+
+def test_a_buffer_returned_as_it_came_is_read_and_not_written():
+    masked = rule(lambda self, p, g, mask, *, lr: (p - lr * mask * g, mask), name="Masked")
+    program = trace(masked, np.float32)
+    assert [b.written for b in program.buffers] == [True, False, False]
+    mask = np.array([0.0, 1.0], np.float32)
+    mask.flags.writeable = False
+    p = np.ones(2, np.float32)
+    fastopt.update(masked, 1, {"p": p, "g": np.ones(2, np.float32), "mask": mask})
+    assert p.tolist() == [1.0, 0.5]
+
+
+def test_kernel_names_tell_settings_apart():
+    names = {case: trace(r, np.float32).name for case, r in CASES.items()}
+    assert names["adam"] == "adam_pf32_gf32_mf32_vf32"
+    assert names["adam-amsgrad-l2"] == "adam_weight_decay_no_decoupled_amsgrad_pf32_gf32_mf32_vf32_vmaxf32"
+    assert names["noise-adam"] == "gradientnoise_adam_pf32_gf32_mf32_vf32"
+    from fastopt.kernels.cpu import print_module
+
+    texts: dict[str, str] = {}
+    for case, r in CASES.items():
+        text = print_module(trace(r, np.float32))
+        assert texts.setdefault(names[case], text) == text, f"{case}: one name, two kernels"
+
+
+def test_schedules_are_resolved_each_step_and_checked():
+    r = fastopt.Momentum(lr=lambda t: 1.0 / t, beta=lambda t: 0.5)  # type: ignore[arg-type]
+    program = trace(r, np.float32)
+    given = dict(zip(program.scalars, host_scalars(program, r, 4), strict=True))
+    assert given["m_size"] == 0.25
+    assert given["beta"] == 0.5
+    nested = fastopt.GradientNoise(fastopt.SGD(lr=lambda t: 2.0 * t), eta=lambda t: 4.0, gamma=0.0)  # type: ignore[arg-type]
+    program = trace(nested, np.float32)
+    given = dict(zip(program.scalars, host_scalars(program, nested, 3), strict=True))
+    assert given["lr"] == 6.0
+    assert given["noise_scale"] == 2.0
+    with pytest.raises(SettingError, match="lr is out of its range"):
+        host_scalars(trace(fastopt.SGD(lr=lambda t: -1.0), np.float32), fastopt.SGD(lr=lambda t: -1.0), 1)  # type: ignore[arg-type]
+
+
+OUT_OF_RANGE = [
+    ("SGD", {"lr": -1}), ("SGD", {"lr": math.nan}), ("SGD", {"lr": math.inf}), ("SGD", {"lr": "fast"}), ("SGD", {"lr": True}),
+    ("SGD", {"lr": None}), ("SGD", {"weight_decay": -0.1}), ("Momentum", {"beta": 1.0}), ("Momentum", {"beta": -0.1}),
+    ("Momentum", {"dampening": 1.5}), ("Momentum", {"dampening": 0.0, "bias_correction": True}),
+    ("Momentum", {"dampening": 0.1, "nesterov": True}), ("RMSprop", {"alpha": 1.0}), ("RMSprop", {"momentum": -1}),
+    ("Adam", {"betas": (0.9, 1.0)}), ("Adam", {"betas": 0.9}), ("Adam", {"betas": (0.9,)}), ("Adam", {"betas": (0.9, None)}),
+    ("Adam", {"eps": -1e-8}), ("Adam", {"eps": 1j}), ("Adam", {"lr": np.ones(2)}),
+    ("Adagrad", {"lr_decay": -1}), ("Adagrad", {"initial_accumulator_value": -1}), ("Adadelta", {"rho": 1.0}),
+    ("Adamax", {"eps": -1}), ("NAdam", {"momentum_decay": -1}), ("NAdam", {"betas": (lambda t: 0.9, 0.999)}),
+    ("RAdam", {"betas": (1.0, 0.999)}), ("Lion", {"betas": (0.9, math.nan)}), ("Lion", {"weight_decay": -1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "settings"), OUT_OF_RANGE, ids=lambda x: str(x)[:40])
+def test_settings_out_of_range_are_refused_when_a_rule_is_made(name, settings):
+    with pytest.raises(SettingError, match=next(iter(settings))):
+        getattr(fastopt, name)(**settings)
+
+
+def test_gradient_noise_needs_a_rule_and_can_be_added_once():
+    with pytest.raises(RuleError, match="class arrived"):
+        fastopt.GradientNoise(fastopt.SGD)
+    with pytest.raises(RuleError, match="already has a parameter"):
+        fastopt.GradientNoise(fastopt.GradientNoise(fastopt.SGD()))
+
+
+def test_settings_are_kept_as_python_floats():
+    kept = fastopt.Adam(lr=np.float32(0.5), betas=[0, 0.5])  # type: ignore[arg-type]
+    assert type(kept.lr) is float
+    assert kept.betas == (0.0, 0.5)
+    assert hash(kept) == hash(fastopt.Adam(lr=0.5, betas=(0.0, 0.5)))
