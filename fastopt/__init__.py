@@ -4,7 +4,7 @@
     fastopt.update(rule, t, {"p": p, "g": g, "m": m, "v": v})        stateless, in place, one fused pass
     opt = fastopt.Optimizer(rule, {"w": w, "b": b}); opt.step()      stateful, named parameters in flat buffers
 
-Importing fastopt imports NumPy and nothing heavier: compilers and frameworks are imported at the first step that needs one.
+Importing fastopt imports NumPy and nothing heavier; a compiler is imported at the first step that needs one.
 """
 
 from fastopt import schedules

@@ -27,14 +27,15 @@ def update(
         rule: any rule, for example `fastopt.Adam(lr=1e-3)`, or the user's own.
         t: number of this step, 1, 2, …
         buffers: the parameter "p", the gradient "g" and the rule's state by name ("m", "v", …). All float32 or all
-            float64, of one shape, C-contiguous, writable (all but "g") and not overlapping: NumPy arrays or whatever on the
-            CPU speaks DLPack or the buffer protocol. Nothing is copied; state starts at zero unless the rule says otherwise.
+            float64, of one shape, C-contiguous, writable (all but "g") and not overlapping: NumPy arrays or whatever
+            on the CPU speaks DLPack or the buffer protocol. Nothing is copied; state starts at zero unless the rule
+            says otherwise.
         backend: "auto", "cpu" (compiled) or "reference" (NumPy). Auto follows where the arrays live.
         seed: seed of gradient noise, used by rules that have some.
         offset: index of the first element, for noise that does not depend on how a long buffer is divided.
 
     Raises:
-        LayoutError: a buffer is missing, misspelt, read-only, overlapping, or of the wrong type, shape, order or device.
+        LayoutError: a buffer is missing, misspelt, read-only, overlapping, or of the wrong type, shape, order, place.
         SettingError: t, seed, offset or a scheduled setting is out of its range.
         RuleError: the rule cannot be traced.
         BackendError: the backend does not exist.
@@ -51,10 +52,14 @@ def update(
     """
     where = "update"
     if not isinstance(buffers, Mapping):
-        raise LayoutError(explain(where, "buffers go by name.", got=type(buffers).__name__, expected='{"p": …, "g": …}'))
+        raise LayoutError(
+            explain(where, "buffers go by name.", got=type(buffers).__name__, expected='{"p": …, "g": …}')
+        )
     for name in ("p", "g"):
         if name not in buffers:
-            raise LayoutError(explain(where, f"the buffer {name!r} is missing.", got=", ".join(map(str, buffers)) or "none"))
+            raise LayoutError(
+                explain(where, f"the buffer {name!r} is missing.", got=", ".join(map(str, buffers)) or "none")
+            )
     p = flat(buffers["p"], "p", where, written=True)
     program = trace(rule, p.dtype)
     arrays = _collect(program, buffers, p, where)
@@ -78,7 +83,9 @@ def _collect(program: Program, buffers: Mapping[str, Any], p: np.ndarray, where:
                 what,
                 got=", ".join(map(str, buffers)),
                 expected=", ".join(expected),
-                do=suggest(unknown[0], missing or expected) if unknown else f"pass zeros like p as {missing[0]!r} at first",
+                do=suggest(unknown[0], missing or expected)
+                if unknown
+                else f"pass zeros like p as {missing[0]!r} at first",
             )
         )
     shape = np.shape(buffers["p"])
@@ -126,7 +133,9 @@ def flat(value: Any, name: str, where: str, *, written: bool) -> np.ndarray:
             )
         )
     if written and not flags.writeable:
-        raise LayoutError(explain(where, f"the buffer {name!r} is read-only.", do="pass the array that owns the memory"))
+        raise LayoutError(
+            explain(where, f"the buffer {name!r} is read-only.", do="pass the array that owns the memory")
+        )
     return array if array.ndim == 1 else array.reshape(-1)
 
 
@@ -204,5 +213,7 @@ def step_number(t: Any, where: str) -> int:
     """Give t as a Python int of at least 1, or raise a SettingError."""
     t = whole(t, "t", where)
     if t < 1:
-        raise SettingError(explain(where, "t counts steps from 1.", got=t, expected="≥ 1", do="pass t=1 at the first step"))
+        raise SettingError(
+            explain(where, "t counts steps from 1.", got=t, expected="≥ 1", do="pass t=1 at the first step")
+        )
     return t

@@ -44,7 +44,9 @@ def explain(where: str, what: str, *, got: object = None, expected: object = Non
     """
     lines = [f"{where}: {what}"]
     lines += [
-        f"  {label:<8}  {text}" for label, text in (("got", got), ("expected", expected), ("do", do)) if text is not None
+        f"  {label:<8}  {text}"
+        for label, text in (("got", got), ("expected", expected), ("do", do))
+        if text is not None
     ]
     return "\n".join(lines)
 

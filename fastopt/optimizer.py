@@ -37,12 +37,12 @@ class Optimizer:
 
     Args:
         rule: any rule, for example `fastopt.Adam(lr=1e-3)`, or the user's own.
-        params: name → initial value, all float32 or all float64: NumPy arrays or whatever on the CPU speaks DLPack or the
-            buffer protocol. The values are copied; from then on `opt.params` are the parameters.
+        params: name → initial value, all float32 or all float64: NumPy arrays or whatever on the CPU speaks DLPack or
+            the buffer protocol. The values are copied; from then on `opt.params` are the parameters.
         groups: settings for some of the parameters: pattern of names → dict of settings, or another rule. Patterns are
             those of the shell (`"*.bias"`); every pattern that fits a name applies, in the order given. Parameters that
             end up with equal rules are one group and one pass.
-        storage: "f32" or "f64" to keep and compute in that precision whatever the precision of `params`; None follows it.
+        storage: "f32" or "f64" to keep and compute in that precision whatever that of `params`; None follows it.
         backend: "auto", "cpu" or "reference".
         seed: seed of gradient noise, used by rules that have some.
 
@@ -139,7 +139,9 @@ class Optimizer:
         _require_names(given, self.grads, "Optimizer.step", "the gradient of")
         arrays = {name: _lend(value, name, "Optimizer.step") for name, value in given.items()}
         for name, array in arrays.items():
-            _require_like(array, self.grads[name], "Optimizer.step", f"the gradient {name!r} does not match its parameter.")
+            _require_like(
+                array, self.grads[name], "Optimizer.step", f"the gradient {name!r} does not match its parameter."
+            )
         for name, array in arrays.items():
             self.grads[name][...] = array
 
@@ -161,10 +163,10 @@ class Optimizer:
         return {name: view.copy() for name, view in self.params.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all that a later run needs to go on bit for bit, as one flat dict of arrays, numbers and strings (copies).
+        """Give all that a later run needs to go on bit for bit: one flat dict of arrays, numbers and strings (copies).
 
-        Keys: "t", "seed", "rules" (their names, as a check), "p/<name>" and "<state>/<name>" for each parameter. It can be
-        pickled, or kept with `np.savez(path, **opt.state_dict())` and taken back from `np.load(path)`. Rules and
+        Keys: "t", "seed", "rules" (their names, as a check), "p/<name>" and "<state>/<name>" for each parameter. It can
+        be pickled, or kept with `np.savez(path, **opt.state_dict())` and taken back from `np.load(path)`. Rules and
         groups are code, not state: build the optimizer as before, then load. Gradients are not kept.
         """
         arrays = {f"{buffer}/{name}": view.copy() for buffer, name, view in self._all()}
@@ -213,7 +215,9 @@ class Optimizer:
 
 def _mapping(value: Any, where: str, what: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise LayoutError(explain(where, f"{what} go by name.", got=type(value).__name__, expected="a mapping of names"))
+        raise LayoutError(
+            explain(where, f"{what} go by name.", got=type(value).__name__, expected="a mapping of names")
+        )
     return dict(value)
 
 
@@ -221,14 +225,20 @@ def _require_names(given: Mapping, own: Mapping, where: str, what: str) -> None:
     missing = [name for name in own if name not in given]
     unknown = [str(name) for name in given if name not in own]
     if unknown:
-        raise LayoutError(explain(where, f"{what} {unknown[0]!r} fits nothing here.", do=suggest(unknown[0], missing or list(own))))
+        raise LayoutError(
+            explain(where, f"{what} {unknown[0]!r} fits nothing here.", do=suggest(unknown[0], missing or list(own)))
+        )
     if missing:
         raise LayoutError(explain(where, f"{what} {missing[0]!r} is missing.", got=f"{len(given)} of {len(own)} names"))
 
 
 def _lend(value: Any, name: str, where: str) -> np.ndarray:
     """View a value that is only read, in whatever order its memory is."""
-    return value if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray) else dispatch.adopt(value, name, where)
+    return (
+        value
+        if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
+        else dispatch.adopt(value, name, where)
+    )
 
 
 def _require_like(array: np.ndarray, own: np.ndarray, where: str, what: str) -> None:
@@ -260,10 +270,14 @@ def _values(params: Any) -> dict[str, np.ndarray]:
         if array.dtype not in NAMES:
             expected = " or ".join(str(d) for d in NAMES)
             raise LayoutError(
-                explain("Optimizer", f"the parameter {name!r} has the wrong type.", got=str(array.dtype), expected=expected)
+                explain(
+                    "Optimizer", f"the parameter {name!r} has the wrong type.", got=str(array.dtype), expected=expected
+                )
             )
     if not values:
-        raise LayoutError(explain("Optimizer", "there are no parameters.", got="{}", expected='for example {"w": w, "b": b}'))
+        raise LayoutError(
+            explain("Optimizer", "there are no parameters.", got="{}", expected='for example {"w": w, "b": b}')
+        )
     return values
 
 
@@ -271,7 +285,12 @@ def _precision(values: dict[str, np.ndarray], storage: str | None) -> np.dtype:
     if storage is not None:
         if storage not in STORAGES:
             raise SettingError(
-                explain("Optimizer", "there is no such storage.", got=repr(storage), do=suggest(str(storage), list(STORAGES)))
+                explain(
+                    "Optimizer",
+                    "there is no such storage.",
+                    got=repr(storage),
+                    do=suggest(str(storage), list(STORAGES)),
+                )
             )
         return STORAGES[storage]
     dtypes = {array.dtype for array in values.values()}
@@ -325,6 +344,10 @@ def _initial(rule: Any, program: Program) -> dict[str, float]:
     for name in initial:
         if name not in program.state:
             raise RuleError(
-                explain(f"{type(rule).__name__}.initial", f"there is no state {name!r}.", do=suggest(name, list(program.state)))
+                explain(
+                    f"{type(rule).__name__}.initial",
+                    f"there is no state {name!r}.",
+                    do=suggest(name, list(program.state)),
+                )
             )
     return initial

@@ -176,7 +176,7 @@ class Constant(Schedule):
     def __post_init__(self):
         _check(self, value=_ANY)
 
-    def at(self, t: int) -> float:  # noqa: ARG002
+    def at(self, t: int) -> float:
         return self.value
 
 

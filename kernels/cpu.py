@@ -1,7 +1,7 @@
 """The CPU backend: prints a Program as a Python module, compiles it with Numba, runs it on address ranges.
 
-A printed kernel is one loop over the elements of a chunk, inside one loop that claims chunks. It is compiled once for the
-program, for bare addresses and float64 scalars, so no call ever compiles anything and a call costs about 2 µs.
+A printed kernel is one loop over the elements of a chunk, inside one loop that claims chunks. It is compiled once for
+the program, for bare addresses and float64 scalars, so no call ever compiles anything and a call costs about 2 µs.
 """
 
 from __future__ import annotations
@@ -34,13 +34,48 @@ _INFIX = {
     "less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">=", "equal": "==", "not_equal": "!=",
     "left_shift": "<<", "right_shift": ">>",
 }  # fmt: skip
-_CALLS = {name: name for name in ("sqrt", "rint", "floor", "ceil", "trunc", "copysign", "sign", "select")} | {"abs": "fabs"}
+_CALLS = {name: name for name in ("sqrt", "rint", "floor", "ceil", "trunc", "copysign", "sign", "select")} | {
+    "abs": "fabs"
+}
 
 # Names of the printed skeleton, which a rule's own names must not hide.
 _RESERVED = frozenset(
-    "job n chunk first count i offset low index_low index_high key0 key1 "
-    "float32 float64 intp njit types min range buffer claim wide_vectors word to_float from_bits "
-    "ceil copysign fabs floor rint select sign sqrt trunc".split()
+    [
+        "job",
+        "n",
+        "chunk",
+        "first",
+        "count",
+        "i",
+        "offset",
+        "low",
+        "index_low",
+        "index_high",
+        "key0",
+        "key1",
+        "float32",
+        "float64",
+        "intp",
+        "njit",
+        "types",
+        "min",
+        "range",
+        "buffer",
+        "claim",
+        "wide_vectors",
+        "word",
+        "to_float",
+        "from_bits",
+        "ceil",
+        "copysign",
+        "fabs",
+        "floor",
+        "rint",
+        "select",
+        "sign",
+        "sqrt",
+        "trunc",
+    ]
 )
 
 
@@ -99,7 +134,10 @@ def print_module(program: Program) -> str:
     types = ["intp"] * (len(arguments) - len(scalars)) + ["float64"] * len(scalars)
     body = [f"{s.name} = {s.text}" for s in lines] + [f"{names[b]}[i] = {text}" for b, text in results.items()]
     text = "\n".join(body)
-    calls = {name for name in (*_CALLS.values(), "word", "to_float", "from_bits") if f"{name}(" in text} | {"buffer", "claim"}
+    calls = {name for name in (*_CALLS.values(), "word", "to_float", "from_bits") if f"{name}(" in text} | {
+        "buffer",
+        "claim",
+    }
     dtypes = {*kinds, program.dtype.name, "float64", *(["float32"] if "float32" in text else [])}
     read = [b.name for b in program.buffers if not b.written]
     written = [b.name for b in program.buffers if b.written]
@@ -112,7 +150,7 @@ def print_module(program: Program) -> str:
         base, index = ["low = word(offset + first)"], ["index_low = low + word(i)"]
     return "\n".join(
         [
-            f'"""{program.name}: one step on the CPU, computed in {program.dtype.name}. Printed by fastopt; do not edit.',
+            f'"""{program.name}: one step on the CPU in {program.dtype.name}. Printed by fastopt; do not edit.',
             "",
             f"Reads and writes {', '.join(written) or 'nothing'}; reads {', '.join(read) or 'nothing else'}:"
             f" {program.bytes_per_parameter} bytes a parameter.",
@@ -184,12 +222,12 @@ _compiling = threading.Lock()
 def bind(program: Program, arrays: Sequence[np.ndarray]) -> Callable[[tuple, tuple], None]:
     """Prepare a step over flat, contiguous, non-overlapping arrays in the order of `program.buffers`.
 
-    Returns `launch(noise, scalars)`, which updates the arrays in place; `noise` is () or (key0, key1, offset of the first
-    element), `scalars` is what `program.host_scalars` gives. The arrays must not be moved while it is in use.
+    Returns `launch(noise, scalars)`, which updates the arrays in place; `noise` is () or (key0, key1, offset of the
+    first element), `scalars` is what `program.host_scalars` gives. The arrays must not be moved while it is in use.
     """
     n = arrays[0].size
     if n == 0:
-        return lambda noise, scalars: None  # noqa: ARG005
+        return lambda noise, scalars: None
     kernel = compiled(program)
     keep = tuple(arrays)
     at = tuple([a.__array_interface__["data"][0] for a in keep])

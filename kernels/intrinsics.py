@@ -1,8 +1,8 @@
 """What the printed CPU modules import: buffers that do not alias, 32-bit words, exact operations, claims on chunks.
 
-Numba would need run-time overlap checks between the buffers of a kernel and gives up vectorising when there are more than
-a few. A `buffer` here is a bare address whose loads and stores carry LLVM's scoped alias metadata: the compiler knows
-that no two buffers of a kernel overlap (the dispatcher has checked it) and vectorises any number of them.
+Numba would need run-time overlap checks between the buffers of a kernel and gives up vectorising when there are more
+than a few. A `buffer` here is a bare address whose loads and stores carry LLVM's scoped alias metadata: the compiler
+knows that no two buffers of a kernel overlap (the dispatcher has checked it) and vectorises any number of them.
 
 Numba widens the arithmetic of its uint32 to 64 bits, and LLVM then vectorises it at a quarter of the width (measured:
 4.9 ns an element for the noise, 0.9 ns on `word`s). A `word` is a uint32 that stays one.
@@ -36,7 +36,7 @@ class _BufferModel(models.PrimitiveModel):
 
 
 @intrinsic(prefer_literal=True)
-def buffer(typingctx, address, first, dtype, k, count):  # noqa: ARG001 — Numba calls it with these names
+def buffer(typingctx, address, first, dtype, k, count):
     """View memory from `address`, beginning at element `first`, as buffer `k` of the `count` buffers of a kernel."""
     result = BufferType(dtype.instance_type, k.literal_value, count.literal_value)
 
@@ -56,9 +56,7 @@ def _declare_scopes(builder, instruction, buffer_type):
     """Say of a load or store that it touches this buffer and none of the kernel's others."""
     module = builder.module
     domain = module.add_metadata([ir.MetaDataString(module, "fastopt")])
-    scopes = [
-        module.add_metadata([ir.MetaDataString(module, f"buffer {k}"), domain]) for k in range(buffer_type.count)
-    ]
+    scopes = [module.add_metadata([ir.MetaDataString(module, f"buffer {k}"), domain]) for k in range(buffer_type.count)]
     own = scopes.pop(buffer_type.k)
     instruction.set_metadata("alias.scope", module.add_metadata([own]))
     instruction.set_metadata("noalias", module.add_metadata(scopes))
@@ -66,7 +64,7 @@ def _declare_scopes(builder, instruction, buffer_type):
 
 
 @type_callable(operator.getitem)
-def _type_getitem(context):  # noqa: ARG001
+def _type_getitem(context):
     def typer(buffer_type, index):
         if isinstance(buffer_type, BufferType) and isinstance(index, types.Integer):
             return buffer_type.dtype
@@ -82,7 +80,7 @@ def _lower_getitem(context, builder, signature, args):
 
 
 @type_callable(operator.setitem)
-def _type_setitem(context):  # noqa: ARG001
+def _type_setitem(context):
     def typer(buffer_type, index, value):
         if isinstance(buffer_type, BufferType) and isinstance(index, types.Integer) and value == buffer_type.dtype:
             return types.none
@@ -101,8 +99,8 @@ def _lower_setitem(context, builder, signature, args):
 def _float_intrinsic(name, arity=1):
     """Make the LLVM intrinsic of that name available: exact or correctly rounded, vectorised, of its operands' type."""
 
-    def one(typingctx, x):  # noqa: ARG001
-        def codegen(context, builder, signature, args):  # noqa: ARG001
+    def one(typingctx, x):
+        def codegen(context, builder, signature, args):
             function = cgutils.get_or_insert_function(
                 builder.module,
                 ir.FunctionType(args[0].type, [a.type for a in args]),
@@ -130,22 +128,22 @@ copysign = _float_intrinsic("copysign", arity=2)
 
 
 @intrinsic
-def select(typingctx, condition, a, b):  # noqa: ARG001
+def select(typingctx, condition, a, b):
     """Choose a where the condition holds, else b; both are computed, so loops stay free of branches."""
     if condition != types.boolean or a != b:
         return None
 
-    def codegen(context, builder, signature, args):  # noqa: ARG001
+    def codegen(context, builder, signature, args):
         return builder.select(args[0], args[1], args[2])
 
     return a(condition, a, b), codegen
 
 
 @intrinsic
-def sign(typingctx, x):  # noqa: ARG001
+def sign(typingctx, x):
     """Give −1, +0 or 1, and NaN for NaN, as np.sign does."""
 
-    def codegen(context, builder, signature, args):  # noqa: ARG001
+    def codegen(context, builder, signature, args):
         zero, one = ir.Constant(args[0].type, 0.0), ir.Constant(args[0].type, 1.0)
         negative = builder.select(builder.fcmp_ordered("<", args[0], zero), ir.Constant(args[0].type, -1.0), args[0])
         signed = builder.select(builder.fcmp_ordered("==", args[0], zero), zero, negative)
@@ -155,14 +153,16 @@ def sign(typingctx, x):  # noqa: ARG001
 
 
 @intrinsic
-def wide_vectors(typingctx):  # noqa: ARG001
-    """Ask for the processor's full vector width in this kernel: LLVM halves it unless told, for kernels bound by memory.
+def wide_vectors(typingctx):
+    """Ask for the processor's full vector width in this kernel; LLVM halves it unless told.
 
-    Measured on an AVX-512 machine: the noise 1.7 times faster, plain rules the same.
+    Measured on an AVX-512 machine: the noise 1.7 times faster, rules bound by memory the same.
     """
 
-    def codegen(context, builder, signature, args):  # noqa: ARG001
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite's own add knows only enum attributes
+    def codegen(context, builder, signature, args):
+        set.add(
+            builder.function.attributes, '"prefer-vector-width"="512"'
+        )  # llvmlite's own add knows only enum attributes
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -188,11 +188,11 @@ def _word_operator(function, result, build):
     """Give words a Python operator that is one LLVM instruction."""
 
     @type_callable(function)
-    def type_operator(context):  # noqa: ARG001
+    def type_operator(context):
         return lambda *operands: result if all(x == _word for x in operands) else None
 
     @lower_builtin(function, *[WordType] * (1 if function is operator.invert else 2))
-    def lower_operator(context, builder, signature, args):  # noqa: ARG001
+    def lower_operator(context, builder, signature, args):
         return build(builder, *args)
 
 
@@ -208,7 +208,7 @@ for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "
 
 
 @intrinsic
-def word(typingctx, x):  # noqa: ARG001
+def word(typingctx, x):
     """Give the low 32 bits of an integer, the bits of a float32, or 0 or 1 for a boolean, as a word."""
     if not (isinstance(x, types.Integer | types.Boolean) or x == types.float32):
         return None
@@ -223,7 +223,7 @@ def word(typingctx, x):  # noqa: ARG001
 
 
 @intrinsic
-def to_float(typingctx, x, dtype):  # noqa: ARG001
+def to_float(typingctx, x, dtype):
     """Convert a word to a floating-point type, rounding to nearest."""
     if x != _word:
         return None
@@ -235,35 +235,35 @@ def to_float(typingctx, x, dtype):  # noqa: ARG001
 
 
 @intrinsic
-def from_bits(typingctx, x):  # noqa: ARG001
+def from_bits(typingctx, x):
     """Give the float32 whose bits are the word's."""
     if x != _word:
         return None
 
-    def codegen(context, builder, signature, args):  # noqa: ARG001
+    def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(x), codegen
 
 
 @intrinsic
-def _fetch_add(typingctx, address, amount):  # noqa: ARG001
-    def codegen(context, builder, signature, args):  # noqa: ARG001
+def _fetch_add(typingctx, address, amount):
+    def codegen(context, builder, signature, args):
         return builder.atomic_rmw("add", builder.inttoptr(args[0], _INT64.as_pointer()), args[1], "acq_rel")
 
     return types.int64(address, amount), codegen
 
 
 @intrinsic
-def _load_acquire(typingctx, address):  # noqa: ARG001
-    def codegen(context, builder, signature, args):  # noqa: ARG001
+def _load_acquire(typingctx, address):
+    def codegen(context, builder, signature, args):
         return builder.load_atomic(builder.inttoptr(args[0], _INT64.as_pointer()), "acquire", 8)
 
     return types.int64(address), codegen
 
 
-# A job is two int64 counters, 64 bytes apart so that they do not share a cache line: the first element nobody has claimed,
-# and the number of chunks that are finished.
+# A job is two int64 counters, 64 bytes apart so that they do not share a cache line: the first element that nobody has
+# claimed, and the number of chunks that are finished.
 FINISHED_AT = 64
 
 

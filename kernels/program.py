@@ -45,9 +45,9 @@ class Parameters(NamedTuple):
 class Program:
     """One rule traced in one precision.
 
-    `results` maps each written buffer to the expression of its new value, over the inputs of kind "buffer" (an element),
-    "scalar", and, when `noise` is set, "key" (two uint32, see `storage.noise_keys`) and "index" (the halves of the
-    element's index). `name` names the rule, the settings that shaped it, and the type of each buffer.
+    `results` maps each written buffer to the expression of its new value, over the inputs of kind "buffer" (one
+    element), "scalar", and, when `noise` is set, "key" (two uint32, see `storage.noise_keys`) and "index" (the halves
+    of the element's index). `name` names the rule, the settings that shaped it, and the type of each buffer.
     """
 
     name: str
@@ -118,7 +118,9 @@ def trace(rule: Any, dtype: Any) -> Program:
         if "unhashable" not in str(error):
             raise
         raise RuleError(
-            explain(type(rule).__name__, "a rule's settings must be hashable.", got=repr(rule), do="use tuples, not lists")
+            explain(
+                type(rule).__name__, "a rule's settings must be hashable.", got=repr(rule), do="use tuples, not lists"
+            )
         ) from error
 
 
@@ -143,9 +145,7 @@ def _trace(rule: Any, dtype: np.dtype) -> Program:
                 expected=f"{len(targets)}: {', '.join(targets)}",
             )
         )
-    absent = {
-        b for b, v in zip(targets, values, strict=True) if b in optional and (v is None or v is buffers[b])
-    }
+    absent = {b for b, v in zip(targets, values, strict=True) if b in optional and (v is None or v is buffers[b])}
     results = {b: _result(where, b, v, dtype) for b, v in zip(targets, values, strict=True) if b not in absent}
     for b in sorted(absent & {n.value for n in walk(results.values()) if n.op == "buffer"}):
         raise RuleError(explain(where, f"the optional buffer {b} is read but never written.", do=f"return its new {b}"))
@@ -154,7 +154,9 @@ def _trace(rule: Any, dtype: np.dtype) -> Program:
         rule=type(rule).__name__,
         dtype=dtype,
         buffers=tuple(
-            Buffer(b, dtype, written=b in results and results[b] is not buffers[b]._node) for b in names if b not in absent
+            Buffer(b, dtype, written=b in results and results[b] is not buffers[b]._node)
+            for b in names
+            if b not in absent
         ),
         scalars=scalars,
         noise=noise,
@@ -197,7 +199,9 @@ def _words(rule: Any) -> list[str]:
             words += _words(value)
         elif value != default and not isinstance(value, tuple):
             number = isinstance(value, settings.Number) or value is None
-            words.append(f"{'' if value else 'no_'}{f.name}" if number or isinstance(value, bool) else f"{f.name}_{value}")
+            words.append(
+                f"{'' if value else 'no_'}{f.name}" if number or isinstance(value, bool) else f"{f.name}_{value}"
+            )
     return ["".join(c if c.isascii() and c.isalnum() else "_" for c in word) for word in words]
 
 
@@ -228,7 +232,7 @@ class Text(str):
 
     binding: int
 
-    def __new__(cls, text: str, binding: int = 9):
+    def __new__(cls, text: str, binding: int = 9):  # noqa: D102
         self = super().__new__(cls, text)
         self.binding = binding
         return self
@@ -246,7 +250,7 @@ def infix(operator: str, left: Text, right: Text) -> Text:
 
 
 def own_names(program: Program, reserved: frozenset[str]) -> dict[str, str]:
-    """Give the name under which each buffer and scalar is printed: its own, or one that hides nothing of the skeleton."""
+    """Give the name under which each buffer and scalar is printed: its own, or one that hides nothing."""
     names: dict[str, str] = {}
     for name in (*(b.name for b in program.buffers), *program.scalars):
         printed = name

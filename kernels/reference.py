@@ -13,7 +13,7 @@ from fastopt.kernels.program import Program, parameters
 
 
 def bind(program: Program, rule: Any, arrays: Sequence[np.ndarray]) -> Callable[[tuple, tuple], None]:
-    """Prepare a step of `rule` over flat arrays in the order of `program.buffers`; see `cpu.bind` for what it returns."""
+    """Prepare a step of `rule` over flat arrays in the order of `program.buffers`, as `cpu.bind` does."""
     dtype = program.dtype
     names = parameters(rule).buffers
 

@@ -1,21 +1,23 @@
 """The settings of a rule: their ranges, which of them choose a kernel, and schedules among them.
 
 A rule is a frozen dataclass. Its fields are of two kinds. *Numbers* (lr, betas, eps, …) reach `update` only as
-keyword-only scalars, which `scalars(t)` computes on the host, so changing one never makes another kernel; a number may be
-a callable of t instead. *Choices* (nesterov, amsgrad, …) and the question whether a number is zero or absent decide
-which kernel is made: together they are the rule's `form`.
+keyword-only scalars, which `scalars(t)` computes on the host, so changing one never makes another kernel; a number
+may be a callable of t instead. *Choices* (nesterov, amsgrad, …) and the question whether a number is zero or absent
+decide which kernel is made: together they are the rule's `form`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from fastopt.errors import RuleError, SettingError, explain
+
+Setting: TypeAlias = Any
+"""A number, or a callable of t (a schedule) that gives one: what `check` makes sure of."""
 
 
 class Interval(NamedTuple):
@@ -143,6 +145,7 @@ class Number:
 
 
 def form_of(name: str, value: Any) -> Any:
+    """Give what is left of one setting in a rule's form."""
     if is_rule(value):
         return form(value)
     if callable(value):
@@ -189,6 +192,6 @@ def at(rule: Any, t: int) -> Any:
             return at(x, t)
         if isinstance(x, tuple):
             return tuple(map(value, x))
-        return float(x(t)) if callable(x) else x
+        return float(x(t)) if callable(x) else x  # type: ignore[arg-type]
 
     return dataclasses.replace(rule, **{name: value(getattr(rule, name)) for name in names})

@@ -46,14 +46,14 @@ def _mix32(x: Any) -> Any:
 def random_bits(key0: Any, key1: Any, index_low: Any, index_high: Any) -> Any:
     """Hash an element's 64-bit index, given as two uint32 halves, under two uint32 keys to 32 random bits.
 
-    Never a function of thread, chunk or launch shape, so that it replays bit for bit anywhere. The best bits are the upper.
+    Never a function of thread, chunk or launch shape, so that it replays bit for bit anywhere. The upper bits are best.
     """
     x = _mix32(index_low ^ key0)
     return (x ^ _mix32(index_high ^ key1)) * 0x9E3779B1
 
 
-# √2·erfinv(x)/x as a polynomial in s = √(−log(1 − x²)), highest power first: weighted least squares in the relative error
-# on 20,000 Chebyshev points of [0, 3.905], reweighted until the error levels out at 4.2e-5.
+# √2·erfinv(x)/x as a polynomial in s = √(−log(1 − x²)), highest power first: least squares in the relative error on
+# 20,000 Chebyshev points of [0, 3.905], reweighted until the error levels out at 4.2e-5.
 _NORMAL = (
     0.0001982846, -0.0031776035, 0.019680353, -0.056836393, 0.06963132,
     -0.02334358, 0.002180625, 0.33414847, -0.0015589065, 1.2533671,
@@ -65,13 +65,13 @@ def normal(bits: Any) -> Any:
     """Turn 32 random bits (uint32) into a standard normal number (float32) by the inverse of its distribution function.
 
     23 of the bits choose x = (2k + 1)/2²³ − 1, symmetric about zero and never ±1, exact in float32; the result is
-    √2·erfinv(x) with a relative error below 5e-5, within ±5.3. Its logarithm and its polynomial are written out in exactly
-    rounded operations, so every backend gives the same bits and none calls a mathematical library.
+    √2·erfinv(x) with a relative error below 5e-5, within ±5.3. Its logarithm and its polynomial are written out in
+    exactly rounded operations, so every backend gives the same bits and none calls a mathematical library.
     """
     x = ((bits >> 9) << 1).astype(np.float32) * 2.0**-23 + (2.0**-23 - 1.0)
     y = (1.0 - x) * (1.0 + x)
-    # y = 2^e · f with f in [√½, √2); log y = e ln 2 + 2 atanh(r), r = (f − 1)/(f + 1), |r| ≤ 0.172: the next term of the
-    # series, 2r⁷/7, is below 1.3e-6.
+    # y = 2^e · f with f in [√½, √2); log y = e ln 2 + 2 atanh(r), r = (f − 1)/(f + 1), |r| ≤ 0.172: the next term of
+    # the series, 2r⁷/7, is below 1.3e-6.
     u = y.view(np.uint32) + (0x3F800000 - 0x3F3504F3)
     e = (u >> 23).astype(np.float32) - 127.0
     f = ((u & 0x007FFFFF) + 0x3F3504F3).view(np.float32)

@@ -55,7 +55,9 @@ _HINTS: dict[Any, str] = {
     np.fmin: _LARGER.replace("a > b", "a < b").replace("max", "min"),
     np.clip: "write two np.where",
     np.power: "write x * x or x**2; other powers are " + _ON_THE_HOST,
-    **{f: _ON_THE_HOST for f in (np.exp, np.expm1, np.exp2, np.log, np.log1p, np.log2, np.tanh, np.sin, np.cos, np.cbrt)},
+    **dict.fromkeys(
+        (np.exp, np.expm1, np.exp2, np.log, np.log1p, np.log2, np.tanh, np.sin, np.cos, np.cbrt), _ON_THE_HOST
+    ),
 }
 
 
@@ -83,7 +85,10 @@ class Trace:
         self.where = where
         self._nodes: dict[tuple, Node] = {}
 
-    def node(self, op: str, dtype: np.dtype, args: tuple[Node, ...] = (), value: Any = None, uniform: bool = True) -> Node:
+    def node(
+        self, op: str, dtype: np.dtype, args: tuple[Node, ...] = (), value: Any = None, uniform: bool = True
+    ) -> Node:
+        """Make a node, or give the one that is already there."""
         key_value = value.tobytes() if isinstance(value, np.generic) else value
         key = (op, dtype, tuple(map(id, args)), key_value)
         if key not in self._nodes:
@@ -95,9 +100,11 @@ class Trace:
         return Symbol(self, self.node(op, dtype, value=name, uniform=uniform))
 
     def constant(self, value: Any, dtype: np.dtype) -> Node:
+        """Make the node of a number."""
         return self.node("constant", dtype, value=dtype.type(value))
 
     def fail(self, what: str, **more: Any) -> NoReturn:
+        """Raise the RuleError that says what is wrong with the rule."""
         raise RuleError(explain(self.where, what, **more))
 
     def apply(self, ufunc: np.ufunc, *operands: Any) -> Symbol:
@@ -153,7 +160,7 @@ class Trace:
 
 
 class Symbol:
-    """A value that `update` meets while it is traced: an element of a buffer, a scalar, or what was computed of them."""
+    """What `update` meets while it is traced: an element of a buffer, a scalar, or what was computed of them."""
 
     __slots__ = ("_node", "_trace")
 
@@ -200,10 +207,12 @@ class Symbol:
     def _unknown(self, function: Any, name: str) -> NoReturn:
         known = sorted({f.__name__ for f in VOCABULARY} | {"square", "isnan", "isfinite", "isinf", "where"})
         known_text = ", ".join(known)
-        self._trace.fail(f"{name} is not known to the tracer.", expected=f"one of {known_text}", do=_HINTS.get(function))
+        self._trace.fail(
+            f"{name} is not known to the tracer.", expected=f"one of {known_text}", do=_HINTS.get(function)
+        )
 
     def __pow__(self, exponent: Any) -> Symbol:
-        if isinstance(exponent, int) and exponent == 2 and not self._node.uniform:
+        if isinstance(exponent, int | float) and exponent == 2 and not self._node.uniform:
             return self._trace.apply(np.multiply, self, self)
         self._unknown(np.power, "this power")
 
@@ -246,13 +255,14 @@ class Symbol:
 
 
 def _operators() -> None:
-    """Give Symbol Python's operators, each the NumPy function of the same meaning. No in-place ones: m *= β rebinds m."""
+    """Give Symbol Python's operators, each NumPy's function of that meaning. No in-place ones: m *= β rebinds m."""
     arithmetic = {
         "add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide, "xor": np.bitwise_xor,
         "and": np.bitwise_and, "or": np.bitwise_or, "lshift": np.left_shift, "rshift": np.right_shift,
     }  # fmt: skip
     comparisons = {
-        "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal,
+        "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+        "eq": np.equal, "ne": np.not_equal,
     }  # fmt: skip
     for name, ufunc in {**arithmetic, **comparisons}.items():
         setattr(Symbol, f"__{name}__", lambda a, b, f=ufunc: f(a, b))

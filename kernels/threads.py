@@ -74,8 +74,8 @@ def _hire(count: int) -> None:
 def share(kernel: Callable, wait: Callable, n: int, chunk: int, arguments: tuple, keep: object) -> None:
     """Run `kernel(job, n, chunk, *arguments)` on this thread and on workers until all n elements are done.
 
-    Each claims chunks with an atomic add inside the compiled code. `keep` holds the arrays whose addresses are among the
-    arguments, until the last worker has looked at the job.
+    Each claims chunks with an atomic add inside the compiled code. `keep` holds the arrays whose addresses are among
+    the arguments, until the last worker has looked at the job.
     """
     job = np.zeros(16, np.int64)
     address = job.__array_interface__["data"][0]

@@ -14,16 +14,16 @@ N = 1 << 20
 
 
 def noise(seed: int = 0, t: int = 1, first: int = 0, count: int = N) -> np.ndarray:
-    keys = (np.uint32(k) for k in noise_keys(seed, t))
-    return normal(random_bits(*keys, *indices(first, count))).astype(np.float64)
+    key0, key1 = (np.uint32(k) for k in noise_keys(seed, t))
+    return normal(random_bits(key0, key1, *indices(first, count))).astype(np.float64)
 
 
 def test_the_map_from_bits_is_the_inverse_of_the_normal_distribution_function():
     every = normal(np.arange(2**23, dtype=np.uint32) << 9).astype(np.float64)
     assert np.array_equal(every, -every[::-1]), "not symmetric, so not zero-mean"
     assert np.all(np.diff(every) >= 0)
-    # Φ(z) must give back the uniform number. Its slope is at most 0.4, so a relative error of 5e-5 in z shows as at most
-    # max(0.4 e^(−z²/2) z) · 5e-5 < 1.3e-5.
+    # Φ(z) must give back the uniform number. Its slope is at most 0.4, so a relative error of 5e-5 in z shows as at
+    # most max(0.4 e^(−z²/2) z) · 5e-5 < 1.3e-5.
     sample = np.linspace(0, 2**23 - 1, 20_001).astype(int)
     uniform = (2 * sample + 1) / 2**24
     found = np.array([0.5 * math.erfc(-z / math.sqrt(2)) for z in every[sample]])
@@ -52,8 +52,8 @@ def test_one_element_over_many_steps_is_independent_too():
 
 
 def test_no_two_elements_share_their_bits():
-    keys = [np.uint32(k) for k in noise_keys(3, 4)]
-    assert len(np.unique(random_bits(*keys, *indices(0, N)))) == N
+    key0, key1 = (np.uint32(k) for k in noise_keys(3, 4))
+    assert len(np.unique(random_bits(key0, key1, *indices(0, N)))) == N
 
 
 RULE = fastopt.GradientNoise(fastopt.SGD(lr=1.0), eta=1.0)
@@ -91,7 +91,9 @@ def test_indices_beyond_32_bits(offset, monkeypatch):
     monkeypatch.setattr(cpu, "PARALLEL_FROM", 0)
     monkeypatch.setattr(cpu, "CHUNK", 256)
     assert_same_bits(step(2000, offset=offset), step(2000, offset=offset, backend="reference"))
-    assert not np.any(step(500, offset=offset) == step(500, offset=offset % 2**32 if offset >= 2**32 else offset + 2**32))
+    assert not np.any(
+        step(500, offset=offset) == step(500, offset=offset % 2**32 if offset >= 2**32 else offset + 2**32)
+    )
 
 
 def test_noise_leaves_a_saddle_that_gradient_descent_never_leaves():

@@ -32,7 +32,9 @@ def everything(opt: fastopt.Optimizer) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("case", ["sgd", "adam", "adam-amsgrad", "rmsprop-centered-momentum", "adagrad-initial", "lion"])
+@pytest.mark.parametrize(
+    "case", ["sgd", "adam", "adam-amsgrad", "rmsprop-centered-momentum", "adagrad-initial", "lion"]
+)
 def test_steps_equal_update_on_each_parameter(case, dtype):
     rule = CASES[case]
     opt = fastopt.Optimizer(rule, values(dtype))
@@ -129,7 +131,9 @@ def test_parameters_with_equal_settings_are_one_pass():
 
 def test_noise_depends_on_the_element_alone_and_not_on_a_group_of_its_own():
     rule = fastopt.GradientNoise(fastopt.SGD(lr=1.0), eta=1.0)
-    opt = fastopt.Optimizer(rule, {"a": np.zeros(300), "b": np.zeros(300)}, groups={"b": {"eta": 4.0, "gamma": 0.0}}, seed=9)
+    opt = fastopt.Optimizer(
+        rule, {"a": np.zeros(300), "b": np.zeros(300)}, groups={"b": {"eta": 4.0, "gamma": 0.0}}, seed=9
+    )
     opt.step()
     whole = {"p": np.zeros(812), "g": np.zeros(812)}
     fastopt.update(rule, 1, whole, seed=9)
@@ -171,9 +175,10 @@ def test_what_cannot_be_built_is_refused(name):
 
 
 def change(**changes):
-    return lambda: {**{k: v for k, v in gradients(1).items() if changes.get(k, 0) is not None}, **{
-        k: v for k, v in changes.items() if v is not None
-    }}
+    return lambda: {
+        **{k: v for k, v in gradients(1).items() if changes.get(k, 0) is not None},
+        **{k: v for k, v in changes.items() if v is not None},
+    }
 
 
 BAD_GRADIENTS = {
@@ -210,7 +215,9 @@ def test_a_failing_schedule_of_the_last_group_leaves_everything_untouched():
 
 
 @pytest.mark.parametrize("way", ["pickle", "npz", "dict"])
-@pytest.mark.parametrize("case", ["adam-amsgrad", "nadam", "noise-adam", "adam-scheduled", "momentum-heavy-ball-dampening"])
+@pytest.mark.parametrize(
+    "case", ["adam-amsgrad", "nadam", "noise-adam", "adam-scheduled", "momentum-heavy-ball-dampening"]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(case, way):
     whole = fastopt.Optimizer(CASES[case], values(), seed=3)
     for t in range(1, 9):

@@ -1,4 +1,4 @@
-"""What a rule may be: good ones are traced as their text says, bad ones are refused with what is wrong and what to do."""
+"""What a rule may be: good ones are traced as their text says, bad ones refused with what is wrong and what to do."""
 
 import inspect
 import math
@@ -77,9 +77,18 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "number compared": (rule(lambda self, p, g: p if self.lr > 1 else g, lr=0.1), "reads the number self.lr"),
     "tuple number": (rule(lambda self, p, g: p - self.b[0] * g, b=(0.1, 0.2)), r"reads the number self.b\[0\]"),
     "np on a number": (rule(lambda self, p, g: p - np.sqrt(self.lr) * g, lr=0.1), "reads the number self.lr"),
-    "scalars missing": (rule(lambda self, p, g, *, lr: p - lr * g, scalars=lambda self, t: {}), "exactly the keyword-only"),
-    "scalars unknown": (rule(lambda self, p, g: p - g, scalars=lambda self, t: {"lr": 1.0}), "exactly the keyword-only"),
-    "optional read, not written": (rule(lambda self, p, g, a=None: (p - g if a is None else p - a, a)), "read but never"),
+    "scalars missing": (
+        rule(lambda self, p, g, *, lr: p - lr * g, scalars=lambda self, t: {}),
+        "exactly the keyword-only",
+    ),
+    "scalars unknown": (
+        rule(lambda self, p, g: p - g, scalars=lambda self, t: {"lr": 1.0}),
+        "exactly the keyword-only",
+    ),
+    "optional read, not written": (
+        rule(lambda self, p, g, a=None: (p - g if a is None else p - a, a)),
+        "read but never",
+    ),
 }
 
 
@@ -113,10 +122,10 @@ def test_a_rule_that_is_not_frozen_or_not_hashable_is_refused():
     class Loose(fastopt.SGD.__base__):  # type: ignore[misc]
         lr: float = 0.1
 
-        def scalars(self, t):  # noqa: ARG002
+        def scalars(self, t):
             return {}
 
-        def update(self, p, g):  # noqa: ARG002
+        def update(self, p, g):
             return p
 
     with pytest.raises(RuleError, match="frozen dataclass"):
@@ -126,7 +135,7 @@ def test_a_rule_that_is_not_frozen_or_not_hashable_is_refused():
 
 
 def test_an_error_inside_a_rule_reaches_the_caller_as_it_is():
-    def update(self, p, g):  # noqa: ARG001
+    def update(self, p, g):
         raise ZeroDivisionError("mine")
 
     with pytest.raises(ZeroDivisionError, match="mine"):
@@ -137,7 +146,7 @@ def test_numbers_do_not_make_another_program_and_choices_do():
     adam = fastopt.Adam
     first = trace(adam(lr=0.1), np.float32)
     assert trace(adam(lr=0.2, eps=1e-6, betas=(0.5, 0.6)), np.float32) is first
-    assert trace(adam(lr=lambda t: 1 / t), np.float32) is first  # type: ignore[arg-type]
+    assert trace(adam(lr=lambda t: 1 / t), np.float32) is first
     assert trace(adam(amsgrad=True), np.float32) is not first
     assert trace(adam(weight_decay=0.1), np.float32) is trace(adam(weight_decay=0.2), np.float32)
     assert trace(adam(), np.float64).dtype == np.float64
@@ -185,26 +194,28 @@ def test_kernel_names_tell_settings_apart():
 
 
 def test_schedules_are_resolved_each_step_and_checked():
-    r = fastopt.Momentum(lr=lambda t: 1.0 / t, beta=lambda t: 0.5)  # type: ignore[arg-type]
+    r = fastopt.Momentum(lr=lambda t: 1.0 / t, beta=lambda t: 0.5)
     program = trace(r, np.float32)
     given = dict(zip(program.scalars, host_scalars(program, r, 4), strict=True))
     assert given["m_size"] == 0.25
     assert given["beta"] == 0.5
-    nested = fastopt.GradientNoise(fastopt.SGD(lr=lambda t: 2.0 * t), eta=lambda t: 4.0, gamma=0.0)  # type: ignore[arg-type]
+    nested = fastopt.GradientNoise(fastopt.SGD(lr=lambda t: 2.0 * t), eta=lambda t: 4.0, gamma=0.0)
     program = trace(nested, np.float32)
     given = dict(zip(program.scalars, host_scalars(program, nested, 3), strict=True))
     assert given["lr"] == 6.0
     assert given["noise_scale"] == 2.0
     with pytest.raises(SettingError, match="lr is out of its range"):
-        host_scalars(trace(fastopt.SGD(lr=lambda t: -1.0), np.float32), fastopt.SGD(lr=lambda t: -1.0), 1)  # type: ignore[arg-type]
+        host_scalars(trace(fastopt.SGD(lr=lambda t: -1.0), np.float32), fastopt.SGD(lr=lambda t: -1.0), 1)
 
 
 OUT_OF_RANGE = [
-    ("SGD", {"lr": -1}), ("SGD", {"lr": math.nan}), ("SGD", {"lr": math.inf}), ("SGD", {"lr": "fast"}), ("SGD", {"lr": True}),
+    ("SGD", {"lr": -1}), ("SGD", {"lr": math.nan}), ("SGD", {"lr": math.inf}), ("SGD", {"lr": "fast"}),
+    ("SGD", {"lr": True}),
     ("SGD", {"lr": None}), ("SGD", {"weight_decay": -0.1}), ("Momentum", {"beta": 1.0}), ("Momentum", {"beta": -0.1}),
     ("Momentum", {"dampening": 1.5}), ("Momentum", {"dampening": 0.0, "bias_correction": True}),
     ("Momentum", {"dampening": 0.1, "nesterov": True}), ("RMSprop", {"alpha": 1.0}), ("RMSprop", {"momentum": -1}),
-    ("Adam", {"betas": (0.9, 1.0)}), ("Adam", {"betas": 0.9}), ("Adam", {"betas": (0.9,)}), ("Adam", {"betas": (0.9, None)}),
+    ("Adam", {"betas": (0.9, 1.0)}), ("Adam", {"betas": 0.9}), ("Adam", {"betas": (0.9,)}),
+    ("Adam", {"betas": (0.9, None)}),
     ("Adam", {"eps": -1e-8}), ("Adam", {"eps": 1j}), ("Adam", {"lr": np.ones(2)}),
     ("Adagrad", {"lr_decay": -1}), ("Adagrad", {"initial_accumulator_value": -1}), ("Adadelta", {"rho": 1.0}),
     ("Adamax", {"eps": -1}), ("NAdam", {"momentum_decay": -1}), ("NAdam", {"betas": (lambda t: 0.9, 0.999)}),

@@ -1,4 +1,4 @@
-"""Threads, forks, processes that start together, folders that cannot be written, full disks, interrupts: ordinary events."""
+"""Threads, forks, processes that start together, unwritable folders, full disks, interrupts: ordinary events."""
 
 import errno
 import multiprocessing
@@ -25,7 +25,9 @@ ADAM = CASES["adam"]
 def run(code: str, folder: Path, **environment: str) -> subprocess.Popen:
     """Start a Python process with its kernel cache in a folder of its own."""
     env = {**os.environ, "XDG_CACHE_HOME": str(folder), **environment}
-    return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def output(process: subprocess.Popen) -> str:
@@ -132,7 +134,8 @@ def test_it_works_beside_a_started_numba_threading_layer(layer, tmp_path):
 
 ONE_STEP = """
 import numpy as np, fastopt, time
-p = np.ones(10); fastopt.update(fastopt.Adam(lr=0.1), 1, {"p": p, "g": np.ones(10), "m": np.zeros(10), "v": np.zeros(10)})
+p, m, v = np.ones(10), np.zeros(10), np.zeros(10)
+fastopt.update(fastopt.Adam(lr=0.1), 1, {"p": p, "g": np.ones(10), "m": m, "v": v})
 from fastopt.kernels import cpu; from fastopt.kernels.program import trace
 stats = cpu.compiled(trace(fastopt.Adam(), p.dtype)).stats
 print(p[0].round(6), sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))

@@ -35,7 +35,7 @@ OPERATIONS: dict[str, Callable] = {
     "greater_equal": lambda x, y: np.where(x >= y, x, y),
     "equal": lambda x, y: np.where(x == y, x, -y),
     "not_equal": lambda x, y: np.where(x != y, x, -y),
-    "scalar_comparison": lambda x, y: np.where(0.5 < x, x, y),
+    "scalar_comparison": lambda x, y: np.where(x > 0.5, x, y),
     "and": lambda x, y: np.where((x > 0) & (y > 0), x, y),
     "or": lambda x, y: np.where((x > 0) | (y > 0), x, y),
     "xor": lambda x, y: np.where((x > 0) ^ (y > 0), x, y),
@@ -70,7 +70,7 @@ class Operation:
 
     name: str
 
-    def scalars(self, t):  # noqa: ARG002
+    def scalars(self, t):
         return {}
 
     def update(self, p, g):
@@ -103,11 +103,27 @@ def test_every_operation_of_the_tracer_is_tested_here():
 class AwkwardNames:
     """Scalars and state named like the printed module's own variables."""
 
-    def scalars(self, t):  # noqa: ARG002
-        names = ("job", "count", "i", "x0", "p_new", "float32", "select", "claim", "low", "range", "p_i", "p_at", "types")
+    def scalars(self, t):
+        names = (
+            "job",
+            "count",
+            "i",
+            "x0",
+            "p_new",
+            "float32",
+            "select",
+            "claim",
+            "low",
+            "range",
+            "p_i",
+            "p_at",
+            "types",
+        )
         return {name: float(k) for k, name in enumerate(names)}
 
-    def update(self, p, g, n, first, chunk, *, job, count, i, x0, p_new, float32, select, claim, low, range, p_i, p_at, types):  # noqa: A002, E501
+    def update(
+        self, p, g, n, first, chunk, *, job, count, i, x0, p_new, float32, select, claim, low, range, p_i, p_at, types
+    ):
         x = np.abs(g) + job
         y = x * count + i * x0
         step = np.where(y > p_new, y, float32 + select) * (claim + low + range) + p_i + p_at * types

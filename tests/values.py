@@ -57,4 +57,6 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, what: str = "") -
     word = {4: np.uint32, 8: np.uint64}[actual.dtype.itemsize]
     differ = (actual.view(word) != expected.view(word)) & ~(np.isnan(actual) & np.isnan(expected))
     first = np.flatnonzero(differ)[:3]
-    assert not first.size, f"{what}: {differ.sum()} of {differ.size} differ, at {first}: {actual[first]} ≠ {expected[first]}"
+    assert not first.size, (
+        f"{what}: {differ.sum()} of {differ.size} differ, at {first}: {actual[first]} ≠ {expected[first]}"
+    )

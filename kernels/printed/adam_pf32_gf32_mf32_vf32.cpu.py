@@ -1,4 +1,4 @@
-"""adam_pf32_gf32_mf32_vf32: one step on the CPU, computed in float32. Printed by fastopt; do not edit.
+"""adam_pf32_gf32_mf32_vf32: one step on the CPU in float32. Printed by fastopt; do not edit.
 
 Reads and writes p, m, v; reads g: 28 bytes a parameter.
 """

@@ -1,4 +1,4 @@
-"""gradientnoise_sgd_pf32_gf32: one step on the CPU, computed in float32. Printed by fastopt; do not edit.
+"""gradientnoise_sgd_pf32_gf32: one step on the CPU in float32. Printed by fastopt; do not edit.
 
 Reads and writes p; reads g: 12 bytes a parameter.
 """

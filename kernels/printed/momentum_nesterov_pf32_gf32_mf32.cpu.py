@@ -1,4 +1,4 @@
-"""momentum_nesterov_pf32_gf32_mf32: one step on the CPU, computed in float32. Printed by fastopt; do not edit.
+"""momentum_nesterov_pf32_gf32_mf32: one step on the CPU in float32. Printed by fastopt; do not edit.
 
 Reads and writes p, m; reads g: 20 bytes a parameter.
 """

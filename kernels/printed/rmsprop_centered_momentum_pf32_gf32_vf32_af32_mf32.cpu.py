@@ -1,4 +1,4 @@
-"""rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32: one step on the CPU, computed in float32. Printed by fastopt; do not edit.
+"""rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32: one step on the CPU in float32. Printed by fastopt; do not edit.
 
 Reads and writes p, v, a, m; reads g: 36 bytes a parameter.
 """

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, check
+from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Adadelta:
     Source: Zeiler, "ADADELTA: An Adaptive Learning Rate Method", 2012, arXiv:1212.5701.
     """
 
-    lr: float = 1.0
-    rho: float = 0.9
-    eps: float = 1e-6
-    weight_decay: float = 0.0
+    lr: Setting = 1.0
+    rho: Setting = 0.9
+    eps: Setting = 1e-6
+    weight_decay: Setting = 0.0
 
     def __post_init__(self):
         check(self, lr=NONNEGATIVE, rho=DECAY_RATE, eps=NONNEGATIVE, weight_decay=NONNEGATIVE)
 
-    def scalars(self, t):  # noqa: ARG002 — the step count is part of every rule's signature
+    def scalars(self, t):
         """Compute the step's scalars in float64; rest = 1 − ρ."""
         return {"lr": self.lr, "rho": self.rho, "rest": 1 - self.rho, "eps": self.eps, "decay": self.weight_decay}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastopt.errors import SettingError, explain
-from fastopt.kernels.settings import NONNEGATIVE, check
+from fastopt.kernels.settings import NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Adagrad:
     Journal of Machine Learning Research 12, 2011 (not on arXiv; an analysis is Ward, Wu & Bottou, arXiv:1806.01811).
     """
 
-    lr: float = 1e-2
-    lr_decay: float = 0.0
-    weight_decay: float = 0.0
-    initial_accumulator_value: float = 0.0
-    eps: float = 1e-10
+    lr: Setting = 1e-2
+    lr_decay: Setting = 0.0
+    weight_decay: Setting = 0.0
+    initial_accumulator_value: Setting = 0.0
+    eps: Setting = 1e-10
 
     def __post_init__(self):
         names = ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")

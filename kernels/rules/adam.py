@@ -5,7 +5,7 @@ from math import sqrt
 
 import numpy as np
 
-from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, check
+from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Adam:
     Adam and Beyond", ICLR 2018, arXiv:1904.09237.
     """
 
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    lr: Setting = 1e-3
+    betas: tuple[Setting, Setting] = (0.9, 0.999)
+    eps: Setting = 1e-8
+    weight_decay: Setting = 0.0
     decoupled: bool = True
     amsgrad: bool = False
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, check
+from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Adamax:
     Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization", section 7.1, ICLR 2015, arXiv:1412.6980.
     """
 
-    lr: float = 2e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    lr: Setting = 2e-3
+    betas: tuple[Setting, Setting] = (0.9, 0.999)
+    eps: Setting = 1e-8
+    weight_decay: Setting = 0.0
 
     def __post_init__(self):
         check(self, lr=NONNEGATIVE, betas=DECAY_RATE, eps=NONNEGATIVE, weight_decay=NONNEGATIVE)

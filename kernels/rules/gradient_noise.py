@@ -6,7 +6,7 @@ from math import sqrt
 from typing import Any
 
 from fastopt.errors import RuleError, explain
-from fastopt.kernels.settings import NONNEGATIVE, check, require_rule
+from fastopt.kernels.settings import NONNEGATIVE, Setting, check, require_rule
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class GradientNoise:
     """
 
     rule: Any
-    eta: float = 0.01
-    gamma: float = 0.55
+    eta: Setting = 0.01
+    gamma: Setting = 0.55
 
     def __post_init__(self):
         require_rule(self.rule, "GradientNoise")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, check
+from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Lion:
     Source: Chen et al., "Symbolic Discovery of Optimization Algorithms", NeurIPS 2023, arXiv:2302.06675.
     """
 
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
+    lr: Setting = 1e-4
+    betas: tuple[Setting, Setting] = (0.9, 0.99)
+    weight_decay: Setting = 0.0
 
     def __post_init__(self):
         check(self, lr=NONNEGATIVE, betas=DECAY_RATE, weight_decay=NONNEGATIVE)
 
-    def scalars(self, t):  # noqa: ARG002 — the step count is part of every rule's signature
+    def scalars(self, t):
         """Compute the step's scalars in float64; keep = 1 − lr·λ, rest = 1 − β."""
         beta1, beta2 = self.betas
         return {

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fastopt.errors import SettingError, explain
-from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, UNIT, check
+from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, UNIT, Setting, check
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Momentum:
     initialization and momentum in deep learning", ICML 2013.
     """
 
-    lr: float = 1e-3
-    beta: float = 0.9
-    dampening: float | None = None
+    lr: Setting = 1e-3
+    beta: Setting = 0.9
+    dampening: Setting | None = None
     nesterov: bool = False
     bias_correction: bool = False
-    weight_decay: float = 0.0
+    weight_decay: Setting = 0.0
 
     def __post_init__(self):
         check(self, lr=NONNEGATIVE, beta=DECAY_RATE, dampening=UNIT, weight_decay=NONNEGATIVE)
@@ -67,8 +67,10 @@ class Momentum:
 
     def scalars(self, t):
         """Compute the step's scalars in float64; m_size and g_size are the learning rates of m and, for Nesterov, g."""
-        averaged = self.dampening is None
-        rest = 1 - self.beta if averaged else 1.0 if t == 1 else 1 - self.dampening
+        if self.dampening is None:
+            rest = 1 - self.beta
+        else:
+            rest = 1.0 if t == 1 else 1 - self.dampening
         m_size, g_size = self.lr, self.lr * rest
         if self.nesterov:
             m_size *= self.beta

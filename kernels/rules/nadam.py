@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 
 from fastopt.errors import SettingError, explain
-from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, check
+from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class NAdam:
     arXiv:1412.6980, decoupled decay arXiv:1711.05101.
     """
 
-    lr: float = 2e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    momentum_decay: float = 4e-3
+    lr: Setting = 2e-3
+    betas: tuple[Setting, Setting] = (0.9, 0.999)
+    eps: Setting = 1e-8
+    weight_decay: Setting = 0.0
+    momentum_decay: Setting = 4e-3
     decoupled_weight_decay: bool = False
 
     def __post_init__(self):
@@ -97,7 +97,7 @@ def _momentum(t, beta1, momentum_decay):
 
 
 @lru_cache(maxsize=64)
-def _latest(beta1, momentum_decay):  # noqa: ARG001 — the arguments are the key
+def _latest(beta1, momentum_decay):
     """Give the cell that remembers the product last asked for, as (t, Πₜ)."""
     return [(0, 1.0)]
 

@@ -5,7 +5,7 @@ from math import sqrt
 
 import numpy as np
 
-from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, check
+from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class RAdam:
     decoupled decay: arXiv:1711.05101.
     """
 
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    lr: Setting = 1e-3
+    betas: tuple[Setting, Setting] = (0.9, 0.999)
+    eps: Setting = 1e-8
+    weight_decay: Setting = 0.0
     decoupled_weight_decay: bool = False
 
     def __post_init__(self):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, check
+from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class RMSprop:
     "Generating Sequences With Recurrent Neural Networks", 2013, arXiv:1308.0850.
     """
 
-    lr: float = 1e-2
-    alpha: float = 0.99
-    eps: float = 1e-8
+    lr: Setting = 1e-2
+    alpha: Setting = 0.99
+    eps: Setting = 1e-8
     centered: bool = False
-    momentum: float = 0.0
+    momentum: Setting = 0.0
     eps_inside_sqrt: bool = False
-    weight_decay: float = 0.0
+    weight_decay: Setting = 0.0
 
     def __post_init__(self):
         check(self, lr=NONNEGATIVE, alpha=DECAY_RATE, eps=NONNEGATIVE, momentum=NONNEGATIVE, weight_decay=NONNEGATIVE)
 
-    def scalars(self, t):  # noqa: ARG002 — the step count is part of every rule's signature
+    def scalars(self, t):
         """Compute the step's scalars in float64; rest = 1 − α."""
         return {
             "lr": self.lr,

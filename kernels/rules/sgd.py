@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fastopt.kernels.settings import NONNEGATIVE, check
+from fastopt.kernels.settings import NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class SGD:
     Source: Robbins & Monro, "A Stochastic Approximation Method", Annals of Mathematical Statistics 22(3), 1951.
     """
 
-    lr: float = 1e-3
-    weight_decay: float = 0.0
+    lr: Setting = 1e-3
+    weight_decay: Setting = 0.0
 
     def __post_init__(self):
         check(self, lr=NONNEGATIVE, weight_decay=NONNEGATIVE)
 
-    def scalars(self, t):  # noqa: ARG002 — the step count is part of every rule's signature
+    def scalars(self, t):
         """Give the step's scalars."""
         return {"lr": self.lr, "decay": self.weight_decay}
 
