@@ -68,7 +68,7 @@ def update(
     if offset < 0:
         raise SettingError(explain(where, "offset is an index.", got=offset, expected="≥ 0"))
     launch = bind(program, rule, arrays, choose(backend, where))
-    launch((*noise_keys(seed, t), offset) if program.noise else (), host_scalars(program, rule, t))
+    launch((*noise_keys(seed, t), offset) if program.noise else (), host_scalars(program, rule)(t))
 
 
 def _collect(program: Program, buffers: Mapping[str, Any], p: np.ndarray, where: str) -> list[np.ndarray]:

@@ -29,6 +29,7 @@ class Group:
     offset: int  # of its first element in the flat buffers
     state: dict[str, np.ndarray]  # flat, one array for each state buffer
     views: dict[str, Mapping[str, np.ndarray]]  # the same memory by state buffer, then by parameter
+    scalars: Callable[[int], tuple[float, ...]]
     launch: Callable[[tuple, tuple], None]
 
 
@@ -105,7 +106,8 @@ class Optimizer:
             flat = [self.flat_params[offset:], self.flat_grads[offset:], *state.values()]
             launch = dispatch.bind(program, group_rule, [a[:n] for a in flat], chosen)
             named = {s: views(a, shapes) for s, a in state.items()}
-            self._groups.append(Group(group_rule, program, shapes, offset, state, named, launch))
+            scalars = host_scalars(program, group_rule)
+            self._groups.append(Group(group_rule, program, shapes, offset, state, named, scalars, launch))
             offset += count
         self.params: Mapping[str, np.ndarray] = MappingProxyType({name: all_params[name] for name in values})
         self.grads: Mapping[str, np.ndarray] = MappingProxyType({name: all_grads[name] for name in values})
@@ -129,7 +131,7 @@ class Optimizer:
         if grads is not None:
             self._take(grads)
         t = self._t + 1
-        ready = [(group, host_scalars(group.program, group.rule, t)) for group in self._groups]
+        ready = [(group, group.scalars(t)) for group in self._groups]  # all of them, before anything is written
         for group, scalars in ready:
             group.launch((*noise_keys(self._seed, t), group.offset) if group.program.noise else (), scalars)
         self._t = t

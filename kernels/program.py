@@ -285,37 +285,40 @@ def statements(program: Program, render: Callable[[Node, list[Text]], Text]) -> 
     return lines, {b: texts[id(node)] for b, node in program.results.items()}
 
 
-def host_scalars(program: Program, rule: Any, t: int) -> tuple[float, ...]:
-    """Compute the step's scalars in float64, in the order of `program.scalars`.
+def host_scalars(program: Program, rule: Any) -> Callable[[int], tuple[float, ...]]:
+    """Give the function of t that computes a step's scalars in float64, in the order of `program.scalars`.
 
-    Raises:
-        SettingError: a scalar is not a finite number of the computing precision.
+    That function raises:
+        SettingError: a scalar is not a finite number of the computing precision, or a schedule gives one out of range.
         RuleError: `scalars(t)` does not give exactly the keyword-only parameters of `update`.
 
     """
-    given = settings.at(rule, t).scalars(t)
-    if given.keys() != set(program.scalars):
-        raise RuleError(
-            explain(
-                f"{type(rule).__name__}.scalars",
-                "scalars(t) gives exactly the keyword-only parameters of update.",
-                got=", ".join(given) or "(none)",
-                expected=", ".join(program.scalars) or "(none)",
-            )
-        )
-    limit = LARGEST[program.dtype]
-    values = tuple([float(given[name]) for name in program.scalars])
-    for name, value in zip(program.scalars, values, strict=True):
-        if not -limit <= value <= limit:
-            raise SettingError(
+    order, expected, limit = program.scalars, set(program.scalars), float(np.finfo(program.dtype).max)
+    fixed = None if settings.scheduled(rule) else rule
+
+    def at_step(t: int) -> tuple[float, ...]:
+        given = (fixed or settings.at(rule, t)).scalars(t)
+        if given.keys() != expected:
+            raise RuleError(
                 explain(
-                    f"{type(rule).__name__}.scalars({t})",
-                    f"the scalar {name} is not a finite {program.dtype.name}.",
-                    got=value if math.isnan(value) else f"{value:g}",
-                    do="check the settings and schedules of the rule",
+                    f"{type(rule).__name__}.scalars",
+                    "scalars(t) gives exactly the keyword-only parameters of update.",
+                    got=", ".join(given) or "(none)",
+                    expected=", ".join(order) or "(none)",
                 )
             )
-    return values
+        values = tuple([float(given[name]) for name in order])
+        for value in values:
+            if not -limit <= value <= limit:
+                name = order[[-limit <= x <= limit for x in values].index(False)]
+                raise SettingError(
+                    explain(
+                        f"{type(rule).__name__}.scalars({t})",
+                        f"the scalar {name} is not a finite {program.dtype.name}.",
+                        got=value if math.isnan(value) else f"{value:g}",
+                        do="check the settings and schedules of the rule",
+                    )
+                )
+        return values
 
-
-LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in NAMES}
+    return at_step

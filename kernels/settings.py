@@ -28,7 +28,7 @@ class Interval(NamedTuple):
     closed: bool
 
     def __contains__(self, x: object) -> bool:
-        return isinstance(x, float) and self.low <= x and (x <= self.high if self.closed else x < self.high)
+        return isinstance(x, float) and (self.low <= x < self.high or (self.closed and x == self.high))
 
     def __str__(self) -> str:
         return f"a finite number in [{self.low:g}, {self.high:g}{']' if self.closed else ')'}"
@@ -49,9 +49,10 @@ def check(rule: Any, **ranges: Interval) -> None:
         SettingError: a setting is out of its range, not finite, or not a number.
 
     """
-    defaults = {f.name: f.default for f in dataclasses.fields(rule)}
     for name, interval in ranges.items():
-        value, default = getattr(rule, name), defaults[name]
+        value, default = getattr(rule, name), rule.__dataclass_fields__[name].default
+        if type(value) is float and type(default) is not tuple and value in interval:
+            continue  # the usual case, kept short because a rule with a schedule is made anew at each step
         if value is None and default is None:
             continue
         if isinstance(default, tuple):

@@ -196,16 +196,16 @@ def test_kernel_names_tell_settings_apart():
 def test_schedules_are_resolved_each_step_and_checked():
     r = fastopt.Momentum(lr=lambda t: 1.0 / t, beta=lambda t: 0.5)
     program = trace(r, np.float32)
-    given = dict(zip(program.scalars, host_scalars(program, r, 4), strict=True))
+    given = dict(zip(program.scalars, host_scalars(program, r)(4), strict=True))
     assert given["m_size"] == 0.25
     assert given["beta"] == 0.5
     nested = fastopt.GradientNoise(fastopt.SGD(lr=lambda t: 2.0 * t), eta=lambda t: 4.0, gamma=0.0)
     program = trace(nested, np.float32)
-    given = dict(zip(program.scalars, host_scalars(program, nested, 3), strict=True))
+    given = dict(zip(program.scalars, host_scalars(program, nested)(3), strict=True))
     assert given["lr"] == 6.0
     assert given["noise_scale"] == 2.0
     with pytest.raises(SettingError, match="lr is out of its range"):
-        host_scalars(trace(fastopt.SGD(lr=lambda t: -1.0), np.float32), fastopt.SGD(lr=lambda t: -1.0), 1)
+        host_scalars(trace(fastopt.SGD(lr=lambda t: -1.0), np.float32), fastopt.SGD(lr=lambda t: -1.0))(1)
 
 
 OUT_OF_RANGE = [

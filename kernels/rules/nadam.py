@@ -27,8 +27,8 @@ class NAdam:
     float32: 28 bytes a parameter and step.
 
     Where others differ: the form here is torch's, which averages m with β₁ where the paper's m decays by μₜ; torch
-    keeps Πₜ in float32 unless torch's default type is float64, and so is off by some 1e-7 in each step. optax.nadam
-    has no warm-up of the momentum; it is `momentum_decay=1e6` here, where 0.96^(t·ψ) is 0 and μₜ = β₁.
+    keeps Πₜ in float32 unless torch's default type is float64, which puts its steps off by some 1e-8. optax.nadam has
+    no warm-up of the momentum; it is `momentum_decay=1e6` here, where 0.96^(t·ψ) is 0 and μₜ = β₁.
 
     >>> import numpy as np, fastopt
     >>> p, g, m, v = np.zeros(2), np.array([0.5, -2.0]), np.zeros(2), np.zeros(2)

@@ -22,8 +22,9 @@ class RAdam:
         r = √((ρ − 4)(ρ − 2) ρ∞ / ((ρ∞ − 4)(ρ∞ − 2) ρ))
 
     Buffers: m is in units of the gradient, v in its square; both start at zero. Settings: lr, eps, weight_decay ≥ 0;
-    betas in [0, 1); with β₂ ≤ ⅔, ρ never reaches 5 and every step is a plain one. The plain steps are in units of the
-    gradient, not of lr: large gradients make them large. float32: 28 bytes a parameter and step.
+    betas in [0, 1); with β₂ ≤ ⅔, ρ never reaches 5 and every step is a plain one. The plain steps are those of
+    Momentum(bias_correction=True), in units of the gradient and not of lr: large gradients make them large.
+    float32: 28 bytes a parameter and step.
 
     Where others differ: the form here is torch's. optax.radam adds ε to √v̂ instead of √v (the two agree at ε = 0) and
     rectifies where ρ ≥ 5; the paper's algorithm rectifies where ρ > 4 and has no ε.

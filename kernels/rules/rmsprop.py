@@ -21,7 +21,8 @@ class RMSprop:
     Settings: lr, eps, momentum, weight_decay ≥ 0, alpha in [0, 1). float32: 20 bytes a parameter and step, 8 more for
     each of centered and momentum.
 
-    Where others differ: the form here is torch's. optax.rmsprop has decay=0.9 (α) and ε inside the root by default.
+    Where others differ: the form here is torch's. optax.rmsprop has decay=0.9 (α) and ε inside the root by default, and
+    its momentum adds up lr · s, so that a schedule acts on steps taken long ago less than here.
     The variance v − a² of a steady gradient can round to just below zero, where torch's root gives NaN; here such a
     variance is 0.
 

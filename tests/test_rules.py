@@ -1,0 +1,98 @@
+"""What holds for each rule as a class: its place in the tables, its defaults, its documented cost, what it refuses."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from math import prod
+
+import numpy as np
+import pytest
+from cases import CASES, halving, warming
+
+import fastopt
+from fastopt.kernels.program import trace
+from fastopt.kernels.rules import RULES, nadam
+from fastopt.kernels.settings import at
+
+
+def test_every_rule_has_cases():
+    assert {type(rule) for rule in CASES.values()} == {*RULES.values(), fastopt.GradientNoise}
+    assert all(case.split("-")[0] in {*RULES, "noise"} for case in CASES)
+
+
+def test_no_two_cases_are_the_same():
+    assert len(set(CASES.values())) == len(CASES)
+
+
+@pytest.mark.parametrize("rule", RULES.values())
+def test_the_docstring_states_the_bytes_that_the_kernel_moves(rule):
+    stated = re.search(r"float32: (\d+) bytes", re.sub(r"\s+", " ", rule.__doc__))
+    assert stated
+    assert trace(rule(), np.float32).bytes_per_parameter == int(stated[1])
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES.values() if rule.__name__ not in ("Momentum", "Lion")])
+def test_defaults_are_torchs(rule):
+    optim = pytest.importorskip("torch", reason="torch is not installed: no defaults to compare").optim
+    theirs = inspect.signature(getattr(optim, rule.__name__)).parameters
+    for name, ours in inspect.signature(rule).parameters.items():
+        if name not in ("decoupled", "eps_inside_sqrt"):
+            assert ours.default == theirs[name].default, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_scalars_are_a_function_of_t_alone(case):
+    rule = at(CASES[case], 1)
+    forwards = [rule.scalars(t) for t in range(1, 60)]
+    assert forwards == [rule.scalars(t) for t in reversed(range(1, 60))][::-1]
+
+
+def at_once(t: int, *settings: float) -> float:
+    nadam._latest.cache_clear()
+    return nadam._product(t, *settings)
+
+
+@pytest.fixture
+def multiplied(monkeypatch):
+    """List the steps whose momentum is multiplied into NAdam's product."""
+    steps, momentum = [], nadam._momentum
+    monkeypatch.setattr(nadam, "_momentum", lambda k, *settings: steps.append(k) or momentum(k, *settings))
+    return steps
+
+
+@pytest.mark.parametrize("settings", [(0.9, 4e-3), (0.99, 0.0), (0.0, 4e-3), (0.5, 1e6)])
+def test_nadams_product_is_the_same_step_by_step_and_at_once(settings):
+    nadam._latest.cache_clear()
+    walked = [nadam._product(t, *settings) for t in range(1, 1000)]
+    assert walked == [at_once(t, *settings) for t in range(1, 1000)]
+    assert walked[:30] == [prod(nadam._momentum(k, *settings) for k in range(1, t + 1)) for t in range(1, 31)]
+
+
+def test_nadams_product_goes_on_from_the_last_step(multiplied):
+    at_once(20, 0.9, 4e-3)
+    multiplied.clear()
+    nadam._product(21, 0.9, 4e-3)
+    assert multiplied == [21]
+
+
+def test_nadams_product_stops_where_it_no_longer_shows(multiplied):
+    assert 1 - at_once(10**15, 0.9, 4e-3) == 1
+    nadam._product(10**15 + 1, 0.9, 4e-3)
+    assert len(multiplied) < 38 / (1 - 0.9)  # 0.9ᵏ < 2⁻⁵⁴ after 356 steps, and every momentum is at most 0.9
+
+
+@pytest.mark.parametrize("setting", [{"betas": (halving, 0.999)}, {"momentum_decay": halving}])
+def test_nadams_momenta_cannot_follow_a_schedule(setting):
+    with pytest.raises(fastopt.SettingError, match="cannot follow a schedule"):
+        fastopt.NAdam(**setting)
+
+
+def test_nadams_other_settings_can():
+    rule = fastopt.NAdam(lr=halving, betas=(0.9, warming))
+    assert at(rule, 12).scalars(12) == fastopt.NAdam(lr=halving(12), betas=(0.9, warming(12))).scalars(12)
+
+
+def test_an_initial_value_cannot_follow_a_schedule():
+    with pytest.raises(fastopt.SettingError, match="initial_accumulator_value"):
+        fastopt.Adagrad(initial_accumulator_value=halving)

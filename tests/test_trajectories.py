@@ -1,0 +1,177 @@
+"""Are the rules right? They go where PyTorch, optax and the published formulas go."""
+
+from __future__ import annotations
+
+import dataclasses
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES, halving, walk, warming
+from peers import PEERS, START, STEPS, STORED, gradient, path
+
+import fastopt
+
+RECORDED = np.load(Path(__file__).parent / "data" / "trajectories.npz", allow_pickle=False)
+
+# Both sides compute in float64 what is the same on paper, in different orders. A step has at most 30 roundings of
+# 1.1e-16, so 100 steps add up to 3.3e-13 of the largest values around; the problem contracts, so that early ones fade.
+# One scalar is ill-conditioned: RAdam's ρ is about 5 when it first counts and a difference of numbers of about 2000,
+# which brings p's error to some 1e-12 where the two take different powers of β₂. Ten times that:
+TOLERANCE = 1e-11
+
+
+def close(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.all(np.abs(a - b) <= TOLERANCE * np.maximum(np.abs(b).max(), np.abs(b))))
+
+
+def follow(rule: Any, lrs: np.ndarray, steps: int = STEPS) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Take the rule where the peers went, at their learning rates; give p at the steps STORED and the last buffers."""
+    if np.ptp(lrs):
+        rule = dataclasses.replace(rule, lr=lambda t: float(lrs[t - 1]))
+    ps, buffers = [], {}
+    for buffers in walk(rule, START, gradient, steps, backend="reference"):
+        ps.append(buffers["p"].copy())
+    return np.array([ps[t - 1] for t in STORED if t <= steps]), buffers
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_rule_goes_where_its_peer_went(name):
+    peer = PEERS[name]
+    rule, lrs = CASES[peer.case], RECORDED[f"{name}/lr"]
+    assert np.ptp(lrs) or rule.lr == lrs[0]
+    p, buffers = follow(rule, lrs)
+    assert close(p, RECORDED[f"{name}/p"])
+    for ours in peer.state:
+        assert close(buffers[ours], RECORDED[f"{name}/{ours}"]), ours
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_peer_still_goes_there(name):
+    peer = PEERS[name]
+    pytest.importorskip(peer.library, reason=f"{peer.library} is not installed: compared with what it once gave only")
+    live = path(peer)
+    assert close(live.lr, RECORDED[f"{name}/lr"])
+    assert close(live.p, RECORDED[f"{name}/p"])
+    for ours, x in live.state.items():
+        assert close(x, RECORDED[f"{name}/{ours}"]), ours
+
+
+def test_the_file_is_of_this_table():
+    extra = {"versions", "start", "stored"}
+    assert {key.split("/")[0] for key in RECORDED.files} == PEERS.keys() | extra
+    assert np.array_equal(RECORDED["start"], START)
+    assert RECORDED["stored"].tolist() == list(STORED)
+    assert {text.split()[0] for text in RECORDED["versions"]} >= {"torch", "optax"}
+
+
+def changed(rule: Any) -> list[Any]:
+    """Give the rules that differ from this one in one setting: a switch turned, or a number 1 % off (0 made 0.01)."""
+
+    def off(x: Any) -> Any:
+        if isinstance(x, bool):
+            return not x
+        if isinstance(x, tuple):
+            return None
+        return 0.01 if not x else 0.99 * x
+
+    near = []
+    for f in dataclasses.fields(rule):
+        x = getattr(rule, f.name)
+        if isinstance(x, tuple):
+            near += [{f.name: (*x[:k], off(x[k]), *x[k + 1 :])} for k in range(len(x))]
+        else:
+            near.append({f.name: off(x)})
+    rules = []
+    for change in near:
+        try:
+            rules.append(dataclasses.replace(rule, **change))
+        except fastopt.SettingError:  # two settings that exclude each other
+            continue
+    return rules
+
+
+def without_effect(rule: Any, other: Any) -> bool:
+    """Whether the one setting that differs is how to do what neither of the two does."""
+    differs = [f.name for f in dataclasses.fields(rule) if getattr(rule, f.name) != getattr(other, f.name)]
+    return (
+        (differs in (["decoupled"], ["decoupled_weight_decay"]) and not rule.weight_decay)
+        or (differs == ["eps_inside_sqrt"] and not rule.eps)
+        or (differs == ["momentum_decay"] and rule.momentum_decay == 1e6)  # has decayed either way
+    )
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_no_other_setting_goes_there(name):
+    rule, lrs = CASES[PEERS[name].case], RECORDED[f"{name}/lr"]
+    for other in changed(rule):
+        if not without_effect(rule, other) and not (np.ptp(lrs) and other.lr != rule.lr):
+            assert not close(follow(other, lrs)[0], RECORDED[f"{name}/p"]), other
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_no_other_rule_goes_there(name):
+    # Within six steps: RAdam's first five are those of Momentum(bias_correction=True).
+    rule, lrs = CASES[PEERS[name].case], RECORDED[f"{name}/lr"]
+    for other in fastopt.rules.RULES.values():
+        if other is not type(rule):
+            assert not close(follow(other(lr=rule.lr), lrs, steps=6)[0], RECORDED[f"{name}/p"][:5]), other
+
+
+# What neither library has, as its source writes it. Each is a function of the gradients g₁ … gₜ seen so far: sums
+# instead of recurrences wherever the two are the same on paper.
+
+
+def _nesterov(t: int, gs: list, *, corrected: bool, beta: float = 0.9, lr: float = 0.1) -> Any:
+    average = sum((1 - beta) * beta ** (t - k) * g for k, g in enumerate(gs, 1))
+    ahead = beta * average / (1 - beta ** (t + 1) if corrected else 1)
+    return lr * (ahead + (1 - beta) * gs[-1] / (1 - beta**t if corrected else 1))
+
+
+def _adam_scheduled(t: int, gs: list) -> Any:
+    m = sum(0.1 * 0.9 ** (t - k) * g for k, g in enumerate(gs, 1))
+    v = np.zeros_like(m)
+    for k, g in enumerate(gs, 1):
+        v = warming(k) * v + (1 - warming(k)) * g * g
+    return halving(t) * m / (1 - 0.9**t) / (np.sqrt(v / (1 - warming(t) ** t)) + 1e-3)
+
+
+PUBLISHED = {
+    "sgd-scheduled": lambda t, gs: halving(t) * gs[-1],
+    "momentum-nesterov": lambda t, gs: _nesterov(t, gs, corrected=False),
+    "momentum-nesterov-weight-decay": lambda t, gs: _nesterov(t, gs, corrected=False),
+    "momentum-nesterov-bias-correction": lambda t, gs: _nesterov(t, gs, corrected=True),
+    "adam-scheduled": _adam_scheduled,
+}
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_a_rule_goes_where_its_formula_goes(case):
+    rule, p, gs = CASES[case], START, []
+    for t, buffers in enumerate(walk(rule, START, gradient, STEPS), 1):
+        gs.append(gradient(p, t) + rule.weight_decay * p)
+        p = p - PUBLISHED[case](t, gs)
+        assert close(buffers["p"], p), t
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("noise-")])
+def test_a_rule_with_noise_is_the_rule_on_noisy_gradients(case):
+    rule = CASES[case]
+    p, seed = START, 3
+
+    def noisy(p: np.ndarray, t: int) -> np.ndarray:
+        # p ← 0 − 1 · (0 + 1 · z): the same normal numbers, seen alone.
+        z = {"p": np.zeros(p.size), "g": np.zeros(p.size)}
+        fastopt.update(fastopt.GradientNoise(fastopt.SGD(lr=1.0), eta=1.0, gamma=0.0), t, z, seed=seed)
+        return gradient(p, t) + sqrt(rule.eta / (1 + t) ** rule.gamma) * -z["p"]
+
+    pairs = zip(walk(rule, p, gradient, 20, seed=seed), walk(rule.rule, p, noisy, 20), strict=True)
+    for ours, inner in pairs:
+        assert np.array_equal(ours["p"], inner["p"])  # the same operations in the same order: no tolerance
+
+
+def test_every_case_is_compared_with_something():
+    noise = {case for case in CASES if case.startswith("noise-")}
+    assert {peer.case for peer in PEERS.values()} | PUBLISHED.keys() | noise == CASES.keys()
