@@ -87,6 +87,7 @@ class Optimizer:
         dtype = _precision(values, storage)
         self._seed = dispatch.whole(seed, "seed", "Optimizer")
         self._t = 0
+        self._arguments = {"rule": rule, "groups": groups, "storage": storage, "backend": backend}
         chosen = dispatch.choose(backend, "Optimizer")
         members = _members(rule, list(values), groups or {})
         counts = [padded(sum(values[name].size for name in names)) for names in members.values()]
@@ -199,6 +200,10 @@ class Optimizer:
             own[key][...] = array
         self._t, self._seed = t, seed
 
+    def __reduce__(self) -> tuple:
+        """Pickle and deep-copy by building anew: a kernel holds the addresses of its own optimizer's memory."""
+        return _restored, (self._arguments, self.state_dict(), {name: view.copy() for name, view in self.grads.items()})
+
     def _all(self) -> list[tuple[str, str, np.ndarray]]:
         """List every kept array as (buffer, parameter, view)."""
         entries = [("p", name, view) for name, view in self.params.items()]
@@ -213,6 +218,15 @@ class Optimizer:
         count = sum(view.size for view in self.params.values())
         rules = ", ".join(repr(group.rule) for group in self._groups)
         return f"Optimizer({rules}; {len(self.params)} arrays, {count:,} parameters, t={self._t})"
+
+
+def _restored(arguments: dict[str, Any], state: dict[str, Any], grads: dict[str, np.ndarray]) -> Optimizer:
+    params = {name: state[f"p/{name}"] for name in grads}
+    opt = Optimizer(params=params, **arguments)
+    opt.load_state_dict(state)
+    for name, value in grads.items():
+        opt.grads[name][...] = value
+    return opt
 
 
 def _mapping(value: Any, where: str, what: str) -> dict[str, Any]:

@@ -67,7 +67,10 @@ def _hire(count: int) -> None:
     global _workers
     with _lock:
         while _workers < count:
-            threading.Thread(target=_serve, args=(_work,), name=f"fastopt-{_workers}", daemon=True).start()
+            try:
+                threading.Thread(target=_serve, args=(_work,), name=f"fastopt-{_workers}", daemon=True).start()
+            except RuntimeError:  # no more threads may start, at exit for example: those there are do the work
+                return
             _workers += 1
 
 

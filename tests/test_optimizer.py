@@ -1,7 +1,9 @@
 """The stateful surface: packing, views, groups, steps, checkpoints, and errors that change nothing."""
 
+import copy
 import io
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +17,12 @@ RNG = np.random.default_rng(0)
 SHAPES = {"w": (7, 5), "b": (5,), "empty": (0, 3), "scalar": (), "head.w": (5, 60), "head.b": (60,)}
 
 
-def values(dtype=np.float32) -> dict[str, np.ndarray]:
+def values(dtype: Any = np.float32) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     return {name: rng.standard_normal(shape).astype(dtype) for name, shape in SHAPES.items()}
 
 
-def gradients(t: int, dtype=np.float32) -> dict[str, np.ndarray]:
+def gradients(t: int, dtype: Any = np.float32) -> dict[str, np.ndarray]:
     rng = np.random.default_rng([2, t])
     return {name: rng.standard_normal(shape).astype(dtype) for name, shape in SHAPES.items()}
 
@@ -240,6 +242,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(case, way):
         second.step(gradients(t))
     for key, value in whole.state_dict().items():
         assert np.array_equal(second.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["deepcopy", "pickle"]
+)
+def test_a_copy_goes_on_by_itself(way):
+    first = fastopt.Optimizer(CASES["adam-scheduled"], values(), groups={"*b": {"lr": 0.5}}, storage="f64", seed=4)
+    first.step(gradients(1, np.float64))
+    second = way(first)
+    assert everything(second) == everything(first)
+    before = everything(first)
+    second.step()
+    assert everything(first) == before
+    first.step()
+    assert everything(second) == everything(first)
 
 
 def test_grouping_may_differ_when_state_is_loaded():
