@@ -27,6 +27,7 @@ A setting out of the range that its schedule states is a SettingError when the s
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def _check(schedule: Any, /, **checks: _Check) -> None:
         object.__setattr__(schedule, name, check(type(schedule).__name__, name, getattr(schedule, name)))
 
 
-class Schedule:
+class Schedule(ABC):
     """What all schedules share: the call, which checks t and the value, and the operators that compose them.
 
     `schedule(t)` takes an integer t ≥ 0 and gives a Python float. Operands of `*` and `+` are schedules and numbers.
@@ -121,9 +122,9 @@ class Schedule:
 
     __array_ufunc__ = None  # NumPy's numbers leave `number * schedule` to the schedule
 
+    @abstractmethod
     def at(self, t: int) -> float:
         """Evaluate the schedule at t, which has been checked; what a class defines to be a schedule."""
-        raise NotImplementedError(f"{type(self).__name__} defines no at(t)")
 
     def __call__(self, t: int) -> float:
         t = _COUNT(type(self).__name__, "t", t)
