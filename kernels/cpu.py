@@ -1,7 +1,7 @@
 """The CPU backend: prints a Program as a Python module, compiles it with Numba, runs it on address ranges.
 
-A printed kernel is one loop over the elements of a chunk, inside one loop that claims chunks. It is compiled once for
-the program, for bare addresses and float64 scalars, so no call ever compiles anything and a call costs about 2 µs.
+A printed kernel is a short vector loop over the elements of a tile, in a loop that claims chunks. It is compiled once
+for the program, for bare addresses and float64 scalars, so no call ever compiles anything and a call costs about 2 µs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from fastopt.kernels import cache as files
 from fastopt.kernels import intrinsics, threads
 from fastopt.kernels.program import Node, Program, Text, infix, own_names, statements
+from fastopt.kernels.storage import TILE
 
 CHUNK = 32_768
 """Elements a thread claims at a time, a multiple of the tile: long enough that a claim costs nothing, short enough that
@@ -39,44 +40,9 @@ _CALLS = {name: name for name in ("sqrt", "rint", "floor", "ceil", "trunc", "cop
 }
 
 # Names of the printed skeleton, which a rule's own names must not hide.
-_RESERVED = frozenset(
-    [
-        "job",
-        "n",
-        "chunk",
-        "first",
-        "count",
-        "i",
-        "offset",
-        "low",
-        "index_low",
-        "index_high",
-        "key0",
-        "key1",
-        "float32",
-        "float64",
-        "intp",
-        "njit",
-        "types",
-        "min",
-        "range",
-        "buffer",
-        "claim",
-        "wide_vectors",
-        "word",
-        "to_float",
-        "from_bits",
-        "ceil",
-        "copysign",
-        "fabs",
-        "floor",
-        "rint",
-        "select",
-        "sign",
-        "sqrt",
-        "trunc",
-    ]
-)
+_SKELETON = "job n chunk first last tile i offset low index_low index_high key0 key1 min range"
+_IMPORTED = "float32 float64 intp njit types buffer claim prefetch wide_vectors word to_float from_bits"
+_RESERVED = frozenset([*_SKELETON.split(), *_IMPORTED.split(), *_CALLS.values()])
 
 
 def _render(node: Node, operands: list[Text], names: dict[str, str]) -> Text:
@@ -134,10 +100,8 @@ def print_module(program: Program) -> str:
     types = ["intp"] * (len(arguments) - len(scalars)) + ["float64"] * len(scalars)
     body = [f"{s.name} = {s.text}" for s in lines] + [f"{names[b]}[i] = {text}" for b, text in results.items()]
     text = "\n".join(body)
-    calls = {name for name in (*_CALLS.values(), "word", "to_float", "from_bits") if f"{name}(" in text} | {
-        "buffer",
-        "claim",
-    }
+    calls = {"buffer", "claim", "prefetch"}
+    calls |= {name for name in (*_CALLS.values(), "word", "to_float", "from_bits") if f"{name}(" in text}
     dtypes = {*kinds, program.dtype.name, "float64", *(["float32"] if "float32" in text else [])}
     read = [b.name for b in program.buffers if not b.written]
     written = [b.name for b in program.buffers if b.written]
@@ -147,7 +111,7 @@ def print_module(program: Program) -> str:
         calls |= {"wide_vectors", "word"}
         convert.insert(0, "wide_vectors()")
         convert.append("key0, key1, index_high = word(key0), word(key1), word(offset >> 32)")
-        base, index = ["low = word(offset + first)"], ["index_low = low + word(i)"]
+        base, index = ["low = word(offset + tile)"], ["index_low = low + word(i)"]
     return "\n".join(
         [
             f'"""{program.name}: one step on the CPU in {program.dtype.name}. Printed by fastopt; do not edit.',
@@ -168,15 +132,18 @@ def print_module(program: Program) -> str:
             *(f"    {line}" for line in convert),
             "    first = claim(job, -chunk, chunk)",
             "    while first < n:",
+            "        last = min(first + chunk, n)",
+            f"        for tile in range(first, last, {TILE}):",
             *(
-                f"        {b} = buffer({b}_at, first, {kind}, {k}, {len(buffers)})"
+                f"            {b} = buffer({b}_at, tile, {kind}, {k}, {len(buffers)})"
                 for k, (b, kind) in enumerate(zip(buffers, kinds, strict=True))
             ),
-            *(f"        {line}" for line in base),
-            "        count = min(chunk, n - first)",
-            "        for i in range(count):",
-            f"            {', '.join(f'{b}_i' for b in buffers)} = {', '.join(f'{b}[i]' for b in buffers)}",
-            *(f"            {line}" for line in [*index, *body]),
+            f"            if n > {CHUNK}:",
+            *(f"                prefetch({b})" for b in buffers),
+            *(f"            {line}" for line in base),
+            f"            for i in range(min({TILE}, last - tile)):",
+            f"                {', '.join(f'{b}_i' for b in buffers)} = {', '.join(f'{b}[i]' for b in buffers)}",
+            *(f"                {line}" for line in [*index, *body]),
             "        first = claim(job, first, chunk)",
             "",
         ]

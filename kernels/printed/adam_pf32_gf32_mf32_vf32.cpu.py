@@ -5,7 +5,7 @@ Reads and writes p, m, v; reads g: 28 bytes a parameter.
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.intrinsics import buffer, claim, sqrt
+from fastopt.kernels.intrinsics import buffer, claim, prefetch, sqrt
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64, float64,
@@ -29,17 +29,23 @@ def adam_pf32_gf32_mf32_vf32(
     keep = float32(keep)
     first = claim(job, -chunk, chunk)
     while first < n:
-        p = buffer(p_at, first, float32, 0, 4)
-        g = buffer(g_at, first, float32, 1, 4)
-        m = buffer(m_at, first, float32, 2, 4)
-        v = buffer(v_at, first, float32, 3, 4)
-        count = min(chunk, n - first)
-        for i in range(count):
-            p_i, g_i, m_i, v_i = p[i], g[i], m[i], v[i]
-            m_new = beta1 * m_i + rest1 * g_i
-            v_new = beta2 * v_i + rest2 * (g_i * g_i)
-            p_new = p_i - step_size * m_new / (sqrt(v_new) * root + eps)
-            p[i] = p_new
-            m[i] = m_new
-            v[i] = v_new
+        last = min(first + chunk, n)
+        for tile in range(first, last, 256):
+            p = buffer(p_at, tile, float32, 0, 4)
+            g = buffer(g_at, tile, float32, 1, 4)
+            m = buffer(m_at, tile, float32, 2, 4)
+            v = buffer(v_at, tile, float32, 3, 4)
+            if n > 32768:
+                prefetch(p)
+                prefetch(g)
+                prefetch(m)
+                prefetch(v)
+            for i in range(min(256, last - tile)):
+                p_i, g_i, m_i, v_i = p[i], g[i], m[i], v[i]
+                m_new = beta1 * m_i + rest1 * g_i
+                v_new = beta2 * v_i + rest2 * (g_i * g_i)
+                p_new = p_i - step_size * m_new / (sqrt(v_new) * root + eps)
+                p[i] = p_new
+                m[i] = m_new
+                v[i] = v_new
         first = claim(job, first, chunk)

@@ -5,7 +5,7 @@ Reads and writes p, m; reads g: 20 bytes a parameter.
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.intrinsics import buffer, claim
+from fastopt.kernels.intrinsics import buffer, claim, prefetch
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64,
@@ -23,14 +23,19 @@ def momentum_nesterov_pf32_gf32_mf32(
     decay = float32(decay)
     first = claim(job, -chunk, chunk)
     while first < n:
-        p = buffer(p_at, first, float32, 0, 3)
-        g = buffer(g_at, first, float32, 1, 3)
-        m = buffer(m_at, first, float32, 2, 3)
-        count = min(chunk, n - first)
-        for i in range(count):
-            p_i, g_i, m_i = p[i], g[i], m[i]
-            m_new = beta * m_i + rest * g_i
-            p_new = p_i - (m_size * m_new + g_size * g_i)
-            p[i] = p_new
-            m[i] = m_new
+        last = min(first + chunk, n)
+        for tile in range(first, last, 256):
+            p = buffer(p_at, tile, float32, 0, 3)
+            g = buffer(g_at, tile, float32, 1, 3)
+            m = buffer(m_at, tile, float32, 2, 3)
+            if n > 32768:
+                prefetch(p)
+                prefetch(g)
+                prefetch(m)
+            for i in range(min(256, last - tile)):
+                p_i, g_i, m_i = p[i], g[i], m[i]
+                m_new = beta * m_i + rest * g_i
+                p_new = p_i - (m_size * m_new + g_size * g_i)
+                p[i] = p_new
+                m[i] = m_new
         first = claim(job, first, chunk)

@@ -5,7 +5,7 @@ Reads and writes p, v, a, m; reads g: 36 bytes a parameter.
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.intrinsics import buffer, claim, select, sqrt
+from fastopt.kernels.intrinsics import buffer, claim, prefetch, select, sqrt
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64,
@@ -25,21 +25,28 @@ def rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
     decay = float32(decay)
     first = claim(job, -chunk, chunk)
     while first < n:
-        p = buffer(p_at, first, float32, 0, 5)
-        g = buffer(g_at, first, float32, 1, 5)
-        v = buffer(v_at, first, float32, 2, 5)
-        a = buffer(a_at, first, float32, 3, 5)
-        m = buffer(m_at, first, float32, 4, 5)
-        count = min(chunk, n - first)
-        for i in range(count):
-            p_i, g_i, v_i, a_i, m_i = p[i], g[i], v[i], a[i], m[i]
-            v_new = alpha * v_i + rest * (g_i * g_i)
-            a_new = alpha * a_i + rest * g_i
-            x2 = v_new - a_new * a_new
-            m_new = momentum * m_i + g_i / (sqrt(select(x2 < float32(0.0), float32(0.0), x2)) + eps)
-            p_new = p_i - lr * m_new
-            p[i] = p_new
-            v[i] = v_new
-            a[i] = a_new
-            m[i] = m_new
+        last = min(first + chunk, n)
+        for tile in range(first, last, 256):
+            p = buffer(p_at, tile, float32, 0, 5)
+            g = buffer(g_at, tile, float32, 1, 5)
+            v = buffer(v_at, tile, float32, 2, 5)
+            a = buffer(a_at, tile, float32, 3, 5)
+            m = buffer(m_at, tile, float32, 4, 5)
+            if n > 32768:
+                prefetch(p)
+                prefetch(g)
+                prefetch(v)
+                prefetch(a)
+                prefetch(m)
+            for i in range(min(256, last - tile)):
+                p_i, g_i, v_i, a_i, m_i = p[i], g[i], v[i], a[i], m[i]
+                v_new = alpha * v_i + rest * (g_i * g_i)
+                a_new = alpha * a_i + rest * g_i
+                x2 = v_new - a_new * a_new
+                m_new = momentum * m_i + g_i / (sqrt(select(x2 < float32(0.0), float32(0.0), x2)) + eps)
+                p_new = p_i - lr * m_new
+                p[i] = p_new
+                v[i] = v_new
+                a[i] = a_new
+                m[i] = m_new
         first = claim(job, first, chunk)
