@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,14 +63,29 @@ def update(
                 explain(where, f"the buffer {name!r} is missing.", got=", ".join(map(str, buffers)) or "none")
             )
     p = flat(buffers["p"], "p", where, written=True)
-    program = trace(rule, p.dtype)
+    program, scalars = plan(rule, p.dtype)
     arrays = _collect(program, buffers, p, where)
     require_disjoint(dict(zip([b.name for b in program.buffers], arrays, strict=True)), where)
     t, seed, offset = step_number(t, where), whole(seed, "seed", where), whole(offset, "offset", where)
     if offset < 0:
         raise SettingError(explain(where, "offset is an index.", got=offset, expected="≥ 0"))
     launch = bind(program, rule, arrays, choose(backend, where))
-    launch((*noise_keys(seed, t), offset) if program.noise else (), host_scalars(program, rule)(t))
+    launch((*noise_keys(seed, t), offset) if program.noise else (), scalars(t))
+
+
+def plan(rule: Any, dtype: np.dtype) -> tuple[Program, Callable[[int], tuple[float, ...]]]:
+    """Give the program of a rule and the function of t that computes its scalars; remembered while rules come again."""
+    try:
+        return _plan(rule, dtype)
+    except TypeError:  # not hashable, which tracing explains; a RuleError is a TypeError too
+        trace(rule, dtype)
+        raise
+
+
+@lru_cache(maxsize=256)
+def _plan(rule: Any, dtype: np.dtype) -> tuple[Program, Callable[[int], tuple[float, ...]]]:
+    program = trace(rule, dtype)
+    return program, host_scalars(program, rule)
 
 
 def _collect(program: Program, buffers: Mapping[str, Any], p: np.ndarray, where: str) -> list[np.ndarray]:
@@ -88,16 +105,17 @@ def _collect(program: Program, buffers: Mapping[str, Any], p: np.ndarray, where:
                 else f"pass zeros like p as {missing[0]!r} at first",
             )
         )
-    shape = np.shape(buffers["p"])
+    shape = getattr(buffers["p"], "shape", p.shape)
     arrays = [p]
     for b in program.buffers[1:]:
         array = flat(buffers[b.name], b.name, where, written=b.written)
-        if array.dtype != p.dtype or np.shape(buffers[b.name]) != shape:
+        found = getattr(buffers[b.name], "shape", array.shape)
+        if array.dtype != p.dtype or found != shape:
             raise LayoutError(
                 explain(
                     where,
                     f"the buffer {b.name!r} does not match the parameter.",
-                    got=f"{array.dtype}{list(np.shape(buffers[b.name]))}",
+                    got=f"{array.dtype}{list(found)}",
                     expected=f"{p.dtype}{list(shape)}, as p",
                 )
             )
@@ -170,13 +188,12 @@ def adopt(value: Any, name: str, where: str) -> np.ndarray:
 
 def require_disjoint(arrays: Mapping[str, np.ndarray], where: str) -> None:
     """Raise a LayoutError if any two of these contiguous arrays share memory."""
-    named = list(arrays.items())
-    for k, (name, array) in enumerate(named):
-        for other, second in named[:k]:
-            if np.may_share_memory(array, second):  # bounds only, which is exact for contiguous arrays
-                raise LayoutError(
-                    explain(where, f"the buffers {other!r} and {name!r} overlap.", do="give each buffer its own memory")
-                )
+    places = sorted([(a.__array_interface__["data"][0], a.nbytes, name) for name, a in arrays.items() if a.size])
+    for (start, size, name), (following, _, other) in pairwise(places):
+        if start + size > following:
+            raise LayoutError(
+                explain(where, f"the buffers {name!r} and {other!r} overlap.", do="give each buffer its own memory")
+            )
 
 
 def choose(backend: str, where: str) -> str:

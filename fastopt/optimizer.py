@@ -14,7 +14,7 @@ import numpy as np
 from fastopt import dispatch
 from fastopt.buffers import allocate, padded, views
 from fastopt.errors import LayoutError, RuleError, SettingError, explain, suggest
-from fastopt.kernels.program import Program, host_scalars, trace
+from fastopt.kernels.program import Program
 from fastopt.kernels.settings import is_rule, require_rule
 from fastopt.kernels.storage import NAMES, STORAGES, noise_keys
 
@@ -97,7 +97,7 @@ class Optimizer:
         self._groups: list[Group] = []
         offset = 0
         for (group_rule, names), count in zip(members.items(), counts, strict=True):
-            program = trace(group_rule, dtype)
+            program, scalars = dispatch.plan(group_rule, dtype)
             shapes = {name: values[name].shape for name in names}
             n = sum(math.prod(shape) for shape in shapes.values())
             initial = _initial(group_rule, program)
@@ -107,7 +107,6 @@ class Optimizer:
             flat = [self.flat_params[offset:], self.flat_grads[offset:], *state.values()]
             launch = dispatch.bind(program, group_rule, [a[:n] for a in flat], chosen)
             named = {s: views(a, shapes) for s, a in state.items()}
-            scalars = host_scalars(program, group_rule)
             self._groups.append(Group(group_rule, program, shapes, offset, state, named, scalars, launch))
             offset += count
         self.params: Mapping[str, np.ndarray] = MappingProxyType({name: all_params[name] for name in values})
