@@ -1,0 +1,30 @@
+"""The console script `fastopt`: it runs a command, and says in one line what to install where something is missing."""
+
+from __future__ import annotations
+
+import sys
+
+from fastopt.errors import FastoptError
+
+_EXTRA = ("matplotlib", "rich", "sklearn", "threadpoolctl", "typer")
+
+
+def main() -> None:
+    """Run the command that the arguments name; an error on purpose is its message on stderr and exit code 2."""
+    try:
+        from fastopt.demo.commands import app
+
+        app()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        sys.exit(_stop(f"fastopt: this needs {error.name}, which is not installed: pip install 'fastopt[demo]'"))
+    except FastoptError as error:
+        sys.exit(_stop(str(error)))
+    except OSError as error:  # a file that cannot be written, a full disk
+        sys.exit(_stop(f"fastopt: {error}"))
+
+
+def _stop(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 2

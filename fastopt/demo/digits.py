@@ -1,0 +1,180 @@
+"""A real training run, small enough for a classroom: handwritten digits and a multilayer perceptron in NumPy.
+
+The network computes its gradients straight into `opt.grads`, views into fastopt's flat gradient buffer, so nothing is
+copied between the backward pass and the step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import fastopt
+from fastopt import schedules
+from fastopt.errors import SettingError, explain, suggest
+
+SIZES = (64, 128, 64, 10)
+"""Units of each layer: 8 × 8 pixels, two hidden layers, ten digits."""
+
+JITTER = 0.5
+"""Deviation of the noise that training images get afresh in every epoch, in deviations of a pixel.
+
+It lifts the mean test accuracy of Adam over 10 seeds from 98.1 to 98.6 %, the worst from 96.9 to 97.8 %.
+"""
+
+LEARNING_RATES = {
+    "sgd": 0.3, "momentum": 0.4, "rmsprop": 3e-3, "adam": 5e-3, "adagrad": 5e-2,
+    "adadelta": 3.0, "adamax": 1.5e-2, "nadam": 6e-3, "radam": 1e-2, "lion": 1e-3,
+}  # fmt: skip
+"""The learning rate at which each rule trains well here, with a batch size of 64 and any of the schedules."""
+
+SCHEDULES: dict[str, Callable[[float, int], schedules.Schedule]] = {
+    "constant": lambda lr, steps: schedules.Constant(lr),
+    "cosine": schedules.Cosine,
+    "warmup-cosine": lambda lr, steps: schedules.Warmup(steps // 10) * schedules.Cosine(lr, steps),
+    "step": lambda lr, steps: schedules.Step(lr, every=-(-steps // 3), factor=0.2),
+    "exponential": lambda lr, steps: schedules.Exponential(lr, gamma=0.01 ** (1 / steps)),
+    "inverse-time": lambda lr, steps: schedules.InverseTime(lr, k=9 / steps),
+    "one-cycle": schedules.OneCycle,
+    "warmup-stable-decay": lambda lr, steps: schedules.WarmupStableDecay(
+        lr, warmup=steps // 10, stable=steps - steps // 10 - max(steps // 4, 1), decay=max(steps // 4, 1)
+    ),
+}
+"""Schedules of the learning rate over a run, from the rate and the number of steps."""
+
+
+class Digits(NamedTuple):
+    """Images as float32 rows of 64 standardised pixels, and their labels 0 to 9."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+class Run(NamedTuple):
+    """What a training run gave: the loss of every step's batch, the test accuracy after every epoch, and its times."""
+
+    losses: np.ndarray
+    accuracies: np.ndarray
+    steps_per_second: float
+    step_share: float  # of the training time, in the optimizer's step
+
+
+def load(seed: int) -> Digits:
+    """Load scikit-learn's digits (nothing is downloaded), a fifth of each class for testing.
+
+    Pixels are standardised with one mean and one deviation, those of all pixels of the training images.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    x, y = load_digits(return_X_y=True)
+    split: Any = train_test_split(x, y, test_size=0.2, stratify=y, random_state=seed)
+    x_train, x_test, y_train, y_test = split
+    mean, deviation = x_train.mean(), x_train.std()
+    x_train, x_test = (((x - mean) / deviation).astype(np.float32) for x in (x_train, x_test))
+    return Digits(x_train, y_train, x_test, y_test)
+
+
+def initial(seed: int) -> dict[str, np.ndarray]:
+    """Draw the network's parameters: He et al.'s normal weights, of variance 2 / inputs, and zero biases."""
+    random = np.random.default_rng(seed)
+    params = {}
+    for k, (inputs, outputs) in enumerate(pairwise(SIZES), start=1):
+        weights = random.standard_normal((inputs, outputs)) * np.sqrt(2 / inputs)
+        params |= {f"w{k}": weights.astype(np.float32), f"b{k}": np.zeros(outputs, np.float32)}
+    return params
+
+
+def forward(params: Mapping[str, np.ndarray], x: np.ndarray) -> list[np.ndarray]:
+    """Compute every layer's output, from the input to the scores of the ten digits."""
+    layers = [x]
+    for k in range(1, len(SIZES)):
+        scores = layers[-1] @ params[f"w{k}"] + params[f"b{k}"]
+        layers.append(scores if k == len(SIZES) - 1 else np.maximum(scores, 0))
+    return layers
+
+
+def loss_and_gradients(
+    params: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray
+) -> float:
+    """Compute the mean softmax cross-entropy of a batch and write its gradients into `grads`."""
+    layers = forward(params, x)
+    scores = layers[-1] - layers[-1].max(axis=1, keepdims=True)
+    exponentials = np.exp(scores)
+    sums = exponentials.sum(axis=1, keepdims=True)
+    rows = np.arange(len(y))
+    loss = np.mean(np.log(sums[:, 0]) - scores[rows, y])
+    delta = exponentials / sums
+    delta[rows, y] -= 1
+    delta /= len(y)
+    for k in range(len(SIZES) - 1, 0, -1):
+        np.matmul(layers[k - 1].T, delta, out=grads[f"w{k}"])
+        np.sum(delta, axis=0, out=grads[f"b{k}"])
+        if k > 1:
+            delta = (delta @ params[f"w{k}"].T) * (layers[k - 1] > 0)
+    return float(loss)
+
+
+def accuracy(params: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> float:
+    """Give the share of images whose highest score is that of their digit."""
+    return float(np.mean(forward(params, x)[-1].argmax(axis=1) == y))
+
+
+def rate(name: str, lr: float | None) -> float:
+    """Give the learning rate that was asked for, or the rule's own where there was none."""
+    return LEARNING_RATES[name] if lr is None else lr
+
+
+def make_rule(name: str, *, lr: float | None, schedule: str, steps: int, noise: float | None) -> Any:
+    """Make one of fastopt's rules for a run of so many steps; without a learning rate it takes the table's.
+
+    Raises:
+        SettingError: there is no such schedule, or the learning rate or noise is out of its range.
+
+    """
+    if schedule not in SCHEDULES:
+        do = suggest(schedule, list(SCHEDULES))
+        raise SettingError(explain("fastopt train", f"there is no schedule {schedule!r}.", do=do))
+    rule = fastopt.RULES[name](lr=rate(name, lr))
+    rule = replace(rule, lr=SCHEDULES[schedule](rule.lr, steps))
+    return rule if noise is None else fastopt.GradientNoise(rule, eta=noise)
+
+
+def train(
+    rule: Any,
+    data: Digits,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    backend: str = "auto",
+    on_epoch: Callable[[], object] = lambda: None,
+) -> Run:
+    """Train a fresh network with `rule`; the same seed gives every rule the same start and the same batches."""
+    from threadpoolctl import threadpool_limits
+
+    opt = fastopt.Optimizer(rule, initial(seed), backend=backend, seed=seed)
+    random = np.random.default_rng(seed)
+    losses, accuracies = [], []
+    training = stepping = 0.0
+    # Matrices this small are multiplied fastest by one thread. A run that diverges shows it in its loss.
+    with threadpool_limits(1, user_api="blas"), np.errstate(all="ignore"):
+        for epoch in range(epochs):
+            start = time.perf_counter()
+            images = data.x_train + np.float32(JITTER) * random.standard_normal(data.x_train.shape, np.float32)
+            for x, y in fastopt.minibatches(images, data.y_train, size=batch_size, seed=seed, epoch=epoch):
+                losses.append(loss_and_gradients(opt.params, opt.grads, x, y))
+                before = time.perf_counter()
+                opt.step()
+                stepping += time.perf_counter() - before
+            training += time.perf_counter() - start
+            accuracies.append(accuracy(opt.params, data.x_test, data.y_test))
+            on_epoch()
+    return Run(np.array(losses), np.array(accuracies), len(losses) / training, stepping / training)

@@ -1,0 +1,90 @@
+"""Races of update rules down the surfaces: which settings each runs with, the path it takes, when it arrives."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import fastopt
+from fastopt.demo.surfaces import SURFACES, Surface
+
+RATES = {
+    "bowl": {
+        "sgd": 0.039, "momentum": 0.039, "rmsprop": 0.1, "adam": 0.4, "adagrad": 1.5,
+        "adadelta": 0.15, "adamax": 0.4, "nadam": 0.4, "radam": 0.07, "lion": 0.1,
+    },
+    "saddle": {
+        "sgd": 0.05, "momentum": 0.05, "rmsprop": 0.03, "adam": 0.05, "adagrad": 0.15,
+        "adadelta": 0.3, "adamax": 0.05, "nadam": 0.05, "radam": 0.2, "lion": 0.04,
+    },
+    "rosenbrock": {
+        "sgd": 1e-3, "momentum": 1e-3, "rmsprop": 7e-3, "adam": 0.1, "adagrad": 1.0,
+        "adadelta": 3e-3, "adamax": 0.5, "nadam": 0.04, "radam": 4e-3, "lion": 4e-3,
+    },
+    "beale": {
+        "sgd": 3.5e-3, "momentum": 3.5e-3, "rmsprop": 0.02, "adam": 0.1, "adagrad": 0.5,
+        "adadelta": 0.03, "adamax": 0.3, "nadam": 0.1, "radam": 0.02, "lion": 0.01,
+    },
+}  # fmt: skip
+"""Learning rates that do each rule justice. SGD's is near the largest it is stable at, and momentum has the same."""
+
+_FORMS: dict[str, dict[str, Any]] = {
+    "momentum": {"dampening": 0.0},
+    "rmsprop": {"alpha": 0.9},
+    "adadelta": {"eps": 0.1},
+    "radam": {"betas": (0.9, 0.9)},
+}
+
+
+class Lane(NamedTuple):
+    """One rule's run: its path as rows (x, y) from the start on, f along it, the first step at or below the goal."""
+
+    name: str
+    rule: Any
+    path: np.ndarray
+    heights: np.ndarray
+    arrived: int | None
+
+
+def racer(name: str, surface: str) -> Any:
+    """Make the rule as it runs on that surface: momentum in the averaged form on the bowl, as heavy ball elsewhere."""
+    form = {} if (name, surface) == ("momentum", "bowl") else _FORMS.get(name, {})
+    return fastopt.RULES[name](lr=RATES[surface][name], **form)
+
+
+def describe(rule: Any) -> str:
+    """Name a rule's learning rate and the settings that are not its defaults: "lr=0.05, dampening=0.0"."""
+    if isinstance(rule, fastopt.GradientNoise):
+        return f"{describe(rule.rule)}, eta={rule.eta}"
+    settings = [(f.name, getattr(rule, f.name), f.default) for f in fields(rule)]
+    return ", ".join(f"{name}={value}" for name, value, default in settings if name == "lr" or value != default)
+
+
+def run(name: str, rule: Any, surface: Surface, *, steps: int, seed: int, backend: str) -> Lane:
+    """Take so many steps of `rule` from the surface's start, in float64."""
+    opt = fastopt.Optimizer(rule, {"xy": np.array(surface.start)}, backend=backend, seed=seed)
+    path = np.empty((steps + 1, 2))
+    path[0] = surface.start
+    with np.errstate(all="ignore"):  # a run that diverges shows it in its path
+        for step in range(1, steps + 1):
+            opt.grads["xy"][...] = surface.gradient(*opt.params["xy"])
+            opt.step()
+            path[step] = opt.params["xy"]
+        heights = surface.f(*path.T)
+    arrivals = np.flatnonzero(heights <= surface.goal)
+    return Lane(name, rule, path, heights, int(arrivals[0]) if len(arrivals) else None)
+
+
+def race(names: list[str], *, steps: int | None, seed: int, backend: str) -> dict[str, list[Lane]]:
+    """Run the rules down every surface; on the saddle SGD also runs with gradient noise."""
+    lanes: dict[str, list[Lane]] = {}
+    for key, surface in SURFACES.items():
+        racers = [(name, racer(name, key)) for name in names]
+        if key == "saddle" and "sgd" in names:
+            racers.insert(names.index("sgd") + 1, ("sgd + noise", fastopt.GradientNoise(racer("sgd", key), eta=0.3)))
+        lanes[key] = [
+            run(name, rule, surface, steps=steps or surface.steps, seed=seed, backend=backend) for name, rule in racers
+        ]
+    return lanes
