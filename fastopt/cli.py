@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 
 from fastopt.errors import FastoptError
 
@@ -11,6 +12,9 @@ _EXTRA = ("matplotlib", "rich", "sklearn", "threadpoolctl", "typer")
 
 def main() -> None:
     """Run the command that the arguments name; an error on purpose is its message on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a character that its encoding lacks becomes a question mark
+            stream.reconfigure(errors="replace")
     try:
         from fastopt.demo.commands import app
 

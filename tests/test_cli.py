@@ -281,6 +281,16 @@ def test_version_is_printed_without_anything_heavy(tmp_path: Path):
     assert result.stderr == ""
 
 
+def test_a_narrow_encoding_is_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    result = start("from fastopt.cli import main; main()", "train --help", tmp_path)
+    assert result.returncode == 0
+    assert "8 ? 8 digits" in " ".join(result.stdout.split())
+    result = start("from fastopt.cli import main; main()", "show adam --set lr=-1", tmp_path)
+    assert result.returncode == 2
+    assert "lr=-1.0" in result.stderr
+
+
 @pytest.mark.parametrize("command", ["train", "race", "show", "info"])
 def test_help_teaches_with_examples(command: str):
     assert f"fastopt {command}" in run(command, "--help").partition("Try:")[2]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import fastopt
+from fastopt.demo.parsing import parse_setting, rule_names
 from fastopt.errors import BackendError, SettingError, explain, suggest
 
 app = typer.Typer(
@@ -85,17 +85,18 @@ def train(
         fastopt train --rule sgd --noise 0.01 --seed 7 --out noisy.png
     """
     from fastopt.demo import digits, pictures
+    from fastopt.demo.console import open_console, print_table, progress_bars
 
-    names = _rules(rule, "fastopt train")
+    names = rule_names(rule, "fastopt train")
     pictures.require_drawable(out, "fastopt train")
     data = digits.load(seed)
     batches = -(-len(data.x_train) // batch_size)
     rules = {
         name: digits.make_rule(name, lr=lr, schedule=schedule, steps=epochs * batches, noise=noise) for name in names
     }
-    console = _console()
+    console = open_console()
     runs = {}
-    with _progress(console) as progress:
+    with progress_bars(console) as progress:
         for name, made in rules.items():
             bar = progress.add_task(name, total=epochs)
             runs[name] = digits.train(
@@ -122,7 +123,7 @@ def train(
                 f"{run.step_share:.0%}",
             )
         )
-    _table(console, ("rule", "rate", "test accuracy", "training loss", "steps/s", "time in steps"), rows, left=1)
+    print_table(console, ("rule", "rate", "test accuracy", "training loss", "steps/s", "time in steps"), rows, left=1)
     typer.echo(f"Loss and accuracy are drawn in {out}.")
 
 
@@ -154,10 +155,11 @@ def race(
     """
     from fastopt.demo import pictures
     from fastopt.demo import race as races
+    from fastopt.demo.console import open_console, print_table
 
-    names = _rules(rule, "fastopt race")
+    names = rule_names(rule, "fastopt race")
     pictures.require_drawable(out, "fastopt race")
-    console = _console()
+    console = open_console()
     lanes = races.race(names, steps=steps, seed=seed, backend=backend)
     pictures.draw_race(lanes, out)
     rows = []
@@ -166,7 +168,7 @@ def race(
             arrived = f"not in {len(lane.path) - 1}" if lane.arrived is None else str(lane.arrived)
             height = f"{lane.heights[-1]:.3g}"
             rows.append((surface if k == 0 else "", lane.name, races.describe(lane.rule), arrived, height))
-    _table(console, ("surface", "rule", "settings", "arrived", "final f"), rows, left=3)
+    print_table(console, ("surface", "rule", "settings", "arrived", "final f"), rows, left=3)
     typer.echo(f"The paths are drawn in {out}.")
 
 
@@ -192,22 +194,21 @@ def show(
 
         fastopt show adam --set betas=0.9,0.95 --dtype f64 > adam.py
     """
+    from fastopt.demo.console import open_console
+    from fastopt.kernels.cpu import print_module
     from fastopt.kernels.program import trace
     from fastopt.kernels.storage import STORAGES
 
-    (name,) = _rules([rule], "fastopt show")
+    (name,) = rule_names([rule], "fastopt show")
     if backend != "cpu":
         what = f"there is no printed module for the backend {backend!r}."
         raise BackendError(explain("fastopt show", what, expected="cpu"))
     if dtype not in STORAGES:
         do = suggest(dtype, list(STORAGES))
         raise SettingError(explain("fastopt show", f"there is no precision {dtype!r}.", do=do))
-    made = fastopt.RULES[name](**dict(_setting(fastopt.RULES[name], text) for text in setting))
-    program = trace(made, STORAGES[dtype])
-    from fastopt.kernels.cpu import print_module
-
-    text = print_module(program)
-    console = _console()
+    made = fastopt.RULES[name](**dict(parse_setting(fastopt.RULES[name], text) for text in setting))
+    text = print_module(trace(made, STORAGES[dtype]))
+    console = open_console()
     if not console.is_terminal:
         typer.echo(text, nl=False)
         return
@@ -228,8 +229,9 @@ def info() -> None:
         fastopt info
     """
     from fastopt.demo import machine
+    from fastopt.demo.console import open_console, print_table
 
-    console = _console()
+    console = open_console()
     with console.status("measuring the memory ceiling"):
         ceiling = machine.memory_ceiling()
     rows = [
@@ -242,68 +244,4 @@ def info() -> None:
         ("kernel cache", machine.kernel_cache()),
         ("memory ceiling", ceiling),
     ]
-    _table(console, ("", ""), rows, left=2)
-
-
-def _rules(names: list[str], where: str) -> list[str]:
-    """Check names of rules, and drop repeated ones."""
-    for name in names:
-        if name not in fastopt.RULES:
-            do = suggest(name, list(fastopt.RULES))
-            raise SettingError(explain(where, f"there is no rule {name!r}.", do=do))
-    return list(dict.fromkeys(names))
-
-
-def _setting(rule: type, text: str) -> tuple[str, Any]:
-    """Parse "name=value" to the type of the rule's setting of that name."""
-    where = f"fastopt show {rule.__name__.lower()}"
-    name, equals, value = (part.strip() for part in text.partition("="))
-    defaults = {f.name: f.default for f in fields(rule)}
-    if not equals:
-        raise SettingError(explain(where, f"--set {text!r} has no value.", expected="NAME=VALUE", do=f"--set {name}=…"))
-    if name not in defaults:
-        do = suggest(name, list(defaults))
-        raise SettingError(explain(where, f"{rule.__name__} has no setting {name!r}.", do=do))
-    default = defaults[name]
-    try:
-        if isinstance(default, bool):
-            return name, {"true": True, "false": False}[value.lower()]
-        if isinstance(default, tuple):
-            return name, tuple(float(x) for x in value.strip("()").split(","))
-        return name, None if default is None and value.lower() == "none" else float(value)
-    except (KeyError, ValueError):
-        kind = "true or false" if isinstance(default, bool) else "numbers" if isinstance(default, tuple) else "a number"
-        expected = f"{kind}, for example --set {name}={_example(default)}"
-        raise SettingError(explain(where, f"{name} is not of its type.", got=repr(value), expected=expected)) from None
-
-
-def _example(default: Any) -> str:
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return "0.0" if default is None else str(default).lower()
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False)
-
-
-def _progress(console: Any) -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"))
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-
-
-def _table(console: Any, headings: tuple[str, ...], rows: list[tuple[str, ...]], left: int) -> None:
-    """Print a table whose first `left` columns are text, and the others numbers."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, show_header=any(headings))
-    for k, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if k < left else "right", style="bold" if k == 0 else "")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    print_table(console, ("", ""), rows, left=2)

@@ -1,0 +1,29 @@
+"""Tables and progress on the terminal, plain where there is none."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+def open_console() -> Console:
+    """Open standard output: a terminal, or a file that gets text without colours and bars."""
+    return Console(highlight=False)
+
+
+def progress_bars(console: Console) -> Progress:
+    """Make bars that count epochs and are gone when they are done."""
+    columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"))
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+
+
+def print_table(console: Console, headings: tuple[str, ...], rows: list[tuple[str, ...]], left: int) -> None:
+    """Print a table whose first `left` columns are text, and the others numbers."""
+    table = Table(box=box.SIMPLE_HEAD, show_header=any(headings))
+    for k, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if k < left else "right", style="bold" if k == 0 else "")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

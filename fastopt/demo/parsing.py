@@ -1,0 +1,42 @@
+"""From words on the command line to rules and their settings, or to an error that suggests the right word."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import fastopt
+from fastopt.errors import SettingError, explain, suggest
+
+
+def rule_names(names: list[str], where: str) -> list[str]:
+    """Check names of rules, and drop repeated ones."""
+    for name in names:
+        if name not in fastopt.RULES:
+            do = suggest(name, list(fastopt.RULES))
+            raise SettingError(explain(where, f"there is no rule {name!r}.", do=do))
+    return list(dict.fromkeys(names))
+
+
+def parse_setting(rule: type, text: str) -> tuple[str, Any]:
+    """Parse "name=value" to the type of the rule's setting of that name."""
+    where = f"fastopt show {rule.__name__.lower()}"
+    name, equals, value = (part.strip() for part in text.partition("="))
+    defaults = {f.name: f.default for f in fields(rule)}
+    if not equals:
+        raise SettingError(explain(where, f"--set {text!r} has no value.", expected="NAME=VALUE", do=f"--set {name}=…"))
+    if name not in defaults:
+        do = suggest(name, list(defaults))
+        raise SettingError(explain(where, f"{rule.__name__} has no setting {name!r}.", do=do))
+    default = defaults[name]
+    try:
+        if isinstance(default, bool):
+            return name, {"true": True, "false": False}[value.lower()]
+        if isinstance(default, tuple):
+            return name, tuple(float(x) for x in value.strip("()").split(","))
+        return name, None if default is None and value.lower() == "none" else float(value)
+    except (KeyError, ValueError):
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default or 0.0)
+        kind = "numbers" if isinstance(default, tuple) else "a number"
+        expected = "true or false" if isinstance(default, bool) else f"{kind}, for example --set {name}={shown}"
+        raise SettingError(explain(where, f"{name} is not of its type.", got=repr(value), expected=expected)) from None
