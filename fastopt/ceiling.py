@@ -1,7 +1,7 @@
 """The memory ceiling of this machine: the fastest known traffic of a step's shape, whatever the step computes.
 
 Some arrays are updated in place and others only read, as a step does with p, m, v and g, but with one addition for each
-written array and no more. The loop claims the same chunks on the same threads, walks the same tiles and prefetches as
+written array and no more. The loop claims the same chunks on the same threads, walks the same strips and prefetches as
 the printed kernels do (which makes it 4 to 5 % faster than a plain loop on a 2-core Xeon), so a kernel at 100 % of it
 is bound by memory alone. It is written here by hand, not printed from a rule: what measures must not be made by what
 it measures.
@@ -20,7 +20,6 @@ import numpy as np
 from fastopt.buffers import allocate
 from fastopt.kernels import cache as files
 from fastopt.kernels import cpu, intrinsics, threads
-from fastopt.kernels.storage import TILE
 
 _FEWEST_RUNS = 5
 
@@ -57,10 +56,10 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
             "    first = claim(job, -chunk, chunk)",
             "    while first < n:",
             "        last = min(first + chunk, n)",
-            f"        for tile in range(first, last, {TILE}):",
-            *(f"            {a} = buffer({a}_at, tile, {kind}, {k}, {len(arrays)})" for k, a in enumerate(arrays)),
+            f"        for strip in range(first, last, {intrinsics.STRIP}):",
+            *(f"            {a} = buffer({a}_at, strip, {kind}, {k}, {len(arrays)})" for k, a in enumerate(arrays)),
             *(f"            prefetch({a})" for a in arrays),
-            f"            for i in range(min({TILE}, last - tile)):",
+            f"            for i in range(min({intrinsics.STRIP}, last - strip)):",
             f"                added = {added}",
             *(f"                w{k}[i] = w{k}[i] + added" for k in range(writes)),
             "        first = claim(job, first, chunk)",

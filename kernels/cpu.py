@@ -1,7 +1,8 @@
 """The CPU backend: prints a Program as a Python module, compiles it with Numba, runs it on address ranges.
 
-A printed kernel is a short vector loop over the elements of a tile, in a loop that claims chunks. It is compiled once
-for the program, for bare addresses and float64 scalars, so no call ever compiles anything and a call costs about 2 µs.
+A printed kernel is a vector loop, in prefetched strips where a step is large, in a loop that claims chunks. It is
+compiled once for the program, for bare addresses and float64 scalars, so no call ever compiles anything and a call
+costs about 2 µs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import numpy as np
 from fastopt.kernels import cache as files
 from fastopt.kernels import intrinsics, threads
 from fastopt.kernels.program import Node, Program, Text, infix, own_names, statements
-from fastopt.kernels.storage import TILE
 
 CHUNK = 32_768
 """Elements a thread claims at a time, a multiple of the tile: long enough that a claim costs nothing, short enough that
@@ -40,7 +40,7 @@ _CALLS = {name: name for name in ("sqrt", "rint", "floor", "ceil", "trunc", "cop
 }
 
 # Names of the printed skeleton, which a rule's own names must not hide.
-_SKELETON = "job n chunk first last tile i offset low index_low index_high key0 key1 min range"
+_SKELETON = "job n chunk first last far length strip i offset low index_low index_high key0 key1 min range"
 _IMPORTED = "float32 float64 intp njit types buffer claim prefetch wide_vectors word to_float from_bits"
 _RESERVED = frozenset([*_SKELETON.split(), *_IMPORTED.split(), *_CALLS.values()])
 
@@ -111,7 +111,7 @@ def print_module(program: Program) -> str:
         calls |= {"wide_vectors", "word"}
         convert.insert(0, "wide_vectors()")
         convert.append("key0, key1, index_high = word(key0), word(key1), word(offset >> 32)")
-        base, index = ["low = word(offset + tile)"], ["index_low = low + word(i)"]
+        base, index = ["low = word(offset + strip)"], ["index_low = low + word(i)"]
     return "\n".join(
         [
             f'"""{program.name}: one step on the CPU in {program.dtype.name}. Printed by fastopt; do not edit.',
@@ -133,15 +133,17 @@ def print_module(program: Program) -> str:
             "    first = claim(job, -chunk, chunk)",
             "    while first < n:",
             "        last = min(first + chunk, n)",
-            f"        for tile in range(first, last, {TILE}):",
+            f"        far = n > {4 * CHUNK}",
+            f"        length = {intrinsics.STRIP} if far else chunk",
+            "        for strip in range(first, last, length):",
             *(
-                f"            {b} = buffer({b}_at, tile, {kind}, {k}, {len(buffers)})"
+                f"            {b} = buffer({b}_at, strip, {kind}, {k}, {len(buffers)})"
                 for k, (b, kind) in enumerate(zip(buffers, kinds, strict=True))
             ),
-            f"            if n > {CHUNK}:",
+            "            if far:",
             *(f"                prefetch({b})" for b in buffers),
             *(f"            {line}" for line in base),
-            f"            for i in range(min({TILE}, last - tile)):",
+            "            for i in range(min(length, last - strip)):",
             f"                {', '.join(f'{b}_i' for b in buffers)} = {', '.join(f'{b}[i]' for b in buffers)}",
             *(f"                {line}" for line in [*index, *body]),
             "        first = claim(job, first, chunk)",

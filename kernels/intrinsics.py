@@ -18,9 +18,11 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-from fastopt.kernels.storage import TILE
-
 _INT64 = ir.IntType(64)
+
+STRIP = 64
+"""Elements that a large step works on, and prefetches, at a time. Four times as many, 16 lines of each buffer, are more
+than a core can have under way: float32 Adam at 64 Mi takes 47 ms with 256, 43 with 64, 48 with no prefetch."""
 
 AHEAD = 2048
 """Bytes by which `prefetch` runs ahead."""
@@ -70,7 +72,7 @@ def _declare_scopes(builder, instruction, buffer_type):
 
 @intrinsic
 def prefetch(typingctx, view):
-    """Ask for the tile of a buffer that lies `AHEAD` bytes beyond its beginning, a hint that cannot fault.
+    """Ask for the strip of a buffer that lies `AHEAD` bytes beyond its beginning, a hint that cannot fault.
 
     The processor's own prefetchers stop at each page of 4 KiB and a step walks several arrays at once.
     """
@@ -81,7 +83,7 @@ def prefetch(typingctx, view):
             builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
         )
         size = context.get_abi_sizeof(context.get_value_type(signature.args[0].dtype))
-        for offset in range(AHEAD, AHEAD + TILE * size, 64):
+        for offset in range(AHEAD, AHEAD + STRIP * size, 64):
             address = builder.inttoptr(builder.add(args[0], ir.Constant(_INT64, offset)), byte)
             builder.call(function, [address, flag(0), flag(3), flag(1)])  # to read, into every cache level, data
         return context.get_dummy_value()

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "fastopt.kernels.symbols": set(),
     "fastopt.kernels.cache": set(),
     "fastopt.kernels.threads": set(),
-    "fastopt.kernels.intrinsics": {"fastopt.kernels.storage"},
+    "fastopt.kernels.intrinsics": set(),
     "fastopt.kernels.rules": {"fastopt.kernels.settings", "fastopt.kernels.rules"},
     "fastopt.kernels.program": {
         "fastopt.kernels", "fastopt.kernels.settings", "fastopt.kernels.storage", "fastopt.kernels.symbols",
@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "fastopt.kernels.reference": {"fastopt.kernels", "fastopt.kernels.program", "fastopt.kernels.storage"},
     "fastopt.kernels.cpu": {
         "fastopt.kernels", "fastopt.kernels.program", "fastopt.kernels.cache", "fastopt.kernels.intrinsics",
-        "fastopt.kernels.threads", "fastopt.kernels.storage",
+        "fastopt.kernels.threads",
     },
     "fastopt.buffers": {"fastopt.kernels.storage"},
     "fastopt.schedules": set(),

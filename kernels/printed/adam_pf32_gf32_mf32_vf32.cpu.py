@@ -30,17 +30,19 @@ def adam_pf32_gf32_mf32_vf32(
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        for tile in range(first, last, 256):
-            p = buffer(p_at, tile, float32, 0, 4)
-            g = buffer(g_at, tile, float32, 1, 4)
-            m = buffer(m_at, tile, float32, 2, 4)
-            v = buffer(v_at, tile, float32, 3, 4)
-            if n > 32768:
+        far = n > 131072
+        length = 64 if far else chunk
+        for strip in range(first, last, length):
+            p = buffer(p_at, strip, float32, 0, 4)
+            g = buffer(g_at, strip, float32, 1, 4)
+            m = buffer(m_at, strip, float32, 2, 4)
+            v = buffer(v_at, strip, float32, 3, 4)
+            if far:
                 prefetch(p)
                 prefetch(g)
                 prefetch(m)
                 prefetch(v)
-            for i in range(min(256, last - tile)):
+            for i in range(min(length, last - strip)):
                 p_i, g_i, m_i, v_i = p[i], g[i], m[i], v[i]
                 m_new = beta1 * m_i + rest1 * g_i
                 v_new = beta2 * v_i + rest2 * (g_i * g_i)

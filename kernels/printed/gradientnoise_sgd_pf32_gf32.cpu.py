@@ -22,14 +22,16 @@ def gradientnoise_sgd_pf32_gf32(
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        for tile in range(first, last, 256):
-            p = buffer(p_at, tile, float32, 0, 2)
-            g = buffer(g_at, tile, float32, 1, 2)
-            if n > 32768:
+        far = n > 131072
+        length = 64 if far else chunk
+        for strip in range(first, last, length):
+            p = buffer(p_at, strip, float32, 0, 2)
+            g = buffer(g_at, strip, float32, 1, 2)
+            if far:
                 prefetch(p)
                 prefetch(g)
-            low = word(offset + tile)
-            for i in range(min(256, last - tile)):
+            low = word(offset + strip)
+            for i in range(min(length, last - strip)):
                 p_i, g_i = p[i], g[i]
                 index_low = low + word(i)
                 x0 = index_low ^ key0

@@ -24,15 +24,17 @@ def momentum_nesterov_pf32_gf32_mf32(
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        for tile in range(first, last, 256):
-            p = buffer(p_at, tile, float32, 0, 3)
-            g = buffer(g_at, tile, float32, 1, 3)
-            m = buffer(m_at, tile, float32, 2, 3)
-            if n > 32768:
+        far = n > 131072
+        length = 64 if far else chunk
+        for strip in range(first, last, length):
+            p = buffer(p_at, strip, float32, 0, 3)
+            g = buffer(g_at, strip, float32, 1, 3)
+            m = buffer(m_at, strip, float32, 2, 3)
+            if far:
                 prefetch(p)
                 prefetch(g)
                 prefetch(m)
-            for i in range(min(256, last - tile)):
+            for i in range(min(length, last - strip)):
                 p_i, g_i, m_i = p[i], g[i], m[i]
                 m_new = beta * m_i + rest * g_i
                 p_new = p_i - (m_size * m_new + g_size * g_i)

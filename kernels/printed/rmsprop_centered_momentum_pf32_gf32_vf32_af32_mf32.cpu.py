@@ -26,19 +26,21 @@ def rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        for tile in range(first, last, 256):
-            p = buffer(p_at, tile, float32, 0, 5)
-            g = buffer(g_at, tile, float32, 1, 5)
-            v = buffer(v_at, tile, float32, 2, 5)
-            a = buffer(a_at, tile, float32, 3, 5)
-            m = buffer(m_at, tile, float32, 4, 5)
-            if n > 32768:
+        far = n > 131072
+        length = 64 if far else chunk
+        for strip in range(first, last, length):
+            p = buffer(p_at, strip, float32, 0, 5)
+            g = buffer(g_at, strip, float32, 1, 5)
+            v = buffer(v_at, strip, float32, 2, 5)
+            a = buffer(a_at, strip, float32, 3, 5)
+            m = buffer(m_at, strip, float32, 4, 5)
+            if far:
                 prefetch(p)
                 prefetch(g)
                 prefetch(v)
                 prefetch(a)
                 prefetch(m)
-            for i in range(min(256, last - tile)):
+            for i in range(min(length, last - strip)):
                 p_i, g_i, v_i, a_i, m_i = p[i], g[i], v[i], a[i], m[i]
                 v_new = alpha * v_i + rest * (g_i * g_i)
                 a_new = alpha * a_i + rest * g_i
