@@ -67,8 +67,8 @@ def update(
     arrays = _collect(program, buffers, p, where)
     require_disjoint(dict(zip([b.name for b in program.buffers], arrays, strict=True)), where)
     t, seed, offset = step_number(t, where), whole(seed, "seed", where), whole(offset, "offset", where)
-    if offset < 0:
-        raise SettingError(explain(where, "offset is an index.", got=offset, expected="≥ 0"))
+    if not 0 <= offset < 2**62:
+        raise SettingError(explain(where, "offset is an index.", got=offset, expected="at least 0, below 2⁶²"))
     launch = bind(program, rule, arrays, choose(backend, where))
     launch((*noise_keys(seed, t), offset) if program.noise else (), scalars(t))
 
@@ -229,8 +229,8 @@ def whole(value: Any, name: str, where: str) -> int:
 def step_number(t: Any, where: str) -> int:
     """Give t as a Python int of at least 1, or raise a SettingError."""
     t = whole(t, "t", where)
-    if t < 1:
+    if not 1 <= t < 2**63:
         raise SettingError(
-            explain(where, "t counts steps from 1.", got=t, expected="≥ 1", do="pass t=1 at the first step")
+            explain(where, "t counts steps from 1.", got=t, expected="≥ 1, below 2⁶³", do="pass t=1 at the first step")
         )
     return t

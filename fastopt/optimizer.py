@@ -324,6 +324,11 @@ def _precision(values: dict[str, np.ndarray], storage: str | None) -> np.dtype:
 
 def _members(rule: Any, names: list[str], groups: Mapping[str, Any]) -> dict[Any, list[str]]:
     """Sort the parameters by the rule they end up with."""
+    if not isinstance(groups, Mapping) or not all(isinstance(pattern, str) for pattern in groups):
+        expected = 'for example {"*.bias": {"weight_decay": 0.0}}'
+        raise SettingError(
+            explain("Optimizer", "groups go by patterns of names.", got=repr(groups)[:60], expected=expected)
+        )
     for pattern in groups:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise SettingError(

@@ -193,6 +193,13 @@ def at(rule: Any, t: int) -> Any:
             return at(x, t)
         if isinstance(x, tuple):
             return tuple(map(value, x))
-        return float(x(t)) if callable(x) else x  # type: ignore[arg-type]
+        if not callable(x):
+            return x
+        answer: Any = x(t)
+        if isinstance(answer, Real):
+            return float(answer)
+        raise SettingError(
+            explain(type(rule).__name__, f"a schedule does not give a number at t={t}.", got=repr(answer)[:60])
+        )
 
     return dataclasses.replace(rule, **{name: value(getattr(rule, name)) for name in names})

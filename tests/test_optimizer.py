@@ -163,6 +163,8 @@ REFUSED = {
     "setting": (lambda: (values(), {"groups": {"b": {"wieght_decay": 0}}}), SettingError, "'weight_decay'"),
     "range": (lambda: (values(), {"groups": {"b": {"lr": -1}}}), SettingError, "lr is out of its range"),
     "no dict": (lambda: (values(), {"groups": {"b": 0.1}}), SettingError, "a dict of settings, or a rule"),
+    "list of groups": (lambda: (values(), {"groups": [("b", {})]}), SettingError, "go by patterns"),
+    "number as pattern": (lambda: (values(), {"groups": {1: {}}}), SettingError, "go by patterns"),
     "seed": (lambda: (values(), {"seed": 0.5}), SettingError, "seed is not an integer"),
     "backend": (lambda: (values(), {"backend": "cup"}), fastopt.BackendError, "'cpu'"),
 }

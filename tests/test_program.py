@@ -208,6 +208,12 @@ def test_schedules_are_resolved_each_step_and_checked():
         host_scalars(trace(fastopt.SGD(lr=lambda t: -1.0), np.float32), fastopt.SGD(lr=lambda t: -1.0))(1)
 
 
+@pytest.mark.parametrize("answer", [None, "0.1", np.ones(2), 1j])
+def test_a_schedule_gives_a_number(answer):
+    with pytest.raises(SettingError, match="does not give a number at t=2"):
+        host_scalars(trace(fastopt.SGD(), np.float32), fastopt.SGD(lr=lambda t: answer))(2)
+
+
 OUT_OF_RANGE = [
     ("SGD", {"lr": -1}), ("SGD", {"lr": math.nan}), ("SGD", {"lr": math.inf}), ("SGD", {"lr": "fast"}),
     ("SGD", {"lr": True}),

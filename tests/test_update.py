@@ -101,7 +101,7 @@ def test_bad_buffers_are_refused_and_nothing_is_written(name, backend):
     assert [a.tobytes() for a in arrays] == before
 
 
-@pytest.mark.parametrize("t", [0, -1, 1.0, "1", None, True, np.float64(1)])
+@pytest.mark.parametrize("t", [0, -1, 1.0, "1", None, True, np.float64(1), 2**63])
 def test_t_counts_from_one(t):
     buffers = adam()
     with pytest.raises(SettingError, match=r"update: t"):
@@ -109,7 +109,7 @@ def test_t_counts_from_one(t):
     assert np.all(buffers["p"] == 1)
 
 
-@pytest.mark.parametrize("options", [{"seed": 1.5}, {"seed": None}, {"offset": -1}, {"offset": 0.5}])
+@pytest.mark.parametrize("options", [{"seed": 1.5}, {"seed": None}, {"offset": -1}, {"offset": 2**62}, {"offset": 0.5}])
 def test_seed_and_offset_are_integers(options):
     with pytest.raises(SettingError, match=next(iter(options))):
         fastopt.update(ADAM, 1, adam(), **options)
