@@ -24,7 +24,7 @@ CHECKED, STEPS = 1003, 5
 def torch(threads: int | None = None) -> Any:
     """Import torch, with this many threads or as many as fastopt uses; None where it is not installed."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     torch.set_num_threads(threads or fastopt.get_threads())

@@ -66,7 +66,7 @@ def _torch(
 
 
 def _torch_path(peer: Peer) -> Path:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # the type in which torch's NAdam keeps its product of momenta
@@ -95,8 +95,8 @@ def _optax(case: str, make: Callable[[Any, Any], Any], state: Mapping[str, str],
 
 
 def _optax_path(peer: Peer) -> Path:
-    import jax
-    import optax
+    import jax  # pyright: ignore[reportMissingImports]
+    import optax  # pyright: ignore[reportMissingImports]
 
     x64 = jax.config.read("jax_enable_x64")
     jax.config.update("jax_enable_x64", True)
