@@ -89,7 +89,7 @@ def test_speed_is_the_ratio_of_times_within_a_round(bench):
 
 
 def test_torch_beside_every_rule_that_has_it(bench, tmp_path):
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="torch is not installed: nothing to stand beside")
     for name in bench.large.BESIDE_TORCH:
         _, results = run(bench, tmp_path / "r.jsonl", "large", "--elements", "1000", "--only", name)
         assert results[name]["seconds"]["torch"]
@@ -98,7 +98,7 @@ def test_torch_beside_every_rule_that_has_it(bench, tmp_path):
 
 
 def test_a_peer_that_computes_something_else_is_refused(bench):
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="torch is not installed: nothing to stand beside")
     ours = bench.large.peers.check_rule("adam")
     bench.large.peers.check_torch("adam", ours)
     with pytest.raises(AssertionError, match="torch adam-l2"):
