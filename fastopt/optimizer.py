@@ -110,7 +110,8 @@ class Optimizer:
             self._groups.append(Group(group_rule, program, shapes, offset, state, named, scalars, launch))
             offset += count
         self.params: Mapping[str, np.ndarray] = MappingProxyType({name: all_params[name] for name in values})
-        self.grads: Mapping[str, np.ndarray] = MappingProxyType({name: all_grads[name] for name in values})
+        self._own_grads = {name: all_grads[name] for name in values}
+        self.grads: Mapping[str, np.ndarray] = MappingProxyType(self._own_grads)
         for name, value in values.items():
             self.params[name][...] = value
 
@@ -137,15 +138,20 @@ class Optimizer:
         self._t = t
 
     def _take(self, grads: Mapping[str, Any]) -> None:
-        given = _mapping(grads, "Optimizer.step", "gradients")
-        _require_names(given, self.grads, "Optimizer.step", "the gradient of")
-        arrays = {name: _lend(value, name, "Optimizer.step") for name, value in given.items()}
-        for name, array in arrays.items():
-            _require_like(
-                array, self.grads[name], "Optimizer.step", f"the gradient {name!r} does not match its parameter."
-            )
-        for name, array in arrays.items():
-            self.grads[name][...] = array
+        where = "Optimizer.step"
+        given = _mapping(grads, where, "gradients")
+        if given.keys() != self._own_grads.keys():
+            _require_names(given, self._own_grads, where, "the gradient of")
+        copies = []
+        for name, own in self._own_grads.items():  # all are looked at before any is copied
+            array = given[name]
+            if type(array) is not np.ndarray:
+                array = _lend(array, name, where)
+            if array.dtype != own.dtype or array.shape != own.shape:
+                _require_like(array, own, where, f"the gradient {name!r} does not match its parameter.")
+            copies.append((own, array))
+        for own, array in copies:
+            own[...] = array
 
     def state(self, name: str) -> dict[str, np.ndarray]:
         """Give one state buffer, by its name in the rule, as parameter → array (a copy in the computing precision).

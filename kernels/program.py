@@ -294,10 +294,10 @@ def host_scalars(program: Program, rule: Any) -> Callable[[int], tuple[float, ..
 
     """
     order, expected, limit = program.scalars, set(program.scalars), float(np.finfo(program.dtype).max)
-    fixed = None if settings.scheduled(rule) else rule
+    rule_at = settings.follow(rule)
 
     def at_step(t: int) -> tuple[float, ...]:
-        given = (fixed or settings.at(rule, t)).scalars(t)
+        given = rule_at(t).scalars(t)
         if given.keys() != expected:
             raise RuleError(
                 explain(
@@ -308,17 +308,17 @@ def host_scalars(program: Program, rule: Any) -> Callable[[int], tuple[float, ..
                 )
             )
         values = tuple([float(given[name]) for name in order])
-        for value in values:
-            if not -limit <= value <= limit:
-                name = order[[-limit <= x <= limit for x in values].index(False)]
-                raise SettingError(
-                    explain(
-                        f"{type(rule).__name__}.scalars({t})",
-                        f"the scalar {name} is not a finite {program.dtype.name}.",
-                        got=value if math.isnan(value) else f"{value:g}",
-                        do="check the settings and schedules of the rule",
+        if not math.hypot(*values) <= limit:  # one is too large or not a number, or several are close to the limit
+            for name, value in zip(order, values, strict=True):
+                if not abs(value) <= limit:
+                    raise SettingError(
+                        explain(
+                            f"{type(rule).__name__}.scalars({t})",
+                            f"the scalar {name} is not a finite {program.dtype.name}.",
+                            got=value if math.isnan(value) else f"{value:g}",
+                            do="check the settings and schedules of the rule",
+                        )
                     )
-                )
         return values
 
     return at_step

@@ -13,7 +13,7 @@ from cases import CASES, halving, warming
 import fastopt
 from fastopt.kernels.program import trace
 from fastopt.kernels.rules import RULES, nadam
-from fastopt.kernels.settings import at
+from fastopt.kernels.settings import follow
 
 
 def test_every_rule_has_cases():
@@ -43,7 +43,7 @@ def test_defaults_are_torchs(rule):
 
 @pytest.mark.parametrize("case", CASES)
 def test_scalars_are_a_function_of_t_alone(case):
-    rule = at(CASES[case], 1)
+    rule = follow(CASES[case])(1)
     forwards = [rule.scalars(t) for t in range(1, 60)]
     assert forwards == [rule.scalars(t) for t in reversed(range(1, 60))][::-1]
 
@@ -90,7 +90,7 @@ def test_nadams_momenta_cannot_follow_a_schedule(setting):
 
 def test_nadams_other_settings_can():
     rule = fastopt.NAdam(lr=halving, betas=(0.9, warming))
-    assert at(rule, 12).scalars(12) == fastopt.NAdam(lr=halving(12), betas=(0.9, warming(12))).scalars(12)
+    assert follow(rule)(12).scalars(12) == fastopt.NAdam(lr=halving(12), betas=(0.9, warming(12))).scalars(12)
 
 
 def test_an_initial_value_cannot_follow_a_schedule():
