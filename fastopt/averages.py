@@ -23,7 +23,8 @@ class EWA:
 
     Settings: beta in [0, 1); bias_correction. They are attributes, and so is t, the number of updates so far. All
     values are in the units of θ. Single numbers, Python's and NumPy's, are averaged in float64 and come back as float.
-    float32 and float64 arrays of any shape keep their dtype, integer arrays become float64; 1 − β and 1 − βᵗ are
+    float32 and float64 arrays of any shape keep their dtype, integer arrays become float64, masked arrays are refused;
+    1 − β and 1 − βᵗ are
     computed in float64 whatever the dtype. A NaN stays in the average until `reset()`, and so does an infinity, which
     one of the other sign turns into a NaN. Before the first update raw is 0.0 and value is 0/0, a NaN (without
     correction 0.0).
@@ -127,6 +128,9 @@ class EWA:
 
         """
         average = EWA(beta, bias_correction)
+        for x in (values, *values) if isinstance(values, list | tuple) else (values,):
+            if isinstance(x, np.ma.MaskedArray):
+                _layout("EWA.over", x)
         try:
             series = np.asarray(values)
         except ValueError:  # lists of different lengths
@@ -140,7 +144,11 @@ class EWA:
         return out
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what `load_state_dict` needs to go on from here: beta, t and a copy of raw."""
+        """Give what `load_state_dict` needs to go on from here: beta, t and a copy of raw.
+
+        It can be pickled, or kept with `np.savez(path, **average.state_dict())` and taken back from `np.load(path)`.
+        There a single number and a float64 array without dimensions are one thing: both come back as a number.
+        """
         return {"beta": self.beta, "t": self.t, "raw": self.raw}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -158,6 +166,8 @@ class EWA:
             do = suggest(strange[0], names) if strange else None
             raise SettingError(explain(where, "the state has other entries.", got=got, expected=names, do=do))
         beta, t, raw = (state[name] for name in names)
+        if isinstance(beta, np.ndarray) and isinstance(raw, np.ndarray):  # from np.load, which gives nothing else
+            beta, t, raw = _bare(beta), _bare(t), raw if raw.dtype == np.float32 else _bare(raw)
         if not isinstance(beta, Real) or beta != self.beta:
             do = f"load it into EWA(beta={beta!r})"
             raise SettingError(explain(where, "the state has another beta.", got=repr(beta), expected=self.beta, do=do))
@@ -170,15 +180,26 @@ class EWA:
         self.t, self._v = int(t), float(raw) if dtype is None else np.array(raw, dtype)
 
 
+def _bare(x: Any) -> Any:
+    """Give the number in an array without dimensions; leave what is none."""
+    return x.item() if isinstance(x, np.ndarray) and x.ndim == 0 else x
+
+
 def _layout(where: str, x: Any) -> tuple[str, np.dtype | None]:
     """Describe an entry of a series: in words, and by the dtype of its average, None for a single number."""
+    layout, do = type(x).__name__, None
     if isinstance(x, Real) and not isinstance(x, bool):
-        return "a number", None
-    layout = type(x).__name__
-    if isinstance(x, np.ndarray):
+        try:
+            float(x)
+            return "a number", None
+        except OverflowError:
+            layout = f"{layout} beyond the largest float"
+    elif isinstance(x, np.ma.MaskedArray):
+        do = "pass its .data, or .filled(…)"
+    elif isinstance(x, np.ndarray):
         dtype = np.dtype("f8") if x.dtype.kind in "iu" else x.dtype
         layout = f"{dtype}{list(x.shape)}"
         if dtype == np.float32 or dtype == np.float64:
             return layout, dtype
     expected = "a real number, or a NumPy array of float32, float64 or integers"
-    raise LayoutError(explain(where, "this is nothing to average.", got=layout, expected=expected))
+    raise LayoutError(explain(where, "this is nothing to average.", got=layout, expected=expected, do=do))

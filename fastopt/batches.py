@@ -5,9 +5,9 @@ The three differ only in how many samples the gradient of a step is computed fro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from numbers import Integral, Real
+from fractions import Fraction
+from numbers import Integral, Rational
 from typing import Any
 
 import numpy as np
@@ -114,13 +114,10 @@ def suggest_batch_size(samples: int, bytes_per_sample: float, memory: float) -> 
     """
     where = "suggest_batch_size"
     samples = _integer(where, "samples", samples, 1)
-    for name, value in (("bytes_per_sample", bytes_per_sample), ("memory", memory)):
-        if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
-            got = f"{name}={value!r}"
-            raise SettingError(explain(where, f"{name} is out of its range.", got=got, expected="a finite number > 0"))
+    cost, limit = _amount(where, "bytes_per_sample", bytes_per_sample), _amount(where, "memory", memory)
     # Where a power of two above `samples` would fit, all samples do, and they come first.
     for size in ([samples] if samples < 2000 else []) + [512, 256, 128, 64]:
-        if size * bytes_per_sample <= memory:
+        if size * cost <= limit:
             return size
     least = min(samples, 64)
     raise SettingError(
@@ -131,6 +128,19 @@ def suggest_batch_size(samples: int, bytes_per_sample: float, memory: float) -> 
             do="sum the gradients of smaller batches, one after another, before each step",
         )
     )
+
+
+def _amount(where: str, name: str, value: Any) -> Fraction:
+    """Give a finite number > 0 exactly: NumPy's integers are of few bits, and large ones are no floats."""
+    amount = Fraction(0)
+    if isinstance(value, Rational) and not isinstance(value, bool):
+        amount = Fraction(int(value.numerator), int(value.denominator))
+    elif isinstance(value, float | np.floating) and np.isfinite(value):
+        amount = Fraction(float(value))
+    if amount > 0:
+        return amount
+    got, expected = f"{name}={value!r}", "a finite number > 0"
+    raise SettingError(explain(where, f"{name} is out of its range.", got=got, expected=expected))
 
 
 def _integer(where: str, name: str, value: Any, least: int) -> int:

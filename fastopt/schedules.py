@@ -104,6 +104,18 @@ def _check(schedule: Any, /, **checks: _Check) -> None:
         object.__setattr__(schedule, name, check(type(schedule).__name__, name, getattr(schedule, name)))
 
 
+def _value(schedule: Schedule, t: int) -> float:
+    """Evaluate a schedule at t as a float, or raise a SettingError if it gives no number."""
+    value: Any = schedule.at(t)
+    if type(value) is float:
+        return value
+    if isinstance(value, Real):
+        return float(value)
+    raise SettingError(
+        explain(repr(schedule), f"the value at t={t} is not a number.", got=repr(value)[:60], expected="a float")
+    )
+
+
 class Schedule(ABC):
     """What all schedules share: the call, which checks t and the value, and the operators that compose them.
 
@@ -129,7 +141,7 @@ class Schedule(ABC):
     def __call__(self, t: int) -> float:
         t = _COUNT(type(self).__name__, "t", t)
         try:
-            value = float(self.at(t))
+            value = _value(self, t)
         except OverflowError:
             value = math.inf
         if not math.isfinite(value):
@@ -479,7 +491,7 @@ class Product(Schedule):
         _check(self, left=_schedule, right=_schedule)
 
     def at(self, t: int) -> float:
-        return self.left.at(t) * self.right.at(t)
+        return _value(self.left, t) * _value(self.right, t)
 
 
 @dataclass(frozen=True)
@@ -493,4 +505,4 @@ class Sum(Schedule):
         _check(self, left=_schedule, right=_schedule)
 
     def at(self, t: int) -> float:
-        return self.left.at(t) + self.right.at(t)
+        return _value(self.left, t) + _value(self.right, t)

@@ -8,18 +8,20 @@ whose default is None exists only in those settings in which `update` does somet
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import inspect
 import math
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from fastopt.errors import RuleError, SettingError, explain
-from fastopt.kernels import settings
+from fastopt.kernels.form import Number, exact, form, form_of, is_rule, require_rule
+from fastopt.kernels.settings import follow, to_float
 from fastopt.kernels.storage import NAMES, normal, random_bits
 from fastopt.kernels.symbols import Node, Symbol, Trace
 
@@ -69,7 +71,6 @@ class Program:
         return sum(b.dtype.itemsize * (1 + b.written) for b in self.buffers)
 
 
-@lru_cache(maxsize=1024)
 def parameters(rule: Any) -> Parameters:
     """Read the signature of `rule.update`.
 
@@ -111,29 +112,57 @@ def trace(rule: Any, dtype: Any) -> Program:
             self, or returns the wrong number of results.
 
     """
-    settings.require_rule(rule, "trace")
-    try:
-        return _trace(settings.form(rule), np.dtype(dtype))
-    except TypeError as error:
-        if "unhashable" not in str(error):
-            raise
-        raise RuleError(
-            explain(
-                type(rule).__name__, "a rule's settings must be hashable.", got=repr(rule), do="use tuples, not lists"
-            )
-        ) from error
+    require_rule(rule, "trace")
+    traced = form(rule)
+    return _trace(exact(traced), traced, np.dtype(dtype))
 
 
 @lru_cache(maxsize=512)
-def _trace(rule: Any, dtype: np.dtype) -> Program:
+def _trace(key: tuple, rule: Any, dtype: np.dtype) -> Program:
+    where = f"{type(rule).__name__}.update"
+    names, optional, scalars, noise = parameters(rule)
+    inputs, results = _call(rule, dtype, frozenset())
+    absent = frozenset({b for b in optional if results[b] in (None, inputs[b])})
+    present = [node for b, node in results.items() if b not in absent]
+    for b in sorted(absent & {n.value for n in walk(present) if n.op == "buffer"}):
+        raise RuleError(explain(where, f"the optional buffer {b} is read but never written.", do=f"return its new {b}"))
+    if absent:  # None stands for them at every step, and the rule may ask
+        inputs, results = _call(rule, dtype, absent)
+    for b in sorted(absent):
+        if results.pop(b) is not None:
+            what = f"the optional buffer {b} is returned as it came, but as something else where it is None."
+            raise RuleError(explain(where, what, do=f"return {b} as it came, or its new value in every case"))
+    new = {b: node for b, node in results.items() if node is not inputs[b]}
+    names = [b for b in names if b not in absent]
+    return Program(
+        name=_name(rule, names, dtype),
+        rule=type(rule).__name__,
+        dtype=dtype,
+        buffers=tuple(Buffer(b, dtype, written=b in new) for b in names),
+        scalars=scalars,
+        noise=noise,
+        results=new,
+    )
+
+
+def _call(rule: Any, dtype: np.dtype, absent: frozenset[str]) -> tuple[dict[str, Node], dict[str, Any]]:
+    """Call `update` on symbols, on None for the absent buffers, and give the node of each buffer before and after."""
     where = f"{type(rule).__name__}.update"
     names, optional, scalars, noise = parameters(rule)
     tracing = Trace(where)
-    buffers = {b: tracing.input("buffer", b, dtype, uniform=False) for b in names}
-    inputs = {s: tracing.input("scalar", s, dtype, uniform=True) for s in scalars}
+    buffers = {b: tracing.input("buffer", b, dtype, array=True) for b in names if b not in absent}
+    before = {b: symbol._node for b, symbol in buffers.items()}
+    inputs = {s: tracing.input("scalar", s, dtype, array=False) for s in scalars}
     if noise:
         inputs["noise"] = _noise(tracing, dtype)
-    returned = rule.update(*buffers.values(), **inputs)
+    try:
+        returned = rule.update(*[buffers.get(b) for b in names], **inputs)
+    except AttributeError as error:
+        if not is_rule(error.obj):
+            raise
+        what = f"update reads self.{error.name}, which is not a field of {type(error.obj).__name__}."
+        do = "declare it as a field, with dataclasses.field(init=False) if __post_init__ computes it"
+        raise RuleError(explain(where, what, do=do)) from error
     values = returned if isinstance(returned, tuple) else (returned,)
     targets = [b for b in names if b != "g"]
     if len(values) != len(targets):
@@ -145,29 +174,17 @@ def _trace(rule: Any, dtype: np.dtype) -> Program:
                 expected=f"{len(targets)}: {', '.join(targets)}",
             )
         )
-    absent = {b for b, v in zip(targets, values, strict=True) if b in optional and (v is None or v is buffers[b])}
-    results = {b: _result(where, b, v, dtype) for b, v in zip(targets, values, strict=True) if b not in absent}
-    for b in sorted(absent & {n.value for n in walk(results.values()) if n.op == "buffer"}):
-        raise RuleError(explain(where, f"the optional buffer {b} is read but never written.", do=f"return its new {b}"))
-    return Program(
-        name=_name(rule, [b for b in names if b not in absent], dtype),
-        rule=type(rule).__name__,
-        dtype=dtype,
-        buffers=tuple(
-            Buffer(b, dtype, written=b in results and results[b] is not buffers[b]._node)
-            for b in names
-            if b not in absent
-        ),
-        scalars=scalars,
-        noise=noise,
-        results={b: node for b, node in results.items() if node is not buffers[b]._node},
-    )
+    after = {
+        b: None if value is None and b in optional else _result(where, b, value, dtype)
+        for b, value in zip(targets, values, strict=True)
+    }
+    return before, after
 
 
 def _noise(tracing: Trace, dtype: np.dtype) -> Symbol:
     word = np.dtype(np.uint32)
-    keys = [tracing.input("key", name, word, uniform=True) for name in ("key0", "key1")]
-    index = [tracing.input("index", name, word, uniform=False) for name in ("index_low", "index_high")]
+    keys = [tracing.input("key", name, word, array=False) for name in ("key0", "key1")]
+    index = [tracing.input("index", name, word, array=True) for name in ("index_low", "index_high")]
     return normal(random_bits(*keys, *index)).astype(dtype)
 
 
@@ -194,11 +211,11 @@ def _words(rule: Any) -> list[str]:
     """Name a rule's form: its type, then each setting that differs from the default in a way that shapes the kernel."""
     words = [type(rule).__name__.lower()]
     for f in dataclasses.fields(rule):
-        value, default = getattr(rule, f.name), settings.form_of(f.name, f.default)
-        if settings.is_rule(value):
+        value, default = getattr(rule, f.name), form_of(f, f.default)
+        if is_rule(value):
             words += _words(value)
-        elif value != default and not isinstance(value, tuple):
-            number = isinstance(value, settings.Number) or value is None
+        elif not isinstance(value, tuple) and (type(value) is not type(default) or value != default):
+            number = isinstance(value, Number) or value is None
             words.append(
                 f"{'' if value else 'no_'}{f.name}" if number or isinstance(value, bool) else f"{f.name}_{value}"
             )
@@ -217,6 +234,10 @@ def walk(roots: Any) -> list[Node]:
             stack.append((node, True))
             stack += [(a, False) for a in reversed(node.args) if id(a) not in order]
     return list(order.values())
+
+
+DEEPEST = 100
+"""Operations inside one another in one expression: each may cost a pair of parentheses, of which Python reads 200."""
 
 
 class Statement(NamedTuple):
@@ -250,11 +271,16 @@ def infix(operator: str, left: Text, right: Text) -> Text:
 
 
 def own_names(program: Program, reserved: frozenset[str]) -> dict[str, str]:
-    """Give the name under which each buffer and scalar is printed: its own, or one that hides nothing."""
+    """Give the name under which each buffer and scalar is printed: its own, or one that hides nothing of Python's."""
     names: dict[str, str] = {}
     for name in (*(b.name for b in program.buffers), *program.scalars):
         printed = name
-        while printed in reserved or re.fullmatch(r"x\d+|.*_(new|at|i)", printed) or printed in names.values():
+        while (
+            printed in reserved
+            or hasattr(builtins, printed)
+            or re.fullmatch(r"x\d+|.*_(new|at|i)", printed)
+            or printed in names.values()
+        ):
             printed += "_"
         names[name] = printed
     return names
@@ -263,9 +289,9 @@ def own_names(program: Program, reserved: frozenset[str]) -> dict[str, str]:
 def statements(program: Program, render: Callable[[Node, list[Text]], Text]) -> tuple[list[Statement], dict[str, str]]:
     """Turn the program's graph into lines in a backend's language.
 
-    `render(node, operands)` gives the text of one operation. A value used more than once gets a name; one used once is
-    written where it is used. The names are <buffer>_new and x0, x1, …, which `own_names` keeps free. Returns the lines,
-    and the text of each written buffer's new value.
+    `render(node, operands)` gives the text of one operation. A value used more than once gets a name, and so does one
+    that is `DEEPEST` operations deep; others are written where they are used. The names are <buffer>_new and x0, x1, …,
+    which `own_names` keeps free. Returns the lines, and the text of each written buffer's new value.
     """
     nodes = walk(program.results.values())
     uses: dict[int, int] = {}
@@ -274,15 +300,42 @@ def statements(program: Program, render: Callable[[Node, list[Text]], Text]) -> 
             uses[id(a)] = uses.get(id(a), 0) + 1
     new = {id(node): f"{b}_new" for b, node in program.results.items() if node.args}
     texts: dict[int, Text] = {}
+    depths: dict[int, int] = {}
     lines: list[Statement] = []
     for node in nodes:
         text = render(node, [texts[id(a)] for a in node.args])
-        if node.args and (id(node) in new or uses[id(node)] > 1):
+        depth = 1 + max([depths[id(a)] for a in node.args], default=0)
+        if node.args and (id(node) in new or uses[id(node)] > 1 or depth > DEEPEST):
             name = new.get(id(node), f"x{len(lines)}")
             lines.append(Statement(name, node.dtype, text))
-            text = Text(name)
-        texts[id(node)] = text
+            text, depth = Text(name), 0
+        texts[id(node)], depths[id(node)] = text, depth
     return lines, {b: texts[id(node)] for b, node in program.results.items()}
+
+
+Planned: TypeAlias = tuple[Program, Callable[[int], tuple[float, ...]]]
+
+
+def plan(rule: Any, dtype: np.dtype) -> Planned:
+    """Give the program of a rule and the function of t that computes its scalars; remembered while rules come again."""
+    try:
+        known = _planned(rule, dtype)
+    except TypeError:  # not hashable
+        require_rule(rule, "trace")
+        raise
+    for same, key, planned in known:
+        if same is rule or key == exact(rule):
+            return planned
+    program = trace(rule, dtype)
+    planned = program, host_scalars(program, rule)
+    known.append((rule, exact(rule), planned))
+    return planned
+
+
+@lru_cache(maxsize=256)
+def _planned(rule: Any, dtype: np.dtype) -> list[tuple[Any, tuple, Planned]]:
+    """Give the list of what is planned for rules that equal this one; they may differ in a zero's sign or a type."""
+    return []
 
 
 def host_scalars(program: Program, rule: Any) -> Callable[[int], tuple[float, ...]]:
@@ -290,24 +343,24 @@ def host_scalars(program: Program, rule: Any) -> Callable[[int], tuple[float, ..
 
     That function raises:
         SettingError: a scalar is not a finite number of the computing precision, or a schedule gives one out of range.
-        RuleError: `scalars(t)` does not give exactly the keyword-only parameters of `update`.
+        RuleError: `scalars(t)` does not give a dict of exactly the keyword-only parameters of `update`.
 
     """
     order, expected, limit = program.scalars, set(program.scalars), float(np.finfo(program.dtype).max)
-    rule_at = settings.follow(rule)
+    rule_at = follow(rule)
 
     def at_step(t: int) -> tuple[float, ...]:
         given = rule_at(t).scalars(t)
-        if given.keys() != expected:
+        if not isinstance(given, dict) or given.keys() != expected:
             raise RuleError(
                 explain(
                     f"{type(rule).__name__}.scalars",
-                    "scalars(t) gives exactly the keyword-only parameters of update.",
-                    got=", ".join(given) or "(none)",
+                    "scalars(t) gives a dict of exactly the keyword-only parameters of update.",
+                    got=", ".join(map(str, given)) or "(none)" if isinstance(given, dict) else repr(given)[:60],
                     expected=", ".join(order) or "(none)",
                 )
             )
-        values = tuple([float(given[name]) for name in order])
+        values = tuple([x if type(x := given[name]) is float else to_float(x) for name in order])
         if not math.hypot(*values) <= limit:  # one is too large or not a number, or several are close to the limit
             for name, value in zip(order, values, strict=True):
                 if not abs(value) <= limit:
@@ -315,7 +368,7 @@ def host_scalars(program: Program, rule: Any) -> Callable[[int], tuple[float, ..
                         explain(
                             f"{type(rule).__name__}.scalars({t})",
                             f"the scalar {name} is not a finite {program.dtype.name}.",
-                            got=value if math.isnan(value) else f"{value:g}",
+                            got=repr(given[name])[:60],
                             do="check the settings and schedules of the rule",
                         )
                     )

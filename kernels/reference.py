@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fastopt.errors import RuleError, explain
 from fastopt.kernels import storage
+from fastopt.kernels.launch import Launch
 from fastopt.kernels.program import Program, parameters
 
 
-def bind(program: Program, rule: Any, arrays: Sequence[np.ndarray]) -> Callable[[tuple, tuple], None]:
+def bind(program: Program, rule: Any, arrays: Sequence[np.ndarray]) -> Launch:
     """Prepare a step of `rule` over flat arrays in the order of `program.buffers`, as `cpu.bind` does."""
     dtype = program.dtype
     names = parameters(rule).buffers
 
-    def launch(noise: tuple, scalars: tuple) -> None:
+    def calls(noise: tuple, scalars: tuple) -> list[tuple]:
         values = {b.name: a.copy() for b, a in zip(program.buffers, arrays, strict=True)}
         numbers = {name: dtype.type(x) for name, x in zip(program.scalars, scalars, strict=True)}
         with np.errstate(all="ignore"):
@@ -31,11 +32,11 @@ def bind(program: Program, rule: Any, arrays: Sequence[np.ndarray]) -> Callable[
         for b, array in zip(program.buffers, arrays, strict=True):
             if b.written:
                 _require_same(rule, b.name, new[b.name], array)
-        for b, array in zip(program.buffers, arrays, strict=True):
-            if b.written:
-                array[...] = new[b.name]
+        return [
+            (array.__setitem__, ..., new[b.name]) for b, array in zip(program.buffers, arrays, strict=True) if b.written
+        ]
 
-    return launch
+    return Launch(calls)
 
 
 def _require_same(rule: Any, name: str, value: Any, array: np.ndarray) -> None:

@@ -3,7 +3,7 @@
 A rule is a frozen dataclass. Its fields are of two kinds. *Numbers* (lr, betas, eps, …) reach `update` only as
 keyword-only scalars, which `scalars(t)` computes on the host, so changing one never makes another kernel; a number
 may be a callable of t instead. *Choices* (nesterov, amsgrad, …) and the question whether a number is zero or absent
-decide which kernel is made: together they are the rule's `form`.
+decide which kernel is made: together they are the rule's form (see `form`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
 from fastopt.errors import RuleError, SettingError, explain
+from fastopt.kernels.form import is_rule
 
 Setting: TypeAlias = Any
 """A number, or a callable of t (a schedule) that gives one: what `check` makes sure of."""
@@ -45,12 +46,18 @@ def check(rule: Any, **ranges: Interval) -> None:
     """Check the named settings of `rule` against their ranges and turn them into Python floats.
 
     Called from a rule's `__post_init__`. A callable (a schedule) passes here; what it returns is checked at each step.
-    A tuple has each of its entries checked. `None` passes where it is the field's default.
+    A tuple has each of its entries checked. `None` passes where it is the field's default. The settings that are True
+    or False by default are checked without being named.
 
     Raises:
-        SettingError: a setting is out of its range, not finite, or not a number.
+        SettingError: a setting is out of its range, not finite, or not a number; or a choice is not True or False.
 
     """
+    for name in _choices(type(rule)):
+        value = getattr(rule, name)
+        if type(value) is not bool:
+            what = f"the setting {name} is neither True nor False."
+            raise SettingError(explain(type(rule).__name__, what, got=f"{name}={value!r}", expected="True or False"))
     fields = rule.__dataclass_fields__
     for name, interval in ranges.items():
         value, default = getattr(rule, name), fields[name].default
@@ -75,12 +82,17 @@ def check(rule: Any, **ranges: Interval) -> None:
         object.__setattr__(rule, name, checked)
 
 
+@lru_cache(maxsize=1024)
+def _choices(rule: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(rule) if isinstance(f.default, bool))
+
+
 def _number(rule: Any, name: str, value: Any, interval: Interval) -> Any:
     if type(value) is float and value in interval:
         return value
     if callable(value):
         return value
-    if isinstance(value, Real) and not isinstance(value, bool) and float(value) in interval:
+    if isinstance(value, Real) and not isinstance(value, bool) and to_float(value) in interval:
         return float(value)
     raise SettingError(
         explain(
@@ -92,87 +104,28 @@ def _number(rule: Any, name: str, value: Any, interval: Interval) -> Any:
     )
 
 
-def is_rule(value: Any) -> bool:
-    """Whether `value` is an instance of a frozen dataclass with an `update`."""
-    return dataclasses.is_dataclass(value) and not isinstance(value, type) and hasattr(value, "update")
+def to_float(value: Any) -> float:
+    """Give a number as a float, and as NaN whatever is no real number or an integer beyond the largest float."""
+    if getattr(value, "shape", None) == ():  # an array without dimensions, or a number of NumPy's
+        value = value.item()
+    try:
+        return float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        return math.nan
 
 
-def require_rule(rule: Any, where: str) -> None:
-    """Raise a RuleError unless `rule` is a rule: a frozen dataclass instance with `scalars` and `update`."""
-    what = None
-    if isinstance(rule, type):
-        what = "a rule's class arrived instead of a rule."
-    elif not dataclasses.is_dataclass(rule) or not rule.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        what = "a rule is an instance of a frozen dataclass."
-    elif not callable(getattr(rule, "update", None)) or not callable(getattr(rule, "scalars", None)):
-        what = "a rule has the methods scalars(t) and update(p, g, …, *, …)."
-    if what:
-        name = rule.__name__ if isinstance(rule, type) else type(rule).__name__
-        do = f"pass {name}(…)" if isinstance(rule, type) else "decorate the class with @dataclass(frozen=True)"
-        raise RuleError(explain(where, what, got=repr(rule), expected="for example fastopt.Adam(lr=1e-3)", do=do))
+def initial(rule: Any) -> dict[str, float]:
+    """Give the values at which state buffers start, by name; those not named start at zero.
 
+    Raises:
+        RuleError: the rule's `initial()` does not give numbers by name.
 
-class Number:
-    """What `update` sees of a number while it is traced: whether it is zero, and nothing else.
-
-    A rule that reads its numbers inside `update` would bake them into a kernel and need another one for every value.
     """
-
-    __slots__ = ("name", "nonzero")
-
-    def __init__(self, name: str, nonzero: bool):
-        self.name, self.nonzero = name, nonzero
-
-    def __bool__(self) -> bool:
-        return self.nonzero
-
-    def __repr__(self) -> str:
-        return f"{self.name}{'≠' if self.nonzero else '='}0"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Number) and (self.name, self.nonzero) == (other.name, other.nonzero)
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.nonzero))
-
-    def _refuse(self, *_: object, **__: object) -> Any:
-        raise RuleError(
-            explain(
-                "update",
-                f"the rule reads the number self.{self.name} inside update.",
-                expected="numbers as keyword-only parameters; self only to choose a form (`if self.nesterov:`)",
-                do=f"return {self.name.split('[')[0]} from scalars(t) and take it as a keyword-only parameter",
-            )
-        )
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
-    __pow__ = __rpow__ = __neg__ = __float__ = __int__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
-    __array_ufunc__ = __array__ = _refuse
-
-
-def form_of(name: str, value: Any) -> Any:
-    """Give what is left of one setting in a rule's form."""
-    if is_rule(value):
-        return form(value)
-    if callable(value):
-        return Number(name, True)
-    if isinstance(value, float):
-        return Number(name, value != 0.0)
-    if isinstance(value, tuple):
-        return tuple(form_of(f"{name}[{k}]", x) for k, x in enumerate(value))
-    return value
-
-
-@lru_cache(maxsize=1024)
-def form(rule: Any) -> Any:
-    """Give a copy of `rule` that keeps its choices and knows of each number only whether it is zero.
-
-    Two rules of equal form have the same kernel.
-    """
-    copy = object.__new__(type(rule))
-    for f in dataclasses.fields(rule):
-        object.__setattr__(copy, f.name, form_of(f.name, getattr(rule, f.name)))
-    return copy
+    values = rule.initial() if hasattr(rule, "initial") else {}
+    if not isinstance(values, dict) or any(math.isnan(to_float(x)) for x in values.values()):
+        what, expected = "initial() gives numbers by name of a state buffer.", 'for example {"v": 0.1}'
+        raise RuleError(explain(f"{type(rule).__name__}.initial", what, got=repr(values)[:60], expected=expected))
+    return {name: to_float(value) for name, value in values.items()}
 
 
 def _has_schedule(value: Any) -> bool:
@@ -196,27 +149,40 @@ def follow(rule: Any) -> Callable[[int], Any]:
     if not names:
         return lambda t: rule
     own = [(f.name, getattr(rule, f.name)) for f in dataclasses.fields(rule)]
-
-    def value(x: Any, t: int) -> Any:
-        if is_rule(x):
-            return follow(x)(t)
-        if isinstance(x, tuple):
-            return tuple([value(entry, t) for entry in x])
-        if not callable(x):
-            return x
-        answer: Any = x(t)
-        if isinstance(answer, Real):
-            return float(answer)
-        raise SettingError(
-            explain(type(rule).__name__, f"a schedule does not give a number at t={t}.", got=repr(answer)[:60])
-        )
+    derived = [f.name for f in dataclasses.fields(rule) if not f.init and f.name in names]
+    fixed = [(name, setting) for name, setting in own if name not in names]
+    moving = [(name, _follow(type(rule).__name__, setting)) for name, setting in own if name in names]
 
     def at_step(t: int) -> Any:
         now = object.__new__(type(rule))  # as dataclasses.replace, in a third of its time: it happens at every step
-        for name, setting in own:
-            object.__setattr__(now, name, value(setting, t) if name in names else setting)
+        for name, setting in fixed:
+            object.__setattr__(now, name, setting)
+        for name, value_at in moving:
+            object.__setattr__(now, name, value_at(t))
         if hasattr(now, "__post_init__"):
             now.__post_init__()
+        for name in derived:  # what that made anew may be a schedule again
+            object.__setattr__(now, name, _follow(type(rule).__name__, getattr(now, name))(t))
         return now
 
     return at_step
+
+
+def _follow(where: str, setting: Any) -> Callable[[int], Any]:
+    if is_rule(setting):
+        return follow(setting)
+    if isinstance(setting, tuple):
+        entries = [_follow(where, x) for x in setting]
+        return lambda t: tuple([entry(t) for entry in entries])
+    if not callable(setting):
+        return lambda t: setting
+
+    def number(t: int) -> float:
+        answer: Any = setting(t)
+        if type(answer) is float:
+            return answer
+        if isinstance(answer, Real):
+            return to_float(answer)
+        raise SettingError(explain(where, f"a schedule does not give a number at t={t}.", got=repr(answer)[:60]))
+
+    return number

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import fastopt
+from fastopt.kernels import settings
 from fastopt.kernels.program import trace
 from fastopt.kernels.rules import (
     SGD,
@@ -101,7 +102,7 @@ CASES: dict[str, Any] = {
 def fresh_buffers(rule: Any, p: Any) -> dict[str, np.ndarray]:
     """Give the buffers of `rule` before its first step: a copy of p, no gradient yet, and the state it starts with."""
     p = np.array(p)
-    initial = rule.initial() if hasattr(rule, "initial") else {}
+    initial = settings.initial(rule)
     state = {name: np.full_like(p, initial.get(name, 0.0)) for name in trace(rule, p.dtype).state}
     return {"p": p, "g": np.zeros_like(p), **state}
 

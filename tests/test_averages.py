@@ -1,6 +1,5 @@
 """EWA: the weighted sum in exact arithmetic, other libraries' formulas, arrays, and what it refuses."""
 
-import doctest
 import math
 import pickle
 from fractions import Fraction
@@ -11,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastopt import averages
 from fastopt.averages import EWA
 from fastopt.errors import LayoutError, SettingError
 
@@ -323,7 +321,44 @@ def test_a_wrong_state_is_refused(state, error, words):
     assert average.state_dict() == GOOD
 
 
-def test_docstrings():
-    result = doctest.testmod(averages)
-    assert result.attempted
-    assert not result.failed
+@pytest.mark.parametrize(
+    "series",
+    [
+        [0.5, 2.0],
+        [np.array([0.5, 2.0]), np.ones(2)],
+        [np.ones(2, np.float32), np.zeros(2, np.float32)],
+        [np.ones((), np.float32), np.zeros((), np.float32)],
+    ],
+    ids=repr,
+)
+def test_state_goes_through_an_npz_file(series, tmp_path):
+    first, second = EWA(0.9), EWA(0.9)
+    for _ in range(2):
+        np.savez(tmp_path / "average.npz", **first.state_dict())
+        with np.load(tmp_path / "average.npz") as state:
+            second.load_state_dict(state)
+        assert second.t == first.t
+        assert all(np.array_equal(second.update(x), first.update(x)) for x in series)
+        assert type(second.raw) is type(first.raw)
+    with np.load(tmp_path / "average.npz") as state, pytest.raises(SettingError, match=r"EWA\(beta=0.9\)"):
+        EWA(0.5).load_state_dict(state)
+
+
+MASKED = np.ma.masked_array([1.0, 2.0], [False, True])
+
+
+@pytest.mark.parametrize("x", [MASKED, MASKED.astype(np.float32), np.ma.masked_array([1, 2])], ids=repr)
+def test_masked_arrays_are_refused(x):
+    for average in (EWA().update, EWA.over):
+        with pytest.raises(LayoutError, match=r"(?s)EWA.*MaskedArray.*pass its \.data"):
+            average(x)
+    with pytest.raises(LayoutError, match="MaskedArray"):
+        EWA.over([x, x])
+
+
+@pytest.mark.parametrize("x", [10**400, Fraction(10**400)], ids=["int", "Fraction"])
+def test_a_number_beyond_the_largest_float_is_refused(x):
+    average = EWA()
+    with pytest.raises(LayoutError, match="beyond the largest float"):
+        average.update(x)
+    assert average.t == 0

@@ -1,7 +1,7 @@
 """Batches: every sample once an epoch, the same ones of every array, replayable; and the choice of a batch size."""
 
-import doctest
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastopt import batches
 from fastopt.batches import minibatches, suggest_batch_size
 from fastopt.errors import LayoutError, SettingError
 
@@ -150,6 +149,11 @@ def test_wrong_settings_are_refused_at_once(name, bad: Any):
         ((500, 1, 499), 256),  # never more than there are
         ((64, 1, 64), 64),
         ((100, 1, 99), 64),
+        ((60_000, np.int32(10_000_000), 1e9), 64),
+        ((60_000, np.uint8(200), np.int32(10**9)), 512),
+        ((60_000, 10**400, 10**403), 512),
+        ((60_000, Fraction(10**400), Fraction(10**402)), 64),
+        ((60_000, np.float32(0.5), np.float16(64)), 128),
     ],
 )
 def test_suggested_sizes_by_hand(arguments, expected):
@@ -183,9 +187,3 @@ def test_wrong_amounts_are_refused(name, bad):
     arguments: Any = {"samples": 100, "bytes_per_sample": 8, "memory": 1e9, name: bad}
     with pytest.raises(SettingError, match=f"(?s)^suggest_batch_size: {name} .*got       {name}=.*expected"):
         suggest_batch_size(**arguments)
-
-
-def test_docstrings():
-    result = doctest.testmod(batches)
-    assert result.attempted
-    assert not result.failed

@@ -12,7 +12,8 @@ from cases import CASES
 
 import fastopt
 from fastopt import RuleError, SettingError
-from fastopt.kernels.program import host_scalars, trace
+from fastopt.kernels import cpu
+from fastopt.kernels.program import host_scalars, plan, trace
 
 
 def rule(update: Callable, name: str = "Mine", scalars: Callable | None = None, **settings: Any) -> Any:
@@ -30,6 +31,29 @@ def buffers_of(r: Any) -> dict[str, np.ndarray]:
     return {name: np.ones(5, np.float32) for name in names}
 
 
+def _in_place_without_dimensions(self, p, g, *, lr):
+    size = np.where(lr > 0.5, lr, lr)
+    size *= 2
+    return p - size * g
+
+
+def _with_attribute() -> Any:
+    @dataclass(frozen=True)
+    class Attributed:
+        lr: float = 0.1
+
+        def __post_init__(self):
+            object.__setattr__(self, "flip", self.lr > 0.5)
+
+        def scalars(self, t):
+            return {"lr": self.lr}
+
+        def update(self, p, g, *, lr):
+            return p - lr * g if self.flip else p + lr * g  # type: ignore[attr-defined]
+
+    return Attributed()
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "branches": (rule(lambda self, p, g, *, lr: p - lr * g if g > 0 else p), "branches on a value"),
     "branches on a scalar": (rule(lambda self, p, g, *, lr: p if lr > 0 else g), "branches on a value"),
@@ -41,6 +65,18 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "np.exp": (rule(lambda self, p, g: p * np.exp(g)), "np.exp is not known"),
     "np.power": (rule(lambda self, p, g: np.power(g, 2)), "x \\* x"),
     "cube": (rule(lambda self, p, g: g**3), "this power is not known"),
+    "power of a number": (rule(lambda self, p, g: 2**g), "np.power is not known"),
+    "remainder": (rule(lambda self, p, g: g % 2), "np.remainder is not known"),
+    "remainder of a number": (rule(lambda self, p, g: 2 % g), "np.remainder is not known"),
+    "floor division": (rule(lambda self, p, g: g // 2), "np.floor_divide is not known"),
+    "divmod": (rule(lambda self, p, g: divmod(g, 2)[0]), "np.divmod is not known"),
+    "matrix product": (rule(lambda self, p, g: p @ g), "np.matmul is not known"),
+    "round": (rule(lambda self, p, g: round(g)), "write np.rint"),
+    "round to digits": (rule(lambda self, p, g: round(g, 2)), "write np.rint"),
+    "np.round": (rule(lambda self, p, g: np.round(g)), "write np.rint"),
+    "math.trunc": (rule(lambda self, p, g: p - math.trunc(g)), "Python number"),
+    "integer beyond floats": (rule(lambda self, p, g: g * 10**400), "out of the range of float32"),
+    "filled with a word": (rule(lambda self, p, g: np.full_like(p, "x")), "neither a buffer nor a number"),
     "square root as a power": (rule(lambda self, p, g: g**0.5), "this power is not known"),
     "power of a scalar": (rule(lambda self, p, g, *, lr: p - lr**2 * g), "this power is not known"),
     "np.sum": (rule(lambda self, p, g: p - np.sum(g)), "not known|not elementwise"),
@@ -75,6 +111,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "**kwargs": (rule(lambda self, p, g, **kwargs: p), "names its buffers and scalars"),
     "number in update": (rule(lambda self, p, g: p - self.lr * g, lr=0.1), "reads the number self.lr inside update"),
     "number compared": (rule(lambda self, p, g: p if self.lr > 1 else g, lr=0.1), "reads the number self.lr"),
+    "number equal to another": (rule(lambda self, p, g: p if self.lr == 1 else g, lr=0.1), "reads the number self.lr"),
+    "number unequal": (rule(lambda self, p, g: p if self.lr != 1 else g, lr=0.1), "reads the number self.lr"),
+    "numbers equal": (rule(lambda self, p, g: p if self.a == self.b else g, a=0.1, b=0.1), "reads the number self.a"),
+    "number rounded": (rule(lambda self, p, g: p * round(self.lr), lr=0.1), "reads the number self.lr"),
+    "absolute number": (rule(lambda self, p, g: p * abs(self.lr), lr=0.1), "reads the number self.lr"),
+    "remainder of a setting": (rule(lambda self, p, g: p * (self.lr % 1), lr=0.1), "reads the number self.lr"),
     "tuple number": (rule(lambda self, p, g: p - self.b[0] * g, b=(0.1, 0.2)), r"reads the number self.b\[0\]"),
     "np on a number": (rule(lambda self, p, g: p - np.sqrt(self.lr) * g, lr=0.1), "reads the number self.lr"),
     "scalars missing": (
@@ -85,6 +127,36 @@ REFUSED: dict[str, tuple[Any, str]] = {
         rule(lambda self, p, g: p - g, scalars=lambda self, t: {"lr": 1.0}),
         "exactly the keyword-only",
     ),
+    "scalars None": (
+        rule(lambda self, p, g, *, lr: p - lr * g, scalars=lambda self, t: None),
+        "gives a dict of exactly",
+    ),
+    "scalars named by numbers": (
+        rule(lambda self, p, g, *, lr: p - lr * g, scalars=lambda self, t: {1: 0.1}),
+        "exactly the keyword-only",
+    ),
+    "optional made anew": (
+        rule(lambda self, p, g, m=None: (p - g, np.zeros_like(p) if m is None else m)),
+        "something else where it is None",
+    ),
+    "in place without dimensions": (rule(_in_place_without_dimensions), "an operation in place"),
+    "power of a comparison": (rule(lambda self, p, g: np.where((g > 0) ** 2, p, g)), "this power is not known"),
+    "float64 power": (rule(lambda self, p, g: p - g ** np.float64(2)), "this power is not known"),
+    "square of a comparison": (rule(lambda self, p, g: np.where(np.square(g > 0), p, g)), "change the precision"),
+    "np.fabs of a word": (rule(lambda self, p, g: np.fabs(p.view(np.uint32)).view(np.float32)), "change the precision"),
+    "word or float": (rule(lambda self, p, g: np.where(g > 0, p.view(np.uint32), 1.5)), "change the precision"),
+    "comparison or number": (
+        rule(lambda self, p, g: np.where(np.where(g > 0, p > 0, 1), p, g)),
+        "change the precision",
+    ),
+    "negative word": (rule(lambda self, p, g: (p.view(np.uint32) & -1).view(np.float32)), "out of the range of uint32"),
+    "long word": (rule(lambda self, p, g: (p.view(np.uint32) ^ 2**33).view(np.float32)), "out of the range of uint32"),
+    "shift by less than nothing": (
+        rule(lambda self, p, g: (p.view(np.uint32) >> -1).view(np.float32)),
+        "out of the range of uint32",
+    ),
+    "key of a dict": (rule(lambda self, p, g: {p: 1}), "uses a value as a key"),
+    "attribute that is no field": (_with_attribute(), r"update reads self\.flip, which is not a field of Attributed"),
     "optional read, not written": (
         rule(lambda self, p, g, a=None: (p - g if a is None else p - a, a)),
         "read but never",
@@ -102,13 +174,164 @@ def test_a_rule_that_cannot_be_traced_is_refused_and_writes_nothing(name, backen
     assert all(np.all(a == 1) for a in buffers.values())
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39])
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, math.inf, -math.inf, 1e39, 10**400, None, "much", "0.1", b"1", 1j, np.ones(1)],
+    ids=lambda x: str(x)[:9],
+)
 def test_a_scalar_that_is_not_a_finite_float32_is_refused_and_writes_nothing(value):
     bad = rule(lambda self, p, g, *, lr: p - lr * g, scalars=lambda self, t: {"lr": value})
     buffers = buffers_of(bad)
     with pytest.raises(SettingError, match="the scalar lr is not a finite float32"):
         fastopt.update(bad, 1, buffers)
     assert np.all(buffers["p"] == 1)
+
+
+def boosted(self, p, g, *, lr):
+    """Do something else for each answer that a setting may give inside an update."""
+    if self.boost == 0:
+        return p - lr * g
+    if self.boost != 0 and self.boost != None and self.boost not in (0, None, "auto"):  # noqa: E711
+        return p - lr * g * 4.0
+    return p + lr * g
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(("boost", "expected"), [(0.0, 0.5), (-0.0, 0.5), (2.5, -1.0), (lambda t: 0.0, -1.0)])
+def test_a_number_may_be_compared_with_zero_and_none(backend, boost, expected):
+    buffers = buffers_of(rule(boosted))
+    fastopt.update(rule(boosted, boost=boost), 1, buffers, backend=backend)
+    assert np.all(buffers["p"] == expected)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A rule of a user who writes 1 for 1.0, and whose `times` is a choice."""
+
+    lr: float = 1
+    b: tuple[float, float] = (0.0, 1)
+    tilt: "float | None" = None
+    times: int = 2
+
+    def scalars(self, t):
+        return {"lr": self.lr}
+
+    def update(self, p, g, *, lr):
+        return p - lr * g * self.times
+
+
+def test_a_number_is_one_whatever_its_type():
+    first = trace(Tuned(), np.float32)
+    for same in (Tuned(lr=2), Tuned(lr=2.0), Tuned(b=(0, 2)), Tuned(b=(0.0, 0.5))):
+        assert trace(same, np.float32) is first
+    assert trace(Tuned(lr=np.float32(0.5)), np.float32) is first  # type: ignore[arg-type]
+    assert trace(Tuned(tilt=1), np.float32) is trace(Tuned(tilt=0.5), np.float32)
+    assert trace(Tuned(lr=0), np.float32) is trace(Tuned(lr=0.0), np.float32) is not first
+    buffers = buffers_of(Tuned())
+    fastopt.update(Tuned(lr=np.float32(0.25)), 1, buffers)  # type: ignore[arg-type]
+    assert np.all(buffers["p"] == 0.5)
+
+
+@pytest.mark.parametrize("order", [(3, 3.0), (3.0, 3)])
+def test_an_integer_setting_is_a_choice_whatever_came_first(order):
+    kind = make_dataclass("Fresh", [], bases=(Tuned,), frozen=True)
+    for times in order:
+        buffers = buffers_of(kind(times=times))
+        fastopt.update(kind(times=times), 1, buffers)
+        assert np.all(buffers["p"] == -2.0)
+    assert trace(kind(times=2), np.float32) is not trace(kind(times=3), np.float32)
+
+
+def test_equal_settings_that_differ_in_sign_or_type_are_different_rules():
+    def update(self, p, g, *, c):
+        return np.copysign(p, c) + (g if self.k is True else g * 3)
+
+    kind = type(rule(update, scalars=lambda self, t: {"c": self.c}, c=0.0, k=1))
+    for first, second in [({"c": 0.0}, {"c": -0.0}), ({"k": 1}, {"k": True}), ({"k": True}, {"k": 1})]:
+        for settings in (first, second, first):
+            r, arrays = kind(**settings), [np.ones(2), np.ones(2)]
+            program, scalars = plan(r, np.dtype(np.float64))
+            cpu.bind(program, arrays)((), scalars(1))
+            assert plan(r, np.dtype(np.float64)) is plan(kind(**settings), np.dtype(np.float64))
+            assert arrays[0][0] == (-1.0 if str(r.c) == "-0.0" else 1.0) + (1.0 if r.k is True else 3.0)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_an_optional_buffer_that_no_setting_uses_is_none(backend):
+    asks = rule(lambda self, p, g, m=None: (p + g if m is None else p - g, m))
+    buffers = {"p": np.ones(3), "g": np.ones(3)}
+    fastopt.update(asks, 1, buffers, backend=backend)
+    assert np.all(buffers["p"] == 2)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_field_that_a_rule_derives_may_follow_a_schedule(backend):
+    @dataclass(frozen=True)
+    class Derived:
+        lr: Any = 0.5
+        half: Any = field(init=False)
+        third: Any = field(init=False, default=0.0)
+
+        def __post_init__(self):
+            object.__setattr__(self, "half", (lambda t: self.lr(t) / 2) if callable(self.lr) else self.lr / 2)
+            object.__setattr__(self, "third", lambda t: t / 3)
+
+        def scalars(self, t):
+            return {"size": self.half + self.third}
+
+        def update(self, p, g, *, size):
+            return p - size * g
+
+    for lr in (0.5, lambda t: t / 6):
+        buffers = {"p": np.ones(3), "g": np.ones(3)}
+        fastopt.update(Derived(lr), 3, buffers, backend=backend)
+        assert np.all(buffers["p"] == 1 - 0.25 - 1.0)
+
+
+def test_a_reference_step_that_fails_leaves_all_groups_as_they_were():
+    base = fastopt.SGD(lr=0.5)
+    late = rule(lambda self, p, g: p - g.astype(np.float64) if isinstance(p, np.ndarray) else p - g)
+    opt = fastopt.Optimizer(base, {k: np.ones(2, np.float32) for k in "ab"}, groups={"b": late}, backend="reference")
+    with pytest.raises(RuleError, match="not an array like the old one"):
+        opt.step({k: np.ones(2, np.float32) for k in "ab"})
+    assert opt.t == 0
+    assert np.all(opt.flat_params[opt.flat_params != 0] == 1)
+
+
+@pytest.mark.parametrize(
+    "initial", [None, 5, {"m": "0.5"}, {"m": None}, {"m": np.ones(2)}, {"m": math.nan}, {"m": 1e300}, {1: 0.0}], ids=str
+)
+def test_initial_gives_numbers_by_name(initial):
+    bad = rule(lambda self, p, g, m: (p - m, g))
+    object.__setattr__(bad, "initial", lambda: initial)
+    with pytest.raises(RuleError, match="initial"):
+        fastopt.Optimizer(bad, {"w": np.ones(3, np.float32)})
+
+
+def test_gradient_noise_may_fade_to_nothing_at_once():
+    noisy = fastopt.GradientNoise(fastopt.SGD(lr=0.5), eta=1.0, gamma=1e9)
+    buffers = {"p": np.ones(3), "g": np.ones(3)}
+    fastopt.update(noisy, 1, buffers)
+    assert np.all(buffers["p"] == 0.5)
+
+
+def test_names_that_an_npz_file_confuses_are_refused():
+    with pytest.raises(fastopt.LayoutError, match=r"'w' and 'w\.npy' are the same"):
+        fastopt.Optimizer(fastopt.SGD(), {"w.npy": np.ones(2), "w": np.ones(3)})
+
+
+def test_a_setting_left_out_of_comparisons_is_refused():
+    @dataclass(frozen=True)
+    class Partial(Tuned):
+        lr: float = field(default=0.1, compare=False)
+
+    for use in (
+        lambda: fastopt.update(Partial(), 1, buffers_of(Partial())),
+        lambda: fastopt.Optimizer(Partial(), {"w": np.ones(3)}),
+        lambda: fastopt.GradientNoise(Partial()),
+    ):
+        with pytest.raises(RuleError, match="differ in lr alone"):
+            use()
 
 
 @pytest.mark.parametrize("thing", [fastopt.Adam, "adam", None, 3])
@@ -132,6 +355,8 @@ def test_a_rule_that_is_not_frozen_or_not_hashable_is_refused():
         fastopt.update(Loose(), 1, {"p": np.ones(1), "g": np.ones(1)})
     with pytest.raises(RuleError, match="must be hashable"):
         fastopt.update(rule(lambda self, p, g: p, table=(1, [2])), 1, {"p": np.ones(1), "g": np.ones(1)})
+    with pytest.raises(RuleError, match="must be hashable"):
+        fastopt.Optimizer(rule(lambda self, p, g: p, table=(1, [2])), {"w": np.ones(1)})
 
 
 def test_an_error_inside_a_rule_reaches_the_caller_as_it_is():
@@ -208,6 +433,11 @@ def test_schedules_are_resolved_each_step_and_checked():
         host_scalars(trace(fastopt.SGD(lr=lambda t: -1.0), np.float32), fastopt.SGD(lr=lambda t: -1.0))(1)
 
 
+def test_a_schedules_integer_beyond_floats_is_out_of_range():
+    with pytest.raises(SettingError, match="lr is out of its range"):
+        host_scalars(trace(fastopt.SGD(), np.float32), fastopt.SGD(lr=lambda t: 10**400))(1)
+
+
 @pytest.mark.parametrize("answer", [None, "0.1", np.ones(2), 1j])
 def test_a_schedule_gives_a_number(answer):
     with pytest.raises(SettingError, match="does not give a number at t=2"):
@@ -226,6 +456,9 @@ OUT_OF_RANGE = [
     ("Adagrad", {"lr_decay": -1}), ("Adagrad", {"initial_accumulator_value": -1}), ("Adadelta", {"rho": 1.0}),
     ("Adamax", {"eps": -1}), ("NAdam", {"momentum_decay": -1}), ("NAdam", {"betas": (lambda t: 0.9, 0.999)}),
     ("RAdam", {"betas": (1.0, 0.999)}), ("Lion", {"betas": (0.9, math.nan)}), ("Lion", {"weight_decay": -1}),
+    ("SGD", {"lr": 10**400}), ("Adam", {"decoupled": "false"}), ("Adam", {"amsgrad": 1}),
+    ("Adam", {"amsgrad": lambda t: True}), ("Momentum", {"nesterov": np.ones(2)}), ("Momentum", {"nesterov": None}),
+    ("RMSprop", {"centered": 0.0}), ("NAdam", {"decoupled_weight_decay": []}),
 ]  # fmt: skip
 
 
@@ -247,3 +480,9 @@ def test_settings_are_kept_as_python_floats():
     assert type(kept.lr) is float
     assert kept.betas == (0.0, 0.5)
     assert hash(kept) == hash(fastopt.Adam(lr=0.5, betas=(0.0, 0.5)))
+
+
+@pytest.mark.parametrize("groups", [[], 0, "", False, ()], ids=repr)
+def test_groups_that_are_no_table_are_refused_though_empty(groups):
+    with pytest.raises(SettingError, match="go by patterns of names"):
+        fastopt.Optimizer(fastopt.SGD(), {"w": np.ones(2)}, groups=groups)

@@ -1,6 +1,5 @@
 """Schedules: the formulas by hand, PyTorch's and optax's schedulers beside them, and what must hold of any of them."""
 
-import doctest
 import math
 import pickle
 from dataclasses import dataclass
@@ -474,7 +473,13 @@ def test_operators_refuse_what_is_no_number():
         schedule.delayed(-1)
 
 
-def test_docstrings():
-    result = doctest.testmod(schedules)
-    assert result.attempted
-    assert not result.failed
+@pytest.mark.parametrize("answer", [None, "x", "0.1", 1j, np.ones(2), []], ids=repr)
+def test_a_schedule_that_gives_no_number_is_refused(answer):
+    @dataclass(frozen=True)
+    class Odd(Schedule):
+        def at(self, t):
+            return answer
+
+    for schedule in (Odd(), Odd() * 2.0, 1.0 + Odd(), Odd().delayed(3), Join({0: Odd()})):
+        with pytest.raises(SettingError, match=r"Odd\(\).*: the value at t=7 is not a number"):
+            schedule(7)

@@ -54,7 +54,41 @@ OPERATIONS: dict[str, Callable] = {
     "unchanged": lambda x, y: x,
     "other": lambda x, y: y,
     "constant": lambda x, y: np.ones_like(x),
+    "bool_add": lambda x, y: np.where((x > 0) + (y > 0) == (x == x), x, y),
+    "bool_multiply": lambda x, y: np.where((x > 0) * (y > 0), x, y),
+    "bool_comparisons": lambda x, y: np.where(((x > 0) < (y > 0)) | ((x == x) >= (y == y)), x, y),
+    "bool_constant": lambda x, y: np.where((x > 0) != True, x, y),  # noqa: E712
+    "bool_rounded": lambda x, y: np.where(abs(x > 0) & np.floor(y > 0) | np.ceil(x > 1) ^ np.trunc(y > 1), x, y),
+    "bool_branches": lambda x, y: np.where(np.where(x > y, x > 0, y > 0), x, y),
+    "logical_of_floats": lambda x, y: np.where(np.logical_and(x, y) ^ np.logical_or(x, np.logical_not(y)), x, y),
+    "beyond": lambda x, y: np.where(x < 1e300, x * 1e300, -y),
+    "square_of_a_constant": lambda x, y: np.full_like(x, 3) ** 2 + y,
+    "deep": lambda x, y: _deep(x, y),
+    "in_place": lambda x, y: _in_place(x, y),
+    "copies": lambda x, y: _copies(x, y),
+    "scalars_in_place": lambda x, y: _scalars_in_place(x, y),
+    "word_shifts": lambda x, y: _float(_word(x) >> 8, x) - _float(_word(y) << 31, x),
+    "word_shifted_out": lambda x, y: (_word(x) >> 32).view(np.float32).astype(x.dtype) + _float(_word(y) << 40, x),
+    "word_shifted_by_words": lambda x, y: _float(_word(x) >> (_word(y) >> 26), x) + _float(_word(x) << _word(y), x),
+    "word_shifts_a_number": lambda x, y: _float(1 << (_word(y) & 63), x),
+    "word_negative": lambda x, y: _float(-_word(x), x) - _float(abs(_word(y)), x),
+    "word_sign": lambda x, y: _float(np.sign(_word(x)), x) * 3 + _float(np.floor(_word(y)), x),
+    "word_logical": lambda x, y: np.where(np.logical_or(np.logical_and(_word(x), 9), np.logical_not(_word(x))), x, y),
+    "word_square": lambda x, y: _float(_word(x) ** 2 + np.square(_word(y)), x),
+    "word_branches": lambda x, y: _float(np.where(x > y, _word(x), 7), x),
+    "word_in_place": lambda x, y: _word_in_place(x, y),
 }
+
+
+def _word(x):
+    """Give the bits of a float32, of a NaN those of one that is the same everywhere; of a float64, some word."""
+    if x.dtype == np.float32:
+        return np.where(x == x, x, np.full_like(x, 2.0)).view(np.uint32)
+    return np.where(x > 1, np.uint32(0xB5026F35), np.where(x < 0, np.uint32(77), np.uint32(0)))
+
+
+def _float(word, x):
+    return word.astype(np.float32).astype(x.dtype)
 
 
 def _augmented(x, y):
@@ -62,6 +96,49 @@ def _augmented(x, y):
     x *= 3
     x -= y
     return x
+
+
+def _deep(x, y):
+    for k in range(120):
+        x = k - abs(y - 0.5 * x)
+    return x
+
+
+def _in_place(x, y):
+    old = x
+    x *= 0.5
+    x += y
+    z = y
+    z **= 2
+    z -= old
+    return x - old * y + z
+
+
+def _copies(x, y):
+    before, same, moved = +x, x.astype(x.dtype), x.copy()
+    ones = np.ones_like(x)
+    chosen = np.where(x > y, x, y)
+    x *= 0.5
+    ones /= 4
+    return before - same * ones + moved * chosen - x
+
+
+def _scalars_in_place(x, y):
+    scale = x.dtype.type(0.5)
+    old = scale
+    scale *= 3
+    scale *= x
+    old += 1
+    return scale - old * y
+
+
+def _word_in_place(x, y):
+    z = _word(x).view(np.float32)
+    bits = z.view(np.uint32)
+    bits ^= 1 << 31
+    z *= 2
+    bits |= 1
+    return z.astype(x.dtype) + _float(bits, x) * y
 
 
 @dataclass(frozen=True)
@@ -118,15 +195,19 @@ class AwkwardNames:
             "p_i",
             "p_at",
             "types",
+            "float",
+            "bool",
         )
         return {name: float(k) for k, name in enumerate(names)}
 
     def update(
-        self, p, g, n, first, chunk, *, job, count, i, x0, p_new, float32, select, claim, low, range, p_i, p_at, types
-    ):
+        self, p, g, n, first, chunk, *,
+        job, count, i, x0, p_new, float32, select, claim, low, range, p_i, p_at, types, float, bool,
+    ):  # fmt: skip
         x = np.abs(g) + job
         y = x * count + i * x0
         step = np.where(y > p_new, y, float32 + select) * (claim + low + range) + p_i + p_at * types
+        step = np.where((step < np.inf) == True, step * float, bool)  # noqa: E712
         return p - step * x, n + y, first - step, chunk * y
 
 

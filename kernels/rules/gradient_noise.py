@@ -2,11 +2,12 @@
 
 import inspect
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
 from fastopt.errors import RuleError, explain
-from fastopt.kernels.settings import NONNEGATIVE, Setting, check, require_rule
+from fastopt.kernels.form import require_rule
+from fastopt.kernels.settings import NONNEGATIVE, Setting, check, initial
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,9 @@ class GradientNoise:
         g ← g + √(η / (1 + t)^γ) · z,       z ~ N(0, 1), independent for each step and element
 
     and then the inner rule. z is a hash of (seed, t, index of the element): it replays bit for bit on every backend,
-    whatever the threads. See `fastopt.kernels.storage.normal` for how it is made from exactly rounded operations.
+    whatever the threads. An element's index is its place in the flat buffers, so an `Optimizer` repeats the noise of
+    another, or goes on with it, only with the same parameters in the same order and the same groups. See
+    `fastopt.kernels.storage.normal` for how z is made from exactly rounded operations.
 
     Settings: rule, any rule, the user's own included; eta, gamma ≥ 0. Buffers and bytes: the inner rule's.
 
@@ -51,11 +54,15 @@ class GradientNoise:
 
     def initial(self):
         """Give the inner rule's initial state."""
-        return self.rule.initial() if hasattr(self.rule, "initial") else {}
+        return initial(self.rule)
 
     def scalars(self, t):
         """Compute the inner rule's scalars and the noise's standard deviation."""
-        return {**self.rule.scalars(t), "noise_scale": sqrt(self.eta / (1 + t) ** self.gamma)}
+        try:
+            fading = (1 + t) ** self.gamma
+        except OverflowError:  # Python's word for ∞
+            fading = inf
+        return {**self.rule.scalars(t), "noise_scale": sqrt(self.eta / fading)}
 
     @property
     def update(self):
