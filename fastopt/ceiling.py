@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastopt.buffers import allocate
-from fastopt.kernels import cache as files
-from fastopt.kernels import cpu, intrinsics, threads
+from fastopt.kernels import cpu, intrinsics, launch, threads
 
 _FEWEST_RUNS = 5
 
@@ -51,7 +50,10 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
             "from fastopt.kernels.intrinsics import buffer, claim, prefetch",
             "",
             "",
-            f"@njit(types.void({', '.join(['intp'] * (3 + len(arrays)))}), nogil=True, cache=True)",
+            f"SIGNATURE = types.void({', '.join(['intp'] * (3 + len(arrays)))})",
+            "",
+            "",
+            "@njit(nogil=True, cache=True)",
             f"def {name}(job, n, chunk, {', '.join(f'{a}_at' for a in arrays)}):",
             "    first = claim(job, -chunk, chunk)",
             "    while first < n:",
@@ -66,13 +68,13 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
             "",
         ]
     )
-    return getattr(files.load(name, text, cpu.cache_folder().name), name)
+    return cpu.load(name, text)
 
 
 def run(kernel: Callable[..., None], arrays: Sequence[np.ndarray]) -> None:
     """Pass once over these arrays, the written ones first, on all of fastopt's threads."""
     addresses = tuple([a.__array_interface__["data"][0] for a in arrays])
-    threads.share(kernel, intrinsics.wait, arrays[0].size, cpu.CHUNK, addresses, arrays)
+    launch.run(threads.share(kernel, cpu.waiting(), arrays[0].size, cpu.CHUNK, addresses, arrays))
 
 
 def measure(

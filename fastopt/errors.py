@@ -30,7 +30,7 @@ class BackendError(FastoptError, RuntimeError):
 
 
 class CacheWarning(UserWarning):
-    """Compiled kernels cannot be kept on disk: everything works, but the next process compiles again."""
+    """Compiled kernels cannot be kept on disk, or one was damaged there: everything works, but it is compiled again."""
 
 
 def explain(where: str, what: str, *, got: object = None, expected: object = None, do: str | None = None) -> str:

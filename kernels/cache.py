@@ -22,7 +22,12 @@ from types import ModuleType
 from fastopt.errors import CacheWarning, explain
 
 _STAMP = 1_000_000_000
-_lock = threading.RLock()
+
+lock = threading.RLock()
+"""Held while a module is written, imported or compiled. A fork waits for it: no child is born inside the compiler."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
 
 def preferred_folder() -> Path:
@@ -69,6 +74,20 @@ def warn_unwritable(path: Path, error: BaseException) -> None:
     )
 
 
+def warn_damaged(path: Path, error: BaseException) -> None:
+    """Say that a compiled kernel on disk was damaged, and that it is whole again."""
+    warnings.warn(
+        explain(
+            "fastopt.kernels.cache",
+            "a compiled kernel on disk could not be read; it has been compiled again and replaced.",
+            got=f"{path}: {type(error).__name__}: {error}",
+            do="look after the disk if this happens again",
+        ),
+        CacheWarning,
+        stacklevel=2,
+    )
+
+
 @lru_cache(maxsize=1)
 def temporary_folder() -> Path:
     """Make a folder that is removed when the process ends."""
@@ -78,11 +97,29 @@ def temporary_folder() -> Path:
     return path
 
 
+def short(name: str) -> str:
+    """Cut a long name and add a hash of it: Numba's file names hold the module's and the function's name."""
+    return (
+        name if len(name) <= _LONGEST else f"{name[: _LONGEST - 13]}_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    )
+
+
+_LONGEST = 80  # twice this, a hash and Numba's suffixes are below the 255 bytes that a file's name may have
+
+
+def discard(folder: Path, stem: str) -> bool:
+    """Delete what Numba keeps of a module, and say whether there was anything."""
+    found = [path for pattern in ("nbi", "nbc") for path in folder.glob(f"{stem}.*.{pattern}")]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return bool(found)
+
+
 def load(name: str, text: str, kind: str) -> ModuleType:
     """Import the module with this text from its file, writing the file first where there is none."""
-    full = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    full = f"{short(name)}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     qualified = f"fastopt_printed_{full}"
-    with _lock:
+    with lock:
         if qualified in sys.modules:
             return sys.modules[qualified]
         path = folder(kind) / f"{full}.py"

@@ -8,10 +8,8 @@ costs about 2 µs.
 from __future__ import annotations
 
 import hashlib
-import pickle
 import textwrap
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 
 from fastopt.kernels import cache as files
 from fastopt.kernels import intrinsics, threads
+from fastopt.kernels.launch import Launch
 from fastopt.kernels.program import Node, Program, Text, infix, own_names, statements
 
 CHUNK = 32_768
@@ -29,6 +28,9 @@ the last one to finish is not waited for."""
 
 PARALLEL_FROM = 8 << 20
 """Bytes of traffic from which a step is shared among threads: measured in docs/decisions/0002."""
+
+STRIPS_FROM = 131_072
+"""Elements beyond which a step runs in strips that are prefetched: measured in docs/decisions/0003."""
 
 _INFIX = {
     "add": "+", "subtract": "-", "multiply": "*", "divide": "/", "and": "&", "or": "|", "xor": "^",
@@ -88,8 +90,13 @@ def _listed(head: str, items: list[str], tail: str, indent: str) -> list[str]:
     return [head, *textwrap.wrap(", ".join(items) + ",", 100, initial_indent=indent, subsequent_indent=indent), tail]
 
 
+def printed_name(program: Program) -> str:
+    """Give the name of the program's function: the program's own, cut where file names could not hold it."""
+    return files.short(program.name)
+
+
 def print_module(program: Program) -> str:
-    """Print `program` as one complete Python module with one compiled function, named like the program."""
+    """Print `program` as one complete Python module with one compiled function, `printed_name(program)`."""
     names = own_names(program, _RESERVED)
     lines, results = statements(program, lambda node, operands: _render(node, operands, names))
     buffers = [names[b.name] for b in program.buffers]
@@ -128,12 +135,12 @@ def print_module(program: Program) -> str:
             "",
             "",
             '@njit(nogil=True, cache=True, error_model="numpy")',
-            *_listed(f"def {program.name}(", arguments, "):", "    "),
+            *_listed(f"def {printed_name(program)}(", arguments, "):", "    "),
             *(f"    {line}" for line in convert),
             "    first = claim(job, -chunk, chunk)",
             "    while first < n:",
             "        last = min(first + chunk, n)",
-            f"        far = n > {4 * CHUNK}",
+            f"        far = n > {STRIPS_FROM}",
             f"        length = {intrinsics.STRIP} if far else chunk",
             "        for strip in range(first, last, length):",
             *(
@@ -164,66 +171,104 @@ def cache_folder() -> Path:
     return files.folder(_kind())
 
 
-@lru_cache(maxsize=512)
-def compiled(program: Program) -> Callable[..., None]:
-    """Compile `program`, or load what an earlier process compiled.
+def load(name: str, text: str) -> Any:
+    """Give the function `name` of a printed module, compiled for its SIGNATURE now or by an earlier process.
 
-    Where the compiled code cannot be written or what is there cannot be read, warns and compiles for this process.
+    Compiled code that was damaged on disk is made anew. Where it cannot be written, it lasts as long as the process.
     """
-    module = files.load(program.name, print_module(program), _kind())
-    kernel = getattr(module, program.name)
-    with _compiling:  # two threads, or two programs that print the same text, come for one kernel
+    with files.lock:  # two threads, or two programs that print the same text, come for one kernel
+        module = files.load(name, text, _kind())
+        kernel = getattr(module, name)
         if not kernel.signatures:
-            try:
-                kernel.compile(module.SIGNATURE)
-            except (OSError, EOFError, pickle.UnpicklingError) as error:
-                files.warn_unwritable(Path(str(module.__file__)), error)
-                kernel = numba.njit(nogil=True, error_model="numpy")(kernel.py_func)
-                kernel.compile(module.SIGNATURE)
-                setattr(module, program.name, kernel)
+            kernel = _compile(kernel, module.SIGNATURE, Path(str(module.__file__)))
             kernel.disable_compile()
+            setattr(module, name, kernel)
     return kernel
 
 
-_compiling = threading.Lock()
+def _compile(kernel: Any, signature: Any, path: Path) -> Any:
+    try:
+        try:
+            kernel.compile(signature)
+        except Exception as damage:  # whatever unpickling damaged bytes raises
+            if not files.discard(Path(kernel.stats.cache_path), path.stem):
+                raise
+            kernel.compile(signature)
+            files.warn_damaged(path, damage)
+    except OSError as error:
+        files.warn_unwritable(path, error)
+        kernel = numba.njit(nogil=True, error_model="numpy")(kernel.py_func)
+        kernel.compile(signature)
+    return kernel
 
 
-def bind(program: Program, arrays: Sequence[np.ndarray]) -> Callable[[tuple, tuple], None]:
+@lru_cache(maxsize=512)
+def compiled(program: Program) -> Any:
+    """Compile `program`, or load what an earlier process compiled."""
+    return load(printed_name(program), print_module(program))
+
+
+@cache
+def waiting() -> Any:
+    """Compile `wait(job, chunks)`, which returns when all chunks of a shared step are finished."""
+    return load("wait", _WAIT)
+
+
+# It looks for some 0.1 ms, about as long as a chunk takes, before it lets others have the core.
+_WAIT = '''"""Wait until all chunks of a shared step are finished. Printed by fastopt; do not edit."""
+
+from numba import intp, njit, types
+
+from fastopt.kernels.intrinsics import finished, give_way
+
+SIGNATURE = types.void(intp, intp)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def wait(job, chunks):
+    looks = 0
+    while finished(job) < chunks:
+        looks += 1
+        if looks > 50_000:
+            give_way()
+'''
+
+
+def bind(program: Program, arrays: Sequence[np.ndarray]) -> Launch:
     """Prepare a step over flat, contiguous, non-overlapping arrays in the order of `program.buffers`.
 
-    Returns `launch(noise, scalars)`, which updates the arrays in place; `noise` is () or (key0, key1, offset of the
-    first element), `scalars` is what `program.host_scalars` gives. The arrays must not be moved while it is in use.
+    The launch that it returns updates them in place. The arrays must not be moved while it is in use.
     """
     n = arrays[0].size
     if n == 0:
-        return lambda noise, scalars: None
+        return Launch(lambda noise, scalars: [])
     kernel = compiled(program)
+    if n > CHUNK:
+        waiting()
     keep = tuple(arrays)
     at = tuple([a.__array_interface__["data"][0] for a in keep])
+    whole = (kernel, 0, n, n, *at)
 
-    def run(n: int, at: tuple, noise: tuple, scalars: tuple) -> None:
-        if n > CHUNK and n * program.bytes_per_parameter >= PARALLEL_FROM and threads.get_threads() > 1:
-            threads.share(kernel, intrinsics.wait, n, CHUNK, (*at, *noise, *scalars), keep)
-        else:
-            kernel(0, n, n, *at, *noise, *scalars)
-
-    def launch(noise: tuple, scalars: tuple) -> None:
+    def calls(noise: tuple, scalars: tuple) -> list[tuple]:
         if noise and (noise[2] & _LOW) + n > _LOW + 1:
-            launch_in_pieces(noise, scalars)
-        else:
-            run(n, at, noise, scalars)
+            return pieces(noise, scalars)
+        if n > CHUNK and n * program.bytes_per_parameter >= PARALLEL_FROM:
+            return threads.share(kernel, waiting(), n, CHUNK, (*at, *noise, *scalars), keep)
+        return [(*whole, *noise, *scalars)]
 
-    def launch_in_pieces(noise: tuple, scalars: tuple) -> None:
-        """Run each stretch of elements whose indices share their upper 32 bits, which a kernel takes as constant."""
+    def pieces(noise: tuple, scalars: tuple) -> list[tuple]:
+        """Prepare the stretches of elements whose indices share their upper 32 bits, constant to a kernel."""
         key0, key1, offset = noise
-        done = 0
+        found, done = [], 0
         while done < n:
             count = min(n - done, _LOW + 1 - (offset + done & _LOW))
-            moved = tuple([a + done * b.dtype.itemsize for a, b in zip(at, program.buffers, strict=True)])
-            run(count, moved, (key0, key1, offset + done), scalars)
+            moved = [a + done * b.dtype.itemsize for a, b in zip(at, program.buffers, strict=True)]
+            arguments = (*moved, key0, key1, offset + done, *scalars)
+            found += threads.share(kernel, waiting(), count, CHUNK, arguments, keep)
             done += count
+        return found
 
-    return launch
+    return Launch(calls)
 
 
 _LOW = 0xFFFFFFFF

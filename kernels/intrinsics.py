@@ -4,14 +4,15 @@ Numba would need run-time overlap checks between the buffers of a kernel and giv
 than a few. A `buffer` here is a bare address whose loads and stores carry LLVM's scoped alias metadata: the compiler
 knows that no two buffers of a kernel overlap (the dispatcher has checked it) and vectorises any number of them.
 
-Numba widens the arithmetic of its uint32 to 64 bits, and LLVM then vectorises it at a quarter of the width (measured:
-4.9 ns an element for the noise, 0.9 ns on `word`s). A `word` is a uint32 that stays one.
+Numba widens the arithmetic of its uint32 to 64 bits, and LLVM then vectorises it at a quarter of the width. A `word` is
+a uint32 that stays one.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import operator
+import sys
 
 from llvmlite import ir
 from numba import njit, types
@@ -22,7 +23,7 @@ _INT64 = ir.IntType(64)
 
 STRIP = 64
 """Elements that a large step works on, and prefetches, at a time. Four times as many, 16 lines of each buffer, are more
-than a core can have under way: float32 Adam at 64 Mi takes 47 ms with 256, 43 with 64, 48 with no prefetch."""
+than a core can have under way: see docs/decisions/0003."""
 
 AHEAD = 2048
 """Bytes by which `prefetch` runs ahead."""
@@ -184,7 +185,7 @@ def sign(typingctx, x):
 def wide_vectors(typingctx):
     """Ask for the processor's full vector width in this kernel; LLVM halves it unless told.
 
-    Measured on an AVX-512 machine: the noise 1.7 times faster, rules bound by memory the same.
+    On an AVX-512 machine the noise gets faster and rules bound by memory stay the same: see docs/decisions/0003.
     """
 
     def codegen(context, builder, signature, args):
@@ -305,10 +306,19 @@ def claim(job, previous, chunk):
     return _fetch_add(job, chunk)
 
 
-@njit(types.boolean(types.intp, types.intp, types.intp), nogil=True, cache=True)
-def wait(job, chunks, polls):
-    """Watch the job until all its chunks are finished (True) or `polls` looks have passed (False)."""
-    for _ in range(polls):  # noqa: SIM110 — compiled
-        if _load_acquire(job + FINISHED_AT) >= chunks:
-            return True
-    return False
+@njit
+def finished(job):
+    """Give the number of chunks of the job that are finished; what was written to them can then be read."""
+    return _load_acquire(job + FINISHED_AT)
+
+
+@intrinsic
+def give_way(typingctx):
+    """Let another thread have this one's core, if one waits for it."""
+
+    def codegen(context, builder, signature, args):
+        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+        builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), name), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen

@@ -7,11 +7,12 @@ up late finds nothing left to claim, so a step never waits for a thread to start
 
 from __future__ import annotations
 
+import operator
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def get_threads() -> int:
     return _threads
 
 
-def set_threads(count: int) -> None:
+def set_threads(count: SupportsIndex) -> None:
     """Set the number of threads that share a large step, the calling one included. The results do not depend on it.
 
     Raises:
@@ -41,9 +42,13 @@ def set_threads(count: int) -> None:
 
     """
     global _threads
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    try:
+        number = 0 if isinstance(count, bool | np.bool_) else operator.index(count)
+    except TypeError:
+        number = 0
+    if number < 1:
         raise SettingError(explain("set_threads", "count is not a number of threads.", got=repr(count), expected="≥ 1"))
-    _threads = count
+    _threads = number
 
 
 def _forget() -> None:
@@ -74,23 +79,21 @@ def _hire(count: int) -> None:
             _workers += 1
 
 
-def share(kernel: Callable, wait: Callable, n: int, chunk: int, arguments: tuple, keep: object) -> None:
-    """Run `kernel(job, n, chunk, *arguments)` on this thread and on workers until all n elements are done.
+def share(kernel: Callable, wait: Callable, n: int, chunk: int, arguments: tuple, keep: object) -> list[tuple]:
+    """Prepare the calls that run `kernel(job, n, chunk, *arguments)` here and on workers until all n elements are done.
 
     Each claims chunks with an atomic add inside the compiled code. `keep` holds the arrays whose addresses are among
     the arguments, until the last worker has looked at the job.
     """
-    job = np.zeros(16, np.int64)
-    address = job.__array_interface__["data"][0]
     chunks = -(-n // chunk)
     helpers = min(_threads, chunks) - 1
     if _workers < helpers:
         _hire(helpers)
-    call = (address, n, chunk, *arguments)
-    for _ in range(helpers):
-        _work.put((kernel, call, (job, keep)))
-    try:
-        kernel(*call)
-    finally:  # an interrupt must not return while a worker still writes
-        while not wait(address, chunks, 50_000):
-            time.sleep(0)
+        helpers = min(_workers, helpers)
+    if helpers < 1:
+        return [(kernel, 0, n, n, *arguments)]
+    job = np.zeros(16, np.int64)
+    address = job.__array_interface__["data"][0]
+    given = (address, n, chunk, *arguments)
+    helped = [(_work.put, (kernel, given, (job, keep)))] * helpers
+    return [*helped, (kernel, *given), (wait, address, chunks)]

@@ -1,8 +1,10 @@
 """Which way imports run, and what importing fastopt costs."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,31 +15,70 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "fastopt.errors": set(),
     "fastopt.kernels": set(),
-    "fastopt.kernels.settings": set(),
+    "fastopt.kernels.form": set(),
+    "fastopt.kernels.settings": {"fastopt.kernels.form"},
     "fastopt.kernels.storage": set(),
     "fastopt.kernels.symbols": set(),
     "fastopt.kernels.cache": set(),
     "fastopt.kernels.threads": set(),
     "fastopt.kernels.intrinsics": set(),
-    "fastopt.kernels.rules": {"fastopt.kernels.settings", "fastopt.kernels.rules"},
+    "fastopt.kernels.launch": set(),
+    "fastopt.kernels.rules": {"fastopt.kernels.form", "fastopt.kernels.settings", "fastopt.kernels.rules"},
     "fastopt.kernels.program": {
-        "fastopt.kernels", "fastopt.kernels.settings", "fastopt.kernels.storage", "fastopt.kernels.symbols",
+        "fastopt.kernels", "fastopt.kernels.form", "fastopt.kernels.settings", "fastopt.kernels.storage",
+        "fastopt.kernels.symbols",
     },
-    "fastopt.kernels.reference": {"fastopt.kernels", "fastopt.kernels.program", "fastopt.kernels.storage"},
+    "fastopt.kernels.reference": {
+        "fastopt.kernels", "fastopt.kernels.launch", "fastopt.kernels.program", "fastopt.kernels.storage",
+    },
     "fastopt.kernels.cpu": {
         "fastopt.kernels", "fastopt.kernels.program", "fastopt.kernels.cache", "fastopt.kernels.intrinsics",
-        "fastopt.kernels.threads",
+        "fastopt.kernels.launch", "fastopt.kernels.threads",
     },
-    "fastopt.buffers": {"fastopt.kernels.storage"},
+    "fastopt.kernels.cuda": {
+        "fastopt.kernels", "fastopt.kernels.launch", "fastopt.kernels.program", "fastopt.kernels.storage",
+    },
+    "fastopt.kernels.elementwise": {"fastopt.kernels.cuda", "fastopt.kernels.program"},
+    "fastopt.buffers": {"fastopt", "fastopt.devices", "fastopt.kernels.storage"},
     "fastopt.schedules": set(),
     "fastopt.averages": set(),
     "fastopt.batches": set(),
     "fastopt.dispatch": {
         "fastopt.kernels", "fastopt.kernels.program", "fastopt.kernels.storage", "fastopt.kernels.cpu",
-        "fastopt.kernels.reference",
+        "fastopt.kernels.reference", "fastopt.kernels.cuda", "fastopt.devices",
+    },
+    "fastopt.devices": {"fastopt.kernels.cuda"},
+    "fastopt.groups": {
+        "fastopt", "fastopt.dispatch", "fastopt.kernels", "fastopt.kernels.program", "fastopt.kernels.settings",
+        "fastopt.kernels.storage",
+    },
+    "fastopt.optimizer": {
+        "fastopt", "fastopt.buffers", "fastopt.dispatch", "fastopt.groups", "fastopt.kernels.program",
+        "fastopt.kernels.settings", "fastopt.kernels.storage",
+    },
+    "fastopt.ceiling": {
+        "fastopt.buffers", "fastopt.kernels", "fastopt.kernels.cpu", "fastopt.kernels.intrinsics",
+        "fastopt.kernels.launch", "fastopt.kernels.threads",
+    },
+    "fastopt.cli": {"fastopt.demo.commands"},
+    "fastopt": {
+        "fastopt.averages", "fastopt.batches", "fastopt.dispatch", "fastopt.kernels", "fastopt.kernels.rules",
+        "fastopt.kernels.threads", "fastopt.optimizer", "fastopt.schedules",
     },
 }  # fmt: skip
-HEAVY = {"numba": {"fastopt.kernels.cpu", "fastopt.kernels.intrinsics", "fastopt.ceiling", "fastopt.demo.machine"}}
+# a heavy package → who may import it
+HEAVY = {
+    "numba": {"fastopt.kernels.cpu", "fastopt.kernels.intrinsics"},
+    "llvmlite": {"fastopt.kernels.intrinsics", "fastopt.demo.machine"},
+    "cupy": {"fastopt.kernels.cuda"},
+    "torch": set(),
+    "jax": set(),
+    "matplotlib": {"fastopt.demo.pictures"},
+    "sklearn": {"fastopt.demo.digits"},
+    "threadpoolctl": {"fastopt.demo.digits"},
+    "rich": {"fastopt.demo.console", "fastopt.demo.commands"},
+    "typer": {"fastopt.demo.commands"},
+}
 
 
 def modules() -> dict[str, Path]:
@@ -70,13 +111,13 @@ def test_imports_run_one_way(module):
         assert all(
             name in allowed or any(name.startswith(a + ".") for a in allowed - {"fastopt.kernels"}) for name in ours
         ), ours
+    elif not module.startswith("fastopt.demo"):
+        pytest.fail(f"{module} has no row in MAY_IMPORT")
+    if not module.startswith(("fastopt.demo", "fastopt.cli")):
+        assert not any(name.startswith("fastopt.demo") for name in ours)
     for heavy, may in HEAVY.items():
         if any(name.split(".")[0] == heavy for name in imports(known[module])):
             assert module in may
-
-
-def test_every_kernel_module_has_its_rule():
-    assert {m for m in modules() if m.startswith("fastopt.kernels") and ".rules." not in m} <= set(MAY_IMPORT)
 
 
 def test_importing_fastopt_imports_nothing_heavy():
@@ -86,3 +127,10 @@ def test_importing_fastopt_imports_nothing_heavy():
     )
     assert "fastopt" in loaded
     assert not loaded & {"numba", "llvmlite", "cupy", "torch", "jax", "matplotlib", "rich", "typer", "sklearn", "scipy"}
+
+
+def test_the_demo_lists_every_package_that_it_imports():
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["demo"]
+    listed = {re.split(r"[<>=]", requirement)[0].replace("scikit-learn", "sklearn") for requirement in extra}
+    used = {name.split(".")[0] for module, path in modules().items() if ".demo" in module for name in imports(path)}
+    assert used & set(HEAVY) - {"llvmlite"} == listed

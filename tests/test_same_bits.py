@@ -6,10 +6,16 @@ from cases import CASES
 from values import SIZES, assert_same_bits, filled, guards_intact
 
 import fastopt
-from fastopt.kernels import cpu
+from fastopt.kernels import cpu, intrinsics
 from fastopt.kernels.program import trace
 
 DTYPES = (np.float32, np.float64)
+IN_STRIPS = 131_072 + 2 * 64 + 13  # so large that a step runs in prefetched strips, the last of them not a whole one
+
+
+def test_the_large_size_is_one_that_runs_in_strips():
+    assert cpu.STRIPS_FROM < IN_STRIPS < cpu.STRIPS_FROM + 1000
+    assert IN_STRIPS % intrinsics.STRIP
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -17,10 +23,10 @@ DTYPES = (np.float32, np.float64)
 def test_the_cpu_kernel_equals_the_reference(case, dtype):
     rule, rng = CASES[case], np.random.default_rng(0)
     program = trace(rule, dtype)
-    for n in SIZES:
+    for n in (*SIZES, IN_STRIPS):
         ours = filled(program, rng, n)
         truth = {name: a.copy() for name, a in ours.items()}
-        for t in (1, 2, 3, 100):
+        for t in (1, 2, 3, 100) if n < IN_STRIPS else (1, 100):
             fastopt.update(rule, t, ours, backend="cpu", seed=5)
             fastopt.update(rule, t, truth, backend="reference", seed=5)
         for name, array in ours.items():
@@ -34,7 +40,7 @@ def test_the_number_of_threads_does_not_matter(case, threads, monkeypatch):
     monkeypatch.setattr(cpu, "PARALLEL_FROM", 0)
     monkeypatch.setattr(cpu, "CHUNK", 512)
     rule, rng = CASES[case], np.random.default_rng(1)
-    ours = filled(trace(rule, np.float32), rng, 70_001)
+    ours = filled(trace(rule, np.float32), rng, IN_STRIPS)
     truth = {name: a.copy() for name, a in ours.items()}
     before = fastopt.get_threads()
     try:
