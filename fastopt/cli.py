@@ -1,8 +1,12 @@
-"""The console script `fastopt`: it runs a command, and says in one line what to install where something is missing."""
+"""The console script `fastopt`: it runs a command, and says in one line what to install where something is missing.
+
+The commands need the extra `demo`; `fastopt --version` needs nothing but fastopt.
+"""
 
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from io import TextIOWrapper
 
 from fastopt.errors import FastoptError
@@ -15,6 +19,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a character that its encoding lacks becomes a question mark
             stream.reconfigure(errors="replace")
+    if sys.argv[1:] == ["--version"]:
+        print(f"fastopt {version('fastopt')}")
+        return
     try:
         from fastopt.demo.commands import app
 
@@ -22,7 +29,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
-        sys.exit(_stop(f"fastopt: this needs {error.name}, which is not installed: pip install 'fastopt[demo]'"))
+        where = "in fastopt's checkout run pip install -e '.[demo]'"
+        sys.exit(_stop(f"fastopt: this needs {error.name}, which is not installed: {where}"))
     except FastoptError as error:
         sys.exit(_stop(str(error)))
     except OSError as error:  # a file that cannot be written, a full disk

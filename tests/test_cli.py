@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -13,6 +14,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 from cases import fresh_buffers
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.text import Text
 from typer.testing import CliRunner
 
 import fastopt
@@ -20,6 +24,7 @@ from fastopt import ceiling
 from fastopt.cli import main
 from fastopt.demo import digits, pictures, race
 from fastopt.demo.commands import app
+from fastopt.demo.surfaces import SURFACES
 from fastopt.kernels.program import host_scalars, trace
 
 
@@ -137,11 +142,97 @@ def test_the_lessons_of_the_race_hold():
     assert noisy.heights[-1] < -0.05 < sgd.heights[-1]
 
 
+@pytest.mark.parametrize("steps", [1, 100])
+def test_who_has_arrived_stays_near_the_minimum_to_the_end(steps: int):
+    for surface, field in race.race(list(fastopt.RULES), steps=steps, seed=0, backend="reference").items():
+        for lane in field:
+            near = lane.heights - SURFACES[surface].f(*SURFACES[surface].minima[0]) <= race.NEAR
+            expected = [step for step in range(1, steps + 1) if near[step:].all()]
+            assert lane.arrived == (expected[0] if expected else None), (surface, lane.name)
+
+
+def test_who_only_passes_the_minimum_has_not_arrived():
+    (lion,) = race.race(["lion"], steps=None, seed=0, backend="reference")["bowl"]
+    assert lion.heights.min() < race.NEAR < lion.heights[-1]
+    assert lion.arrived is None
+
+
 def test_every_rule_races_the_same_on_every_backend():
     both = [race.race(list(fastopt.RULES), steps=20, seed=3, backend=b) for b in ("reference", "cpu")]
     for one, other in zip(*(chain(*lanes.values()) for lanes in both), strict=True):
         assert np.all(np.isfinite(one.path))
         np.testing.assert_array_equal(one.path, other.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Newcomer(fastopt.SGD):
+    """A rule that has just been added to RULES, and to no table of the demo."""
+
+    lr: Any = 0.01
+
+
+def test_a_rule_that_no_table_knows_trains_and_races_at_its_own_learning_rate(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(fastopt.RULES, "newcomer", Newcomer)
+    out = str(tmp_path / "picture.png")
+    text = run("train", "--rule", "newcomer", "--rule", "adam", "--epochs", "1", "--out", out)
+    assert "newcomer" in text
+    assert "0.01" in text
+    text = run("race", "--rule", "newcomer", "--steps", "2", "--out", out)
+    assert "lr=0.01" in text
+
+
+# --- pictures
+
+
+def draw(monkeypatch: pytest.MonkeyPatch, folder: Path, arguments: str) -> tuple[Figure, str]:
+    """Run a command, and give the figure that it draws and all the words in it."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    run(*arguments.split(), "--out", str(folder / "picture.png"))
+    (figure,) = figures
+    figure.draw_without_rendering()
+    return figure, " ".join(text.get_text() for text in figure.findobj(Text))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("train --epochs 1 --batch-size 100000", []),
+        ("train --rule sgd --lr 1e6 --epochs 2", ["diverged"]),
+        ("train --rule sgd --rule momentum --rule rmsprop --rule adam --epochs 6", []),
+        ("train --epochs 1 --batch-size 1", ["cut at the edges"]),
+        ("race", []),
+        ("race --rule adagrad --rule adam --steps 1", []),
+        ("race --rule radam", ["leaves the panel"]),
+    ],
+)
+def test_pictures_show_all_that_is_drawn_or_say_what_is_cut(arguments, words, monkeypatch, tmp_path):
+    figure, text = draw(monkeypatch, tmp_path, arguments)
+    for word in ("diverged", "cut at the edges", "leaves the panel"):
+        assert (word in text) == (word in words)
+    panels = [axes.get_window_extent() for axes in figure.axes]
+    for legend in figure.findobj(Legend):
+        assert not any(legend.get_window_extent().overlaps(panel) for panel in panels)
+    for axes in figure.axes:
+        assert axes.lines
+        for line in axes.lines:
+            points = np.column_stack(line.get_data()).astype(float)
+            points = points[np.isfinite(points).all(axis=1)]
+            faint = line.get_alpha() is not None
+            assert faint or len(points) > 1 or line.get_marker() not in ("", "None", None)
+            (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+            inside = (points >= (left, low)) & (points <= (right, high))
+            assert inside.all() or (faint and "cut at the edges" in text) or "leaves the panel" in text
+
+
+def test_pictures_say_what_is_smoothed_and_what_arrived_means(monkeypatch, tmp_path):
+    assert "averaged over about the last 10" in draw(monkeypatch, tmp_path, "train --epochs 1")[1]
+    assert "stays within 0.01 of the minimum" in draw(monkeypatch, tmp_path, "race --steps 2")[1]
+    assert "stays within 0.01 of the minimum" in " ".join(run("race", "--help").split())
+
+
+def test_help_lists_every_rule():
+    assert all(name in run("--help") for name in fastopt.RULES)
 
 
 # --- show
@@ -216,7 +307,7 @@ def test_the_ceiling_moves_what_it_says(reads: int, writes: int, dtype: type, n:
         ("train --backend gpu", ["there is no such backend", "'gpu'"]),
         ("train --out nowhere/digits.png", ["folder does not exist", "nowhere"]),
         ("race --out race.docx", ["no kind of picture", ".png"]),
-        ("show adam --backend cuda", ["'cuda'", "cpu"]),
+        ("show adam --backend metal", ["'metal' prints nothing", "cpu"]),
         ("show adam --dtype f16", ["there is no precision 'f16'"]),
         ("show momentum --set netserov=true", ["no setting 'netserov'", "did you mean 'nesterov'?"]),
         ("show momentum --set nesterov", ["has no value", "NAME=VALUE"]),
@@ -257,7 +348,7 @@ def start(code: str, arguments: str, folder: Path) -> subprocess.CompletedProces
 
 @pytest.mark.parametrize(
     ("missing", "arguments"),
-    [("typer", "--version"), ("rich", "race"), ("matplotlib", "race"), ("sklearn", "train")],
+    [("typer", "info"), ("rich", "race"), ("matplotlib", "race"), ("sklearn", "train")],
 )
 def test_a_missing_extra_is_one_line_that_says_what_to_install(missing: str, arguments: str, tmp_path: Path):
     block = f"import sys; sys.modules['{missing}'] = None; from fastopt.cli import main; main()"
@@ -267,12 +358,14 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(missing: str, arg
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
     assert missing in result.stderr
-    assert "pip install 'fastopt[demo]'" in result.stderr
+    assert "pip install -e '.[demo]'" in result.stderr
+    assert "pip install -e '.[demo]'" in (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_version_is_printed_without_anything_heavy(tmp_path: Path):
+def test_version_is_printed_without_the_extra_and_without_anything_heavy(tmp_path: Path):
     light = (
         "import atexit, sys\n"
+        "sys.modules |= dict.fromkeys(('typer', 'rich'))\n"
         "atexit.register(lambda: print(sorted({'numba', 'matplotlib', 'sklearn'} & set(sys.modules))))\n"
         "from fastopt.cli import main; main()"
     )

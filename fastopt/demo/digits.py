@@ -31,7 +31,8 @@ LEARNING_RATES = {
     "sgd": 0.3, "momentum": 0.4, "rmsprop": 3e-3, "adam": 5e-3, "adagrad": 5e-2,
     "adadelta": 3.0, "adamax": 1.5e-2, "nadam": 6e-3, "radam": 1e-2, "lion": 1e-3,
 }  # fmt: skip
-"""The learning rate at which each rule trains well here, with a batch size of 64 and any of the schedules."""
+"""The learning rate at which a rule trains well here, with a batch size of 64 and any of the schedules; another rule
+takes its own default."""
 
 SCHEDULES: dict[str, Callable[[float, int], schedules.Schedule]] = {
     "constant": lambda lr, steps: schedules.Constant(lr),
@@ -128,8 +129,10 @@ def accuracy(params: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> 
 
 
 def rate(name: str, lr: float | None) -> float:
-    """Give the learning rate that was asked for, or the rule's own where there was none."""
-    return LEARNING_RATES[name] if lr is None else lr
+    """Give the learning rate that was asked for, or one that suits the rule where there was none."""
+    if lr is not None:
+        return lr
+    return LEARNING_RATES[name] if name in LEARNING_RATES else fastopt.RULES[name]().lr
 
 
 def make_rule(name: str, *, lr: float | None, schedule: str, steps: int, noise: float | None) -> Any:

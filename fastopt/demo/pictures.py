@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fastopt import EWA, RULES
 from fastopt.demo.digits import Run
-from fastopt.demo.race import Lane
+from fastopt.demo.race import NEAR, Lane
 from fastopt.demo.surfaces import SURFACES, Surface
 from fastopt.errors import SettingError, explain
 
@@ -32,8 +32,7 @@ _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 13, "axes.titlesize": 15, "axes.labelsize": 13, "legend.fontsize": 12,
     "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False,
 }  # fmt: skip
-_DOTTED = 150  # paths of up to so many points show each of them
-_BESIDE = 6  # with more paths than this the legend stands beside the panel
+_DOTTED = 150  # lines of up to so many points show each of them
 _LAND = LinearSegmentedColormap.from_list("land", ["#ffffff", "#e9eff5", "#cad7e4", "#a9bccf"])
 _TITLES = {
     "bowl": ("Elongated bowl", "SGD zigzags, momentum damps it"),
@@ -42,12 +41,23 @@ _TITLES = {
     "beale": ("Beale", "momentum gathers speed on the plateau"),
 }  # fmt: skip
 """A panel's title, and the lesson that it adds where both SGD and momentum take part."""
-_COMPARED = "Momentum has SGD's learning rate: in the averaged form on the bowl, as heavy ball elsewhere"
+_ARRIVED = f"Arrived: from that step on f stays within {NEAR} of the minimum's."
+_COMPARED = "Momentum has SGD's learning rate: in the averaged form on the bowl, as heavy ball elsewhere."
+
+
+def colour(name: str) -> str:
+    """Give a rule's colour, or one of matplotlib's ten by its place among the rules."""
+    return COLOURS[name] if name in COLOURS else f"C{list(RULES).index(name) % 10}"
 
 
 def title(name: str) -> str:
     """Spell a rule's name as its class does."""
     return RULES[name].__name__ if name in RULES else name.replace("sgd", "SGD")
+
+
+def diverged(run: Run) -> bool:
+    """Say whether a run's loss stopped being finite."""
+    return not np.all(np.isfinite(run.losses))
 
 
 def require_drawable(path: Path, where: str) -> None:
@@ -63,53 +73,95 @@ def require_drawable(path: Path, where: str) -> None:
 def draw_training(runs: Mapping[str, Run], batches: int, path: Path) -> None:
     """Draw the loss and the test accuracy of every run into a PNG; `batches` are the steps of an epoch."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(14, 5.6), layout="constrained")
+        figure = Figure(figsize=(16, 5.6), layout="constrained")
         left, right = figure.subplots(1, 2)
-        smooth = {name: EWA.over(run.losses, beta=SMOOTHING) for name, run in runs.items()}
-        for name, run in runs.items():
-            epochs = np.arange(1, len(run.losses) + 1) / batches
-            left.plot(epochs, run.losses, color=COLOURS[name], alpha=0.15, linewidth=0.7)
-            left.plot(epochs, smooth[name], color=COLOURS[name], linewidth=2, zorder=3)
-            marks = np.arange(1, len(run.accuracies) + 1)
-            label = f"{title(name)}  {run.accuracies[-1]:.1%}"
-            right.plot(marks, run.accuracies, color=COLOURS[name], linewidth=2, marker="o", markersize=5, label=label)
-        left.set(yscale="log", xlabel="epoch", ylabel="cross-entropy of a batch", title="Training loss")
-        left.set_ylim(*_span([values[np.isfinite(values)] for values in smooth.values()]))
-        right.set(xlabel="epoch", ylabel="test images classified correctly", title="Test accuracy")
-        lowest, last = min(run.accuracies.min() for run in runs.values()), [run.accuracies[-1] for run in runs.values()]
-        right.set_ylim(max(lowest - 0.02, min(last) - 0.12, 0), 1)
-        right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        right.legend(title="after the last epoch", loc="lower right", ncols=1 + (len(runs) > 5), alignment="left")
+        notes = [*_draw_losses(left, runs, batches), *_draw_accuracies(right, runs)]
         for axes in (left, right):
             axes.grid(alpha=0.25, linewidth=0.6)
-            axes.set_xlim(0, len(next(iter(runs.values())).accuracies) + 0.3)
+            axes.set_xlim(0, 1.02 * len(next(iter(runs.values())).accuracies))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        heading = "test accuracy\nafter the last epoch"
+        figure.legend(title=heading, loc="outside right upper", frameon=False, alignment="left")
+        figure.supxlabel("  ".join(notes), x=0.01, horizontalalignment="left", fontsize=11, color="#444444")
         figure.savefig(path, dpi=150)
 
 
-def _span(curves: list[np.ndarray]) -> tuple[float, float]:
-    """Give the limits of a log axis that has room for the curves and for most of the noise around them."""
-    values = np.concatenate(curves)
-    values = values[values > 0]
-    return (values.min() / 4, values.max() * 1.5) if len(values) else (0.1, 10.0)
+def _draw_losses(axes: Axes, runs: Mapping[str, Run], batches: int) -> list[str]:
+    """Draw every batch's loss and, bold, their average, a cross where a run diverges, and give notes on that."""
+    smooth = {name: EWA.over(run.losses, beta=SMOOTHING) for name, run in runs.items()}
+    for k, (name, run) in enumerate(runs.items()):
+        epochs = np.arange(1, len(run.losses) + 1) / batches
+        axes.plot(epochs, run.losses, color=colour(name), alpha=0.2, linewidth=0.7)
+        axes.plot(epochs, smooth[name], color=colour(name), linewidth=2, zorder=3, **_dots(run.losses, _width(k)))
+        if diverged(run):
+            last = np.flatnonzero(np.isfinite(smooth[name]))[-1:]
+            axes.plot(epochs[last], smooth[name][last], color=colour(name), marker="X", markersize=13, zorder=4)
+    every = np.concatenate([run.losses for run in runs.values()])
+    low, high = _span(every, np.concatenate(list(smooth.values())))
+    axes.set(yscale="log", xlabel="epoch", ylabel="cross-entropy of a batch", title="Training loss", ylim=(low, high))
+    notes = [f"Loss: faint, of every batch; bold, averaged over about the last {EWA(SMOOTHING).window:.0f}."]
+    if np.any((every < low) | (every > high) & np.isfinite(every)):
+        notes.append("Faint lines are cut at the edges.")
+    if any(map(diverged, runs.values())):
+        notes.append("×: diverged.")
+    return notes
+
+
+def _span(every: np.ndarray, smooth: np.ndarray) -> tuple[float, float]:
+    """Give the limits of a log axis that shows all of the averages, and what lies within a factor of ten of them."""
+    every, smooth = (values[np.isfinite(values) & (values > 0)] for values in (every, smooth))
+    if not len(smooth):
+        return 0.1, 10.0
+    low, high = max(every.min(), smooth.min() / 10), min(every.max(), smooth.max() * 10)
+    margin = 1.2 * (high / low) ** 0.03
+    return low / margin, high * margin
+
+
+def _draw_accuracies(axes: Axes, runs: Mapping[str, Run]) -> list[str]:
+    """Draw all of the range from 0 to 100 % on a scale that gives the last percents room, and give a note on that."""
+    for k, (name, run) in enumerate(runs.items()):
+        marks, width = np.arange(1, len(run.accuracies) + 1), _width(k)
+        label = f"{title(name)}  {run.accuracies[-1]:.1%}{', diverged' if diverged(run) else ''}"
+        dots = _dots(run.accuracies, width)
+        axes.plot(marks, run.accuracies, color=colour(name), linewidth=width, clip_on=False, label=label, **dots)
+    axes.set_yscale("function", functions=(lambda a: -np.log10(1.01 - a), lambda s: 1.01 - 10.0**-s))
+    axes.set(xlabel="epoch", ylabel="test images classified correctly", title="Test accuracy", ylim=(0, 1))
+    axes.set_yticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 1])
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return ["Accuracy: the scale is stretched towards 100 %."]
+
+
+def _width(k: int) -> float:
+    """Give the width of line k: of lines that coincide the later ones are narrower, so that all can be seen."""
+    return max(3.0 - 0.4 * k, 1.4)
+
+
+def _dots(points: np.ndarray, width: float) -> dict[str, Any]:
+    """Show the points of a line that has few, and one that stands alone large."""
+    size = max(width + 2, 4 * width / len(points))
+    return {"marker": "o", "markersize": size, "markeredgewidth": 0} if len(points) <= _DOTTED else {}
 
 
 def draw_race(lanes: Mapping[str, list[Lane]], path: Path) -> None:
     """Draw every surface with the paths of its race into one PNG of four panels."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(15, 12), layout="constrained")
+        figure = Figure(figsize=(18, 12), layout="constrained")
         compared = all({"sgd", "momentum"} <= {lane.name for lane in race} for race in lanes.values())
         for axes, (key, surface) in zip(figure.subplots(2, 2).flat, SURFACES.items(), strict=True):
             _draw_land(axes, surface)
             for k, lane in enumerate(lanes[key]):
-                _draw_lane(axes, lane, width=max(3.0 - 0.4 * k, 1.4))
+                _draw_lane(axes, lane, width=_width(k))
             _draw_marks(axes, surface)
-            _draw_arrivals(axes, lanes[key])
+            _draw_arrivals(axes, lanes[key], surface)
             axes.set(title=": ".join(_TITLES[key] if compared else _TITLES[key][:1]), xlabel="x", ylabel="y")
             axes.set(xlim=surface.x_range, ylim=surface.y_range)
-        marks = [Line2D([], [], linestyle="", label=label, **mark) for label, mark in _MARKS.items()]
+        marks = [
+            Line2D([], [], linestyle="", label=label, **{**mark, "markersize": min(mark["markersize"], 16)})
+            for label, mark in _MARKS.items()
+        ]
         figure.legend(
             handles=marks,
-            title=_COMPARED if compared else None,
+            title=f"{_ARRIVED}  {_COMPARED}" if compared else _ARRIVED,
             loc="outside lower center",
             ncols=len(marks),
             frameon=False,
@@ -126,7 +178,7 @@ _MARKS: dict[str, dict[str, Any]] = {
         "markeredgecolor": "white",
         "zorder": 5,
     },
-    "minimum": {"marker": "*", "markersize": 27, "color": "#ffd21f", "markeredgecolor": "black", "zorder": 4},
+    "minimum": {"marker": "*", "markersize": 30, "color": "#ffd21f", "markeredgecolor": "black", "zorder": 4},
 }
 
 
@@ -139,11 +191,10 @@ def _draw_land(axes: Axes, surface: Surface) -> None:
 
 
 def _draw_lane(axes: Axes, lane: Lane, width: float) -> None:
-    """Draw one path; of paths that coincide the later ones are narrower, so that all can be seen."""
-    colour = COLOURS[lane.name]
-    dots = {"marker": "o", "markersize": width + 2, "markeredgewidth": 0} if len(lane.path) <= _DOTTED else {}
-    axes.plot(*lane.path.T, color=colour, linewidth=width, solid_joinstyle="round", **dots)
-    mark: dict[str, Any] = {**_MARKS["after the last step"], "color": colour}
+    """Draw one path and, on the marks of those before it, a mark of its end as wide as the path in proportion."""
+    dots = _dots(lane.path, width)
+    axes.plot(*lane.path.T, color=colour(lane.name), linewidth=width, solid_joinstyle="round", **dots)
+    mark: dict[str, Any] = {**_MARKS["after the last step"], "color": colour(lane.name), "markersize": 4 * width}
     axes.plot(*lane.path[-1], **mark)
 
 
@@ -153,12 +204,15 @@ def _draw_marks(axes: Axes, surface: Surface) -> None:
         axes.plot(*minimum, **_MARKS["minimum"])
 
 
-def _draw_arrivals(axes: Axes, lanes: list[Lane]) -> None:
-    steps = len(lanes[0].path) - 1
-    labels = [f"{title(lane.name)}  {'not yet' if lane.arrived is None else lane.arrived}" for lane in lanes]
-    handles = [Line2D([], [], color=COLOURS[x.name], linewidth=4, label=y) for x, y in zip(lanes, labels, strict=True)]
-    heading = f"arrived at step,\nof {steps}" if len(lanes) > _BESIDE else f"arrived at step, of {steps}"
-    place: dict[str, Any] = (
-        {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(lanes) > _BESIDE else {"loc": "best"}
+def _draw_arrivals(axes: Axes, lanes: list[Lane], surface: Surface) -> None:
+    """Say beside the panel, where it hides nothing, when each rule arrived and which paths leave the panel."""
+    handles, ranges = [], (surface.x_range, surface.y_range)
+    for lane in lanes:
+        label = f"{title(lane.name)}  {'not yet' if lane.arrived is None else lane.arrived}"
+        if not all(np.all((low <= z) & (z <= high)) for z, (low, high) in zip(lane.path.T, ranges, strict=True)):
+            label += "\n(leaves the panel)"
+        handles.append(Line2D([], [], color=colour(lane.name), linewidth=4, label=label))
+    heading = f"arrived at step,\nof {len(lanes[0].path) - 1}"
+    axes.legend(
+        handles=handles, title=heading, loc="upper left", bbox_to_anchor=(1, 1), frameon=False, alignment="left"
     )
-    axes.legend(handles=handles, title=heading, framealpha=0.85, alignment="left", **place)

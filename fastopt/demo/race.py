@@ -28,7 +28,8 @@ RATES = {
         "adadelta": 0.03, "adamax": 0.3, "nadam": 0.1, "radam": 0.02, "lion": 0.01,
     },
 }  # fmt: skip
-"""Learning rates that do each rule justice. SGD's is near the largest it is stable at, and momentum has the same."""
+"""Learning rates that do each rule justice. SGD's is near the largest it is stable at, and momentum has the same.
+Another rule takes its own default."""
 
 _FORMS: dict[str, dict[str, Any]] = {
     "momentum": {"dampening": 0.0},
@@ -38,8 +39,16 @@ _FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+NEAR = 0.01
+"""A rule has arrived when f stays within so much of the minimum's."""
+
+
 class Lane(NamedTuple):
-    """One rule's run: its path as rows (x, y) from the start on, f along it, the first step at or below the goal."""
+    """One rule's run: its path as rows (x, y) from the start on, f along it, and when it arrived, if it did.
+
+    `arrived` is the step from which on f stays within `NEAR` of the minimum's, up to the last step of the race. A path
+    that only passes the minimum has not arrived.
+    """
 
     name: str
     rule: Any
@@ -51,7 +60,8 @@ class Lane(NamedTuple):
 def racer(name: str, surface: str) -> Any:
     """Make the rule as it runs on that surface: momentum in the averaged form on the bowl, as heavy ball elsewhere."""
     form = {} if (name, surface) == ("momentum", "bowl") else _FORMS.get(name, {})
-    return fastopt.RULES[name](lr=RATES[surface][name], **form)
+    rate = {"lr": RATES[surface][name]} if name in RATES[surface] else {}
+    return fastopt.RULES[name](**rate, **form)
 
 
 def describe(rule: Any) -> str:
@@ -73,8 +83,9 @@ def run(name: str, rule: Any, surface: Surface, *, steps: int, seed: int, backen
             opt.step()
             path[step] = opt.params["xy"]
         heights = surface.f(*path.T)
-    arrivals = np.flatnonzero(heights <= surface.goal)
-    return Lane(name, rule, path, heights, int(arrivals[0]) if len(arrivals) else None)
+    near = heights - surface.f(*surface.minima[0]) <= NEAR
+    arrived = int(np.flatnonzero(~near)[-1]) + 1
+    return Lane(name, rule, path, heights, arrived if arrived <= steps else None)
 
 
 def race(names: list[str], *, steps: int | None, seed: int, backend: str) -> dict[str, list[Lane]]:

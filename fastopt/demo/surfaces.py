@@ -14,7 +14,6 @@ class Surface(NamedTuple):
     minima: tuple[tuple[float, float], ...]
     start: tuple[float, float]
     steps: int  # of a race
-    goal: float  # the height at which a rule has arrived
     x_range: tuple[float, float]  # of the picture
     y_range: tuple[float, float]
 
@@ -62,13 +61,13 @@ def beale_gradient(x: Any, y: Any) -> tuple[Any, Any]:
 
 SURFACES = {
     "bowl": Surface(
-        bowl, bowl_gradient, ((0.0, 0.0),), (-9.0, 1.0), 100, 1e-2, (-10.0, 2.0), (-1.5, 1.5)
+        bowl, bowl_gradient, ((0.0, 0.0),), (-9.0, 1.0), 100, (-10.0, 2.0), (-1.5, 1.5)
     ),
     "saddle": Surface(
-        saddle, saddle_gradient, ((0.0, 1.0), (0.0, -1.0)), (-1.2, 1e-3), 60, -0.24, (-1.5, 0.8), (-0.5, 1.5)
+        saddle, saddle_gradient, ((0.0, 1.0), (0.0, -1.0)), (-1.2, 1e-3), 90, (-1.5, 0.8), (-1.4, 1.4)
     ),
     "rosenbrock": Surface(
-        rosenbrock, rosenbrock_gradient, ((1.0, 1.0),), (-1.2, 1.0), 1000, 1e-2, (-1.6, 1.6), (-0.5, 1.8)
+        rosenbrock, rosenbrock_gradient, ((1.0, 1.0),), (-1.2, 1.0), 1000, (-1.6, 1.6), (-0.5, 2.1)
     ),
-    "beale": Surface(beale, beale_gradient, ((3.0, 0.5),), (0.7, -1.6), 300, 1e-2, (-0.5, 4.0), (-2.0, 1.5)),
+    "beale": Surface(beale, beale_gradient, ((3.0, 0.5),), (0.7, -1.6), 300, (-0.5, 4.0), (-2.0, 1.5)),
 }  # fmt: skip
