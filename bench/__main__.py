@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fastopt
-from bench import clock, first, large, record, small, threads
+from bench import clock, device, first, large, record, small, threads
 
 DESCRIPTION = """\
 Time fastopt on this machine. Every rule is checked against its reference, and every peer against fastopt, before it
@@ -20,6 +20,7 @@ is timed. Contestants take turns in one process; medians, 20th and 80th percenti
   small    one tensor of 1,000 and a hundred of 10 to 1,000: what a call costs, beside torch's fused AdamW ~10 seconds
   first    importing, compiling, and a second process that finds everything compiled                       ~20 seconds
   threads  one thread against several over sizes: from which size a step is shared, and in what chunks     ~5 minutes
+  device   on a CUDA device: momentum, RMSprop and Adam from 1 Ki parameters up, beside torch and a copy   ~5 minutes
 """
 
 EXAMPLES = """\
@@ -35,7 +36,13 @@ over rounds of ceiling's time ÷ fastopt's time in the same round.
 """
 
 # How many rounds, and the largest number of parameters, unless asked otherwise.
-DEFAULTS = {"large": (10, 64 << 20), "small": (50, 1000), "first": (3, 1000), "threads": (10, 64 << 20)}
+DEFAULTS = {
+    "large": (10, 64 << 20),
+    "small": (50, 1000),
+    "first": (3, 1000),
+    "threads": (10, 64 << 20),
+    "device": (20, 1 << 30),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,7 +67,7 @@ def work(suite: str, elements: int) -> dict[str, Callable[[int], list[dict[str, 
     """List a suite's cases by name; each is given the number of rounds and gives its records."""
     if suite == "first":
         return {name: lambda repeats, name=name: first.run(name, repeats) for name in first.RULES}
-    cases = {"large": large, "small": small, "threads": threads}[suite].cases(elements)
+    cases = {"large": large, "small": small, "threads": threads, "device": device}[suite].cases(elements)
     return {case.name: lambda repeats, case=case: [clock.run(case, repeats)] for case in cases}
 
 
@@ -77,11 +84,21 @@ def shown(names: Sequence[str], suite: str) -> Iterable[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    given = parser().parse_args(argv)
-    repeats, elements = (a or b for a, b in zip((given.repeats, given.elements), DEFAULTS[given.suite], strict=True))
-    cases = {name: call for name, call in work(given.suite, elements).items() if fnmatchcase(name, given.only)}
+    line = parser()
+    given = line.parse_args(argv)
+    asked = (given.repeats, given.elements)
+    repeats, elements = (b if a is None else a for a, b in zip(asked, DEFAULTS[given.suite], strict=True))
+    if repeats < 1 or elements < 1:
+        line.error(f"--repeats and --elements count from 1: got {repeats} and {elements}")
+    try:
+        known = work(given.suite, elements)
+    except fastopt.FastoptError as error:
+        line.exit(2, f"{error}\n")
+    cases = {name: call for name, call in known.items() if fnmatchcase(name, given.only)}
+    if not cases:
+        line.error(f"--only {given.only!r} fits no case of {given.suite}: {', '.join(known)}")
     run = {"suite": given.suite, "repeats": repeats, "elements": elements, "threads": fastopt.get_threads()}
-    run |= record.conditions()
+    run |= record.conditions() | ({"device": device.describe()} if given.suite == "device" else {})
     before = record.load()
     results = [result for name in shown(list(cases), given.suite) for result in cases[name](repeats)]
     run |= {"load": [before, record.load()], "results": results}

@@ -11,9 +11,12 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+
+Clock: TypeAlias = Callable[[Callable[[], object], int], float]
+"""What times a contestant called so many times in a row, in seconds."""
 
 SHORTEST = 5e-3  # seconds a sample lasts at least; a call that is shorter is repeated within the sample
 PAUSE = (
@@ -33,28 +36,33 @@ class Case(NamedTuple):
     """Contestants that do the same work, by name; None stands for one that is not installed.
 
     `prepare` is called when the case's turn comes. It checks that all contestants compute the same, and raises if not.
-    `traffic` is the number of bytes that one call has to read and write, 0 where that is beside the point.
+    `traffic` is the number of bytes that one call has to read and write, 0 where that is beside the point. `seconds`
+    times one contestant called so many times in a row; None is this process's own clock.
     """
 
     name: str
     prepare: Callable[[], Mapping[str, Callable[[], object] | None]]
     comparisons: tuple[Comparison, ...]
     traffic: int = 0
+    seconds: Clock | None = None
 
 
 def run(case: Case, repeats: int) -> dict[str, Any]:
     """Prepare a case, time it for so many rounds and give the record of it that is kept."""
     prepared = case.prepare()
-    samples = race({name: call for name, call in prepared.items() if call}, repeats)
+    samples = race({name: call for name, call in prepared.items() if call}, repeats, case.seconds)
     compared = [compare(c, samples) for c in case.comparisons if c.subject in samples and c.versus in samples]
     seconds = {name: percentiles(samples[name]) if call else None for name, call in prepared.items()}
     return {"case": case.name, "traffic": case.traffic, "seconds": seconds, "compared": compared}
 
 
-def race(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def race(
+    contestants: Mapping[str, Callable[[], object]], repeats: int, seconds: Clock | None = None
+) -> dict[str, list[float]]:
     """Time each contestant `repeats` times, in turns; gives the seconds a call took, sample by sample."""
+    seconds = seconds or _seconds
     names = list(contestants)
-    calls = {name: _calls(contestants[name]) for name in names}
+    calls = {name: _calls(contestants[name], seconds) for name in names}
     samples: dict[str, list[float]] = {name: [] for name in names}
     collecting = gc.isenabled()
     gc.disable()
@@ -62,28 +70,28 @@ def race(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[
         for k in range(repeats):
             first = k % len(names)
             for name in names[first:] + names[:first]:
-                samples[name].append(_sample(contestants[name], calls[name]))
+                samples[name].append(seconds(contestants[name], calls[name]) / calls[name])
     finally:
         if collecting:
             gc.enable()
     return samples
 
 
-def _sample(call: Callable[[], object], calls: int) -> float:
+def _seconds(call: Callable[[], object], calls: int) -> float:
     rounds = range(calls)
     time.sleep(PAUSE)
     start = time.perf_counter()
     for _ in rounds:
         call()
-    return (time.perf_counter() - start) / calls
+    return time.perf_counter() - start
 
 
-def _calls(call: Callable[[], object]) -> int:
+def _calls(call: Callable[[], object], seconds: Clock) -> int:
     """Find how many calls make a sample that is long enough; they also warm up the caches and the branch predictor."""
     calls = 1
     call()
-    while (seconds := _sample(call, calls) * calls) < SHORTEST:
-        calls = max(2 * calls, round(calls * SHORTEST / max(seconds, 1e-9)))
+    while (found := seconds(call, calls)) < SHORTEST:
+        calls = max(2 * calls, round(calls * SHORTEST / max(found, 1e-9)))
     return calls
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "results"
-PACKAGES = ("fastopt", "numpy", "numba", "llvmlite", "torch")
+PACKAGES = ("fastopt", "numpy", "numba", "llvmlite", "cupy-cuda13x", "cupy-cuda12x", "torch")
 
 
 def conditions() -> dict[str, Any]:

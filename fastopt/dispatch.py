@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from fastopt.errors import BackendError, LayoutError, SettingError, explain, suggest
-from fastopt.kernels.program import Program, host_scalars, trace
+from fastopt.devices import (
+    CPU,
+    address,
+    current_device,
+    is_cupy,
+    place,
+    require_no_stream,
+    require_not_capturing,
+    running,
+    view,
+)
+from fastopt.errors import BackendError, FastoptError, LayoutError, SettingError, explain, suggest
+from fastopt.kernels.program import Program, plan
 from fastopt.kernels.storage import NAMES, noise_keys
 
-BACKENDS = ("auto", "reference", "cpu")
+BACKENDS = ("auto", "reference", "cpu", "cuda")
 
-_CPU, _CUDA_PINNED = 1, 3  # DLPack's numbers for memory that the CPU can address
-_DEVICES = {2: "CUDA", 4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 13: "CUDA managed", 14: "oneAPI"}
+# DLPack's numbers for kinds of memory.
+_CPU = (1, 3)  # the second is pinned by CUDA, and the CPU's all the same
+_CUDA = (2, 13)  # the second is managed
+_DEVICES = {4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 14: "oneAPI"}
 
 
 def update(
-    rule: Any, t: int, buffers: Mapping[str, Any], *, backend: str = "auto", seed: int = 0, offset: int = 0
+    rule: Any,
+    t: int,
+    buffers: Mapping[str, Any],
+    *,
+    backend: str = "auto",
+    seed: int = 0,
+    offset: int = 0,
+    stream: Any = None,
 ) -> None:
     """Take step `t` of `rule` on `buffers` in place, in one fused pass. Stateless: the caller keeps the buffers.
 
@@ -30,17 +49,20 @@ def update(
         t: number of this step, 1, 2, …
         buffers: the parameter "p", the gradient "g" and the rule's state by name ("m", "v", …). All float32 or all
             float64, of one shape, C-contiguous, writable (all but "g") and not overlapping: NumPy arrays or whatever
-            on the CPU speaks DLPack or the buffer protocol. Nothing is copied; state starts at zero unless the rule
-            says otherwise.
-        backend: "auto", "cpu" (compiled) or "reference" (NumPy). Auto follows where the arrays live.
-        seed: seed of gradient noise, used by rules that have some.
+            on the CPU speaks DLPack or the buffer protocol; or, all on one CUDA device, CuPy arrays or whatever speaks
+            DLPack or `__cuda_array_interface__`. Nothing is copied; state starts at zero unless the rule says
+            otherwise.
+        backend: "auto", "cpu" (compiled), "reference" (NumPy) or "cuda". Auto follows where the arrays live.
+        seed: seed of gradient noise, used by rules that have some; any integer of 64 bits.
         offset: index of the first element, for noise that does not depend on how a long buffer is divided.
+        stream: on a device, the stream to launch on, of CuPy, torch or another library; None is CuPy's current one.
+            Nothing waits for the device.
 
     Raises:
         LayoutError: a buffer is missing, misspelt, read-only, overlapping, or of the wrong type, shape, order, place.
         SettingError: t, seed, offset or a scheduled setting is out of its range.
         RuleError: the rule cannot be traced.
-        BackendError: the backend does not exist.
+        BackendError: the backend does not exist, or is not for where the buffers live; something of CUDA is missing.
         In each case every buffer is as it was.
 
     Moves `bytes_per_parameter` of the rule times the number of parameters through memory.
@@ -62,30 +84,21 @@ def update(
             raise LayoutError(
                 explain(where, f"the buffer {name!r} is missing.", got=", ".join(map(str, buffers)) or "none")
             )
-    p = flat(buffers["p"], "p", where, written=True)
+    p = in_place(buffers["p"], "p", where, written=True)
     program, scalars = plan(rule, p.dtype)
     arrays = _collect(program, buffers, p, where)
     require_disjoint(dict(zip([b.name for b in program.buffers], arrays, strict=True)), where)
-    t, seed, offset = step_number(t, where), whole(seed, "seed", where), whole(offset, "offset", where)
-    if not 0 <= offset < 2**62:
-        raise SettingError(explain(where, "offset is an index.", got=offset, expected="at least 0, below 2⁶²"))
-    launch = bind(program, rule, arrays, choose(backend, where))
-    launch((*noise_keys(seed, t), offset) if program.noise else (), scalars(t))
-
-
-def plan(rule: Any, dtype: np.dtype) -> tuple[Program, Callable[[int], tuple[float, ...]]]:
-    """Give the program of a rule and the function of t that computes its scalars; remembered while rules come again."""
-    try:
-        return _plan(rule, dtype)
-    except TypeError:  # not hashable, which tracing explains; a RuleError is a TypeError too
-        trace(rule, dtype)
-        raise
-
-
-@lru_cache(maxsize=256)
-def _plan(rule: Any, dtype: np.dtype) -> tuple[Program, Callable[[int], tuple[float, ...]]]:
-    program = trace(rule, dtype)
-    return program, host_scalars(program, rule)
+    t = whole(t, "t", where, 1, 63, do="pass t=1 at the first step")
+    seed, offset = seed_number(seed, where), whole(offset, "offset", where, 0, 62)
+    chosen = choose(backend, place(p), where)
+    numbers = ((*noise_keys(seed, t), offset) if program.noise else (), scalars(t))
+    if chosen == "cuda":
+        with running(p.device, stream, where):
+            require_not_capturing(where)
+            bind(program, rule, arrays, chosen)(*numbers)
+    else:
+        require_no_stream(stream, where)
+        bind(program, rule, arrays, chosen)(*numbers)
 
 
 def _collect(program: Program, buffers: Mapping[str, Any], p: np.ndarray, where: str) -> list[np.ndarray]:
@@ -105,32 +118,35 @@ def _collect(program: Program, buffers: Mapping[str, Any], p: np.ndarray, where:
                 else f"pass zeros like p as {missing[0]!r} at first",
             )
         )
-    shape = getattr(buffers["p"], "shape", p.shape)
     arrays = [p]
     for b in program.buffers[1:]:
-        array = flat(buffers[b.name], b.name, where, written=b.written)
-        found = getattr(buffers[b.name], "shape", array.shape)
-        if array.dtype != p.dtype or found != shape:
+        array = in_place(buffers[b.name], b.name, where, written=b.written)
+        if array.dtype != p.dtype or array.shape != p.shape or place(array) != place(p):
             raise LayoutError(
                 explain(
                     where,
                     f"the buffer {b.name!r} does not match the parameter.",
-                    got=f"{array.dtype}{list(found)}",
-                    expected=f"{p.dtype}{list(shape)}, as p",
+                    got=describe(array),
+                    expected=f"{describe(p)}, as p",
                 )
             )
         arrays.append(array)
-    return arrays
+    return [array if array.ndim == 1 else array.reshape(-1) for array in arrays]
 
 
-def flat(value: Any, name: str, where: str, *, written: bool) -> np.ndarray:
-    """View an array, or what speaks DLPack or the buffer protocol, as a flat NumPy array on the same memory.
+def describe(array: Any) -> str:
+    """Name an array's type, shape and, on a device, its place."""
+    return f"{array.dtype}{list(array.shape)}" + (f" on {place(array)}" if place(array) != CPU else "")
+
+
+def in_place(value: Any, name: str, where: str, *, written: bool) -> Any:
+    """View an array, or what lends its memory, as a NumPy or CuPy array whose memory a step can walk.
 
     Raises:
         LayoutError: it cannot be viewed without a copy, or must be written and is read-only.
 
     """
-    array = value if type(value) is np.ndarray else adopt(value, name, where)
+    array = value if type(value) is np.ndarray else adopt(value, name, where, written=written)
     if array.dtype not in NAMES or not array.dtype.isnative:
         raise LayoutError(
             explain(
@@ -140,40 +156,52 @@ def flat(value: Any, name: str, where: str, *, written: bool) -> np.ndarray:
                 expected=" or ".join(str(d) for d in NAMES),
             )
         )
-    flags = array.flags
-    if not flags.c_contiguous or not flags.aligned:
+    flags, on_cpu = array.flags, isinstance(array, np.ndarray)
+    aligned = flags.aligned if on_cpu else address(array) % array.itemsize == 0
+    if not flags.c_contiguous or not aligned:
         raise LayoutError(
             explain(
                 where,
                 f"the buffer {name!r} is not one contiguous run of memory in C order.",
-                got=f"shape {array.shape} with strides {array.strides} bytes{'' if flags.aligned else ', misaligned'}",
+                got=f"shape {array.shape} with strides {array.strides} bytes{'' if aligned else ', misaligned'}",
                 do="update the array that this is a view of, or keep the parameter in C order",
             )
         )
-    if written and not flags.writeable:
+    if written and on_cpu and not flags.writeable:
         raise LayoutError(
             explain(where, f"the buffer {name!r} is read-only.", do="pass the array that owns the memory")
         )
-    return array if array.ndim == 1 else array.reshape(-1)
+    return array
 
 
-def adopt(value: Any, name: str, where: str) -> np.ndarray:
-    """View a foreign object's memory as a NumPy array, in whatever order and type it is, or raise a LayoutError."""
-    if isinstance(value, np.ndarray):  # subclasses: memmap is fine, masked arrays and matrices are not plain memory
+def adopt(value: Any, name: str, where: str, *, written: bool = False) -> Any:
+    """View a foreign object's memory as a NumPy or CuPy array, in whatever order and type it is.
+
+    Raises:
+        LayoutError: it does not lend its memory, or not for writing.
+        BackendError: it is on a CUDA device and there is no CuPy.
+
+    """
+    if isinstance(value, np.ndarray):  # subclasses such as memmap are plain memory; of masked arrays it is only half
         if isinstance(value, np.ma.MaskedArray):
             raise LayoutError(explain(where, f"the buffer {name!r} is a masked array.", do="pass its .data"))
         return value.view(np.ndarray)
+    if is_cupy(value):
+        return value
     try:
         if hasattr(value, "__dlpack_device__"):
             kind, number = value.__dlpack_device__()
-            if kind not in (_CPU, _CUDA_PINNED):
-                place = f"{_DEVICES.get(int(kind), f'device type {int(kind)}')} device {number}"
-                raise LayoutError(
-                    explain(where, f"the buffer {name!r} is not in the CPU's memory.", got=place, expected="the CPU")
-                )
-            return np.from_dlpack(value, copy=False)
+            if kind in _CPU:
+                return np.from_dlpack(value, copy=False)
+            if kind not in _CUDA:
+                got = f"{_DEVICES.get(int(kind), f'device type {int(kind)}')} device {number}"
+                what = f"the buffer {name!r} is neither in the CPU's memory nor on a CUDA device."
+                raise LayoutError(explain(where, what, got=got))
+            return view(value, name, where, written=written)
+        if hasattr(value, "__cuda_array_interface__"):
+            return view(value, name, where, written=written)
         return np.asarray(memoryview(value))
-    except LayoutError:
+    except FastoptError:
         raise
     except Exception as error:  # whatever a foreign object raises while it exports its memory
         raise LayoutError(
@@ -181,14 +209,29 @@ def adopt(value: Any, name: str, where: str) -> np.ndarray:
                 where,
                 f"the buffer {name!r} does not lend its memory: {error}",
                 got=type(value).__name__,
-                expected="a NumPy array, or an object with DLPack or the buffer protocol",
+                expected="a NumPy or CuPy array, or an object with DLPack or the buffer protocol",
             )
         ) from error
 
 
-def require_disjoint(arrays: Mapping[str, np.ndarray], where: str) -> None:
+def lend(value: Any, name: str, where: str) -> Any:
+    """View a value that is only read, in whatever order its memory is."""
+    plain = isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
+    return value if plain else adopt(value, name, where)
+
+
+def mapping(value: Any, where: str, what: str) -> dict[str, Any]:
+    """Give what goes by name as a dict, or raise a LayoutError."""
+    if not isinstance(value, Mapping):
+        raise LayoutError(
+            explain(where, f"{what} go by name.", got=type(value).__name__, expected="a mapping of names")
+        )
+    return dict(value)
+
+
+def require_disjoint(arrays: Mapping[str, Any], where: str) -> None:
     """Raise a LayoutError if any two of these contiguous arrays share memory."""
-    places = sorted([(a.__array_interface__["data"][0], a.nbytes, name) for name, a in arrays.items() if a.size])
+    places = sorted([(address(a), a.nbytes, name) for name, a in arrays.items() if a.size])
     for (start, size, name), (following, _, other) in pairwise(places):
         if start + size > following:
             raise LayoutError(
@@ -196,41 +239,76 @@ def require_disjoint(arrays: Mapping[str, np.ndarray], where: str) -> None:
             )
 
 
-def choose(backend: str, where: str) -> str:
-    """Give the backend that runs a step over arrays on the CPU."""
+def choose(backend: str, found: str, where: str) -> str:
+    """Give the backend that runs a step over arrays that live at the place `found`, or raise a BackendError."""
     if backend not in BACKENDS:
         raise BackendError(
             explain(where, "there is no such backend.", got=repr(backend), do=suggest(str(backend), list(BACKENDS)))
         )
-    return "cpu" if backend == "auto" else backend
+    if backend == "auto":
+        return "cpu" if found == CPU else "cuda"
+    if (backend == "cuda") == (found == CPU):
+        raise BackendError(
+            explain(
+                where,
+                f"the backend {backend!r} is not for arrays that live there.",
+                got=found,
+                expected="a CUDA device" if backend == "cuda" else "the CPU's memory",
+                do="copy them with cupy.asarray" if backend == "cuda" else "copy them with .get()",
+            )
+        )
+    return backend
 
 
-def bind(program: Program, rule: Any, arrays: list[np.ndarray], backend: str) -> Callable[[tuple, tuple], None]:
+def settle(backend: str, values: Mapping[str, Any], where: str) -> tuple[str, Any]:
+    """Give the backend for parameters with these values, and the CUDA device to keep them on, or None."""
+    places = {place(array): name for name, array in values.items()}
+    if len(places) > 1:
+        got = ", ".join(f"{name!r} on {found}" for found, name in places.items())
+        raise LayoutError(explain(where, "the parameters live in different places.", got=got, do="copy them to one"))
+    (found,) = places
+    if backend == "cuda" and found == CPU:
+        return "cuda", current_device(where)
+    chosen = choose(backend, found, where)
+    return chosen, next(iter(values.values())).device if chosen == "cuda" else None
+
+
+def bind(program: Program, rule: Any, arrays: list[Any], backend: str) -> Any:
     """Prepare a step on a backend; importing the backend only now keeps `import fastopt` light."""
     if backend == "reference":
         from fastopt.kernels import reference
 
         return reference.bind(program, rule, arrays)
+    if backend == "cuda":
+        from fastopt.kernels import cuda
+
+        return cuda.bind(program, arrays)
     from fastopt.kernels import cpu
 
     return cpu.bind(program, arrays)
 
 
-def whole(value: Any, name: str, where: str) -> int:
-    """Give an integer argument as a Python int, or raise a SettingError."""
+def whole(
+    value: Any,
+    name: str,
+    where: str,
+    low: int,
+    bits: int,
+    *,
+    do: str | None = None,
+    error: type[FastoptError] = SettingError,
+) -> int:
+    """Give an integer of at least `low` and below 2**`bits` as a Python int, or raise an error."""
     try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        return operator.index(value)
+        number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        raise SettingError(explain(where, f"{name} is not an integer.", got=repr(value))) from None
+        number = None
+    if number is None or not low <= number < 1 << bits:
+        what, expected = f"{name} is not an integer in its range.", f"an integer of at least {low}, below 2**{bits}"
+        raise error(explain(where, what, got=repr(value), expected=expected, do=do))
+    return number
 
 
-def step_number(t: Any, where: str) -> int:
-    """Give t as a Python int of at least 1, or raise a SettingError."""
-    t = whole(t, "t", where)
-    if not 1 <= t < 2**63:
-        raise SettingError(
-            explain(where, "t counts steps from 1.", got=t, expected="≥ 1, below 2⁶³", do="pass t=1 at the first step")
-        )
-    return t
+def seed_number(seed: Any, where: str, name: str = "seed", error: type[FastoptError] = SettingError) -> int:
+    """Give a seed as a Python int that fits 64 bits, with a sign or without, or raise an error."""
+    return whole(seed, name, where, -(2**63), 64, error=error)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
+from itertools import starmap
+from operator import call
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from fastopt import dispatch
+from fastopt import devices, dispatch
 from fastopt.buffers import allocate, padded, views
-from fastopt.errors import LayoutError, RuleError, SettingError, explain, suggest
-from fastopt.kernels.program import Program
-from fastopt.kernels.settings import is_rule, require_rule
-from fastopt.kernels.storage import NAMES, STORAGES, noise_keys
+from fastopt.errors import BackendError, LayoutError, SettingError, explain, suggest
+from fastopt.groups import initial_state, own_groups, precision, sort, take_values
+from fastopt.kernels.cuda import counter
+from fastopt.kernels.form import describe, require_rule
+from fastopt.kernels.launch import run
+from fastopt.kernels.program import Program, plan
+from fastopt.kernels.storage import noise_keys
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +34,7 @@ class Group:
     state: dict[str, np.ndarray]  # flat, one array for each state buffer
     views: dict[str, Mapping[str, np.ndarray]]  # the same memory by state buffer, then by parameter
     scalars: Callable[[int], tuple[float, ...]]
-    launch: Callable[[tuple, tuple], None]
+    launch: Any  # a kernels.launch.Launch
 
 
 class Optimizer:
@@ -39,13 +43,16 @@ class Optimizer:
     Args:
         rule: any rule, for example `fastopt.Adam(lr=1e-3)`, or the user's own.
         params: name → initial value, all float32 or all float64: NumPy arrays or whatever on the CPU speaks DLPack or
-            the buffer protocol. The values are copied; from then on `opt.params` are the parameters.
+            the buffer protocol; or, all on one CUDA device, CuPy arrays or whatever lends memory of it. The values are
+            copied; from then on `opt.params` are the parameters.
         groups: settings for some of the parameters: pattern of names → dict of settings, or another rule. Patterns are
-            those of the shell (`"*.bias"`); every pattern that fits a name applies, in the order given. Parameters that
-            end up with equal rules are one group and one pass.
+            those of the shell (`"*.bias"`), or a whole name; every pattern that fits a name applies, in the order
+            given. A setting may be one of a rule inside the rule. Parameters that end up with equal rules are one
+            group and one pass.
         storage: "f32" or "f64" to keep and compute in that precision whatever that of `params`; None follows it.
-        backend: "auto", "cpu" or "reference".
-        seed: seed of gradient noise, used by rules that have some.
+        backend: "auto", "cpu", "reference" or "cuda". Auto follows where the values live; "cuda" with values in the
+            CPU's memory puts the parameters on CuPy's current device.
+        seed: seed of gradient noise, used by rules that have some; any integer of 64 bits.
 
     Attributes:
         params: name → view into the flat parameter buffer. Assign into it: `opt.params["w"][...] = value`.
@@ -57,6 +64,7 @@ class Optimizer:
         LayoutError: a parameter has the wrong type, or there is none.
         SettingError: a pattern of `groups` fits no parameter, or names a setting that its rule does not have.
         RuleError: the rule cannot be traced.
+        BackendError: the backend does not exist or is not for where the values live; something of CUDA is missing.
 
     Memory: the parameter, its gradient and the rule's state; 16 bytes a parameter for float32 Adam.
 
@@ -83,25 +91,32 @@ class Optimizer:
         seed: int = 0,
     ):
         require_rule(rule, "Optimizer")
-        values = _values(params)
-        dtype = _precision(values, storage)
-        self._seed = dispatch.whole(seed, "seed", "Optimizer")
+        values = take_values(params)
+        dtype = precision(values, storage)
+        self._seed = dispatch.seed_number(seed, "Optimizer")
         self._t = 0
-        self._arguments = {"rule": rule, "groups": groups, "storage": storage, "backend": backend}
-        chosen = dispatch.choose(backend, "Optimizer")
-        members = _members(rule, list(values), groups or {})
-        counts = [padded(sum(values[name].size for name in names)) for names in members.values()]
-        self.flat_params, self.flat_grads = allocate(sum(counts), dtype), allocate(sum(counts), dtype)
-        all_params: dict[str, np.ndarray] = {}
-        all_grads: dict[str, np.ndarray] = {}
+        chosen, self._device = dispatch.settle(backend, values, "Optimizer")
+        self._row: Any = None  # on a device, once `capturable` was called: which of its prepared steps is next
+        groups = own_groups(groups)
+        members = sort(rule, list(values), groups)
+        self._arguments = {
+            "rule": rule,
+            "groups": groups,
+            "storage": storage,
+            "backend": "cuda" if chosen == "cuda" else backend,
+        }
+        counts = [padded(sum(values[name].size for name in names)) for _, names in members]
+        self.flat_params, self.flat_grads = (allocate(sum(counts), dtype, 0.0, self._device) for _ in range(2))
+        all_params: dict[str, Any] = {}
+        all_grads: dict[str, Any] = {}
         self._groups: list[Group] = []
         offset = 0
-        for (group_rule, names), count in zip(members.items(), counts, strict=True):
-            program, scalars = dispatch.plan(group_rule, dtype)
+        for (group_rule, names), count in zip(members, counts, strict=True):
+            program, scalars = plan(group_rule, dtype)
             shapes = {name: values[name].shape for name in names}
             n = sum(math.prod(shape) for shape in shapes.values())
-            initial = _initial(group_rule, program)
-            state = {s: allocate(count, dtype, initial.get(s, 0.0)) for s in program.state}
+            initial = initial_state(group_rule, program)
+            state = {s: allocate(count, dtype, initial.get(s, 0.0), self._device) for s in program.state}
             all_params |= views(self.flat_params[offset:], shapes)
             all_grads |= views(self.flat_grads[offset:], shapes)
             flat = [self.flat_params[offset:], self.flat_grads[offset:], *state.values()]
@@ -109,49 +124,151 @@ class Optimizer:
             named = {s: views(a, shapes) for s, a in state.items()}
             self._groups.append(Group(group_rule, program, shapes, offset, state, named, scalars, launch))
             offset += count
-        self.params: Mapping[str, np.ndarray] = MappingProxyType({name: all_params[name] for name in values})
+        self.params: Mapping[str, Any] = MappingProxyType({name: all_params[name] for name in values})
         self._own_grads = {name: all_grads[name] for name in values}
-        self.grads: Mapping[str, np.ndarray] = MappingProxyType(self._own_grads)
+        self.grads: Mapping[str, Any] = MappingProxyType(self._own_grads)
         for name, value in values.items():
-            self.params[name][...] = value
+            devices.copy(self.params[name], value)
 
     @property
     def t(self) -> int:
-        """Steps taken."""
-        return self._t
+        """Steps taken. After `capturable`, which lets the device count, reading it waits for the device."""
+        return self._t if self._row is None else self._t + self._replayed("Optimizer.t")
 
-    def step(self, grads: Mapping[str, Any] | None = None) -> None:
+    def step(self, grads: Mapping[str, Any] | None = None, *, stream: Any = None) -> None:
         """Take one step with the gradients in `self.grads`, or with these, which are copied there first.
 
+        On a device it is launched on `stream` (of CuPy, torch or another library; None is CuPy's current one), one
+        launch a group, and nothing waits for it.
+
         Raises:
-            LayoutError: `grads` lacks a parameter, names an unknown one, or has the wrong shape or type.
+            LayoutError: `grads` lacks a parameter, names an unknown one, or has the wrong shape, type or place.
             SettingError: a schedule or a setting gives a number that is not finite or out of its range.
-            In both cases parameters, state and t are as they were.
+            BackendError: the stream is being captured into a CUDA graph and `capturable` was not called.
+            In each case parameters, gradients, state and t are as they were.
+
+        An interrupt (KeyboardInterrupt, or whatever a signal handler raises) finds the step taken whole, t included, or
+        not at all.
 
         """
+        if self._device is not None or stream is not None:
+            self._step_on_device(grads, stream)
+        else:
+            any(starmap(call, self._calls(grads)))  # launch.run, written out: a small step is short enough to show it
+
+    def _calls(self, grads: Mapping[str, Any] | None) -> list[tuple]:
+        """Check everything, take the gradients over and prepare the step."""
+        t = self._t + 1
+        ready = []
+        for group in self._groups:  # all of them, before anything is written
+            ready.append((group, group.scalars(t)))  # noqa: PERF401 — a comprehension is a call until Python 3.12
         if grads is not None:
             self._take(grads)
-        t = self._t + 1
-        ready = [(group, group.scalars(t)) for group in self._groups]  # all of them, before anything is written
+        calls = []
         for group, scalars in ready:
-            group.launch((*noise_keys(self._seed, t), group.offset) if group.program.noise else (), scalars)
-        self._t = t
+            noise = (*noise_keys(self._seed, t), group.offset) if group.program.noise else ()
+            calls += group.launch.calls(noise, scalars)
+        calls.append((setattr, self, "_t", t))
+        return calls
+
+    def _step_on_device(self, grads: Mapping[str, Any] | None, stream: Any) -> None:
+        where = "Optimizer.step"
+        if self._device is None:
+            devices.require_no_stream(stream, where)
+        with devices.running(self._device, stream, where):
+            if self._row is None:
+                devices.require_not_capturing(where)
+                run(self._calls(grads))
+                return
+            if grads is not None:
+                self._take(grads)
+            run([c for group in self._groups for c in group.launch.captured_calls(group.offset)] + self._advance)
+
+    def capturable(self, steps: int) -> None:
+        """Prepare the next `steps` steps on the device, so that `step()` can be captured into a CUDA graph.
+
+        A graph repeats what was captured. From now on t, the scheduled settings and all that depends on t therefore
+        live on the device, in a table of the next steps, and each step, captured or not, uses the next row. Bit for
+        bit the same steps. A replay after the last row changes nothing, and `t` then raises; call `capturable` again
+        before that, with the same number, and captured graphs go on. It waits for the device.
+
+        Args:
+            steps: how many; a row of the table is some 40 bytes for each group.
+
+        Raises:
+            BackendError: the parameters are in the CPU's memory, where nothing is captured.
+            SettingError: steps is not an integer of at least 1, or differs from that of an earlier call; or a schedule
+                gives a number out of its range in one of these steps. Nothing is changed then.
+
+        """
+        where = "Optimizer.capturable"
+        if self._device is None:
+            what = "these parameters are in the CPU's memory, where no CUDA graph is captured."
+            raise BackendError(explain(where, what, do="build the optimizer with backend='cuda', or on CuPy arrays"))
+        steps = dispatch.whole(steps, "steps", where, 1, 31)
+        if self._row is None:
+            self._prepare(self._t, steps)
+            return
+        if steps != self._steps:
+            what = "the number of prepared steps is fixed: captured graphs know where the table lies."
+            raise SettingError(explain(where, what, got=steps, expected=self._steps))
+        self._prepare(self._t + min(self._count(), steps), steps)
+
+    def _prepare(self, t: int, steps: int) -> None:
+        rows = range(t + 1, t + 1 + steps)
+        tables = [[group.scalars(k) for k in rows] for group in self._groups]  # all of them, before anything is written
+        keys = [[noise_keys(self._seed, k) for k in rows] if group.program.noise else [] for group in self._groups]
+        with devices.running(self._device, None, "Optimizer.capturable"):
+            if self._row is None:
+                self._row, self._advance = counter(self._device)
+            for group, table, noise in zip(self._groups, tables, keys, strict=True):
+                group.launch.prepare(self._row, table, noise)
+            self._row.fill(0)
+        self._t, self._steps = t, steps
+
+    def _count(self) -> int:
+        """Wait for the device and read how many steps were launched since the last ones were prepared."""
+        self._device.synchronize()
+        return int(devices.to_numpy(self._row)[0])
+
+    def _replayed(self, where: str) -> int:
+        """Read how many of the prepared steps were taken, or raise a BackendError if there were not enough."""
+        count = self._count()
+        if count <= self._steps:
+            return count
+        raise BackendError(
+            explain(
+                where,
+                f"{count - self._steps} steps were not taken: no more were prepared.",
+                got=f"{count} replays of {self._steps} prepared steps; parameters and state are those after the last",
+                do=f"call opt.capturable({self._steps}) again before they are used up",
+            )
+        )
 
     def _take(self, grads: Mapping[str, Any]) -> None:
         where = "Optimizer.step"
-        given = _mapping(grads, where, "gradients")
+        given = dispatch.mapping(grads, where, "gradients")
         if given.keys() != self._own_grads.keys():
             _require_names(given, self._own_grads, where, "the gradient of")
         copies = []
         for name, own in self._own_grads.items():  # all are looked at before any is copied
             array = given[name]
             if type(array) is not np.ndarray:
-                array = _lend(array, name, where)
-            if array.dtype != own.dtype or array.shape != own.shape:
-                _require_like(array, own, where, f"the gradient {name!r} does not match its parameter.")
+                array = dispatch.lend(array, name, where)
+            if array.dtype != own.dtype or array.shape != own.shape or (self._device or type(array) is not np.ndarray):
+                _require_like(array, own, where, f"the gradient {name!r} does not match its parameter.", placed=True)
+            if array is not own and array.base is not None and self._holds(array):
+                array = array.copy()  # another parameter's gradient, which may be overwritten before it is read
             copies.append((own, array))
         for own, array in copies:
             own[...] = array
+
+    def _holds(self, array: Any) -> bool:
+        """Whether an array lies, in part, in the flat gradients."""
+        if self._device is None:
+            return np.may_share_memory(array, self.flat_grads)
+        start = devices.address(self.flat_grads)
+        return start <= devices.address(array) < start + self.flat_grads.nbytes
 
     def state(self, name: str) -> dict[str, np.ndarray]:
         """Give one state buffer, by its name in the rule, as parameter → array (a copy in the computing precision).
@@ -160,7 +277,7 @@ class Optimizer:
             LayoutError: no group's rule has a buffer of that name.
 
         """
-        found = {p: view.copy() for group in self._groups for p, view in group.views.get(name, {}).items()}
+        found = {p: devices.duplicate(view) for group in self._groups for p, view in group.views.get(name, {}).items()}
         if not found:
             known = sorted({s for group in self._groups for s in group.state})
             raise LayoutError(explain("Optimizer.state", f"there is no state {name!r}.", do=suggest(str(name), known)))
@@ -168,46 +285,53 @@ class Optimizer:
 
     def master(self) -> dict[str, np.ndarray]:
         """Give the parameters in the computing precision, by name (a copy)."""
-        return {name: view.copy() for name, view in self.params.items()}
+        return {name: devices.duplicate(view) for name, view in self.params.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that a later run needs to go on bit for bit: one flat dict of arrays, numbers and strings (copies).
 
-        Keys: "t", "seed", "rules" (their names, as a check), "p/<name>" and "<state>/<name>" for each parameter. It can
-        be pickled, or kept with `np.savez(path, **opt.state_dict())` and taken back from `np.load(path)`. Rules and
-        groups are code, not state: build the optimizer as before, then load. Gradients are not kept.
+        Keys: "t", "seed", "rules" (their names and choices, as a check), "p/<name>" and "<state>/<name>" for each
+        parameter. It can be pickled, or kept with `np.savez(path, **opt.state_dict())` and taken back from
+        `np.load(path)`. Rules and groups are code, not state: build the optimizer as before, then load. Gradients are
+        not kept. With gradient noise, a later run goes on bit for bit only with the same parameters in the same order
+        and the same groups. The arrays are NumPy's, also of a device, so a run can move between the CPU and a device.
         """
-        arrays = {f"{buffer}/{name}": view.copy() for buffer, name, view in self._all()}
-        return {"t": self._t, "seed": self._seed, "rules": self._rules(), **arrays}
+        t = self.t
+        arrays = {f"{buffer}/{name}": devices.to_numpy(view) for buffer, name, view in self._all()}
+        return {"t": t, "seed": self._seed, "rules": self._rules(), **arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave; grouping may differ, names, shapes, types and rules may not.
+
+        A rule is another if its type or a choice differs, at any depth of rules in rules; its numbers may differ.
 
         Raises:
             LayoutError: an entry is missing, unknown, or of another shape, type or rule. Nothing is changed then.
 
         """
         where = "Optimizer.load_state_dict"
-        given = _mapping(state, where, "entries")
+        given = dispatch.mapping(state, where, "entries")
         own = {f"{buffer}/{name}": view for buffer, name, view in self._all()}
         _require_names(given, {"t": 0, "seed": 0, "rules": 0, **own}, where, "the entry")
         if str(given["rules"]) != self._rules():
             raise LayoutError(
                 explain(where, "the state belongs to other rules.", got=str(given["rules"]), expected=self._rules())
             )
-        arrays = {key: _lend(given[key], key, where) for key in own}
+        arrays = {key: dispatch.lend(given[key], key, where) for key in own}
         for key, array in arrays.items():
             _require_like(array, own[key], where, f"the entry {key!r} does not match.")
-        t, seed = (_integer(given[key], key, where) for key in ("t", "seed"))
-        if t < 0:
-            raise LayoutError(explain(where, "the entry 't' is negative.", got=t))
+        t = dispatch.whole(given["t"], "the entry 't'", where, 0, 63, error=LayoutError)
+        seed = dispatch.seed_number(given["seed"], where, "the entry 'seed'", LayoutError)
         for key, array in arrays.items():
-            own[key][...] = array
+            devices.copy(own[key], array)
         self._t, self._seed = t, seed
+        if self._row is not None:
+            self._prepare(t, self._steps)
 
     def __reduce__(self) -> tuple:
         """Pickle and deep-copy by building anew: a kernel holds the addresses of its own optimizer's memory."""
-        return _restored, (self._arguments, self.state_dict(), {name: view.copy() for name, view in self.grads.items()})
+        grads = {name: devices.to_numpy(view) for name, view in self.grads.items()}
+        return _restored, (type(self), self._arguments, self.state_dict(), grads)
 
     def _all(self) -> list[tuple[str, str, np.ndarray]]:
         """List every kept array as (buffer, parameter, view)."""
@@ -217,29 +341,23 @@ class Optimizer:
         return entries
 
     def _rules(self) -> str:
-        return ", ".join(sorted({group.program.rule for group in self._groups}))
+        return ", ".join(sorted({describe(group.rule) for group in self._groups}))
 
     def __repr__(self) -> str:
         count = sum(view.size for view in self.params.values())
         rules = ", ".join(repr(group.rule) for group in self._groups)
-        return f"Optimizer({rules}; {len(self.params)} arrays, {count:,} parameters, t={self._t})"
+        t = f"t={self._t}" if self._row is None else f"t from {self._t} on, counted on the device"
+        return f"Optimizer({rules}; {len(self.params)} arrays, {count:,} parameters, {t})"
 
 
-def _restored(arguments: dict[str, Any], state: dict[str, Any], grads: dict[str, np.ndarray]) -> Optimizer:
-    params = {name: state[f"p/{name}"] for name in grads}
-    opt = Optimizer(params=params, **arguments)
+def _restored(
+    kind: type[Optimizer], arguments: dict[str, Any], state: dict[str, Any], grads: dict[str, np.ndarray]
+) -> Optimizer:
+    opt = kind(params={name: state[f"p/{name}"] for name in grads}, **arguments)
     opt.load_state_dict(state)
     for name, value in grads.items():
-        opt.grads[name][...] = value
+        devices.copy(opt.grads[name], value)
     return opt
-
-
-def _mapping(value: Any, where: str, what: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise LayoutError(
-            explain(where, f"{what} go by name.", got=type(value).__name__, expected="a mapping of names")
-        )
-    return dict(value)
 
 
 def _require_names(given: Mapping, own: Mapping, where: str, what: str) -> None:
@@ -253,127 +371,12 @@ def _require_names(given: Mapping, own: Mapping, where: str, what: str) -> None:
         raise LayoutError(explain(where, f"{what} {missing[0]!r} is missing.", got=f"{len(given)} of {len(own)} names"))
 
 
-def _lend(value: Any, name: str, where: str) -> np.ndarray:
-    """View a value that is only read, in whatever order its memory is."""
-    return (
-        value
-        if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
-        else dispatch.adopt(value, name, where)
-    )
-
-
-def _require_like(array: np.ndarray, own: np.ndarray, where: str, what: str) -> None:
+def _require_like(array: Any, own: Any, where: str, what: str, *, placed: bool = False) -> None:
     if array.dtype != own.dtype or array.shape != own.shape:
-        raise LayoutError(
-            explain(
-                where,
-                what,
-                got=f"{array.dtype}{list(array.shape)}",
-                expected=f"{own.dtype}{list(own.shape)}",
-                do=f"convert it yourself, with .astype({str(own.dtype)!r})" if array.shape == own.shape else None,
-            )
-        )
-
-
-def _integer(value: Any, name: str, where: str) -> int:
-    array = np.asarray(value)
-    if array.shape != () or array.dtype.kind not in "iu":
-        raise LayoutError(explain(where, f"the entry {name!r} is not an integer.", got=repr(value)))
-    return int(array)
-
-
-def _values(params: Any) -> dict[str, np.ndarray]:
-    values = {}
-    for name, value in _mapping(params, "Optimizer", "parameters").items():
-        if not isinstance(name, str):
-            raise LayoutError(explain("Optimizer", "a parameter's name is a string.", got=repr(name)))
-        values[name] = array = _lend(value, name, "Optimizer")
-        if array.dtype not in NAMES:
-            expected = " or ".join(str(d) for d in NAMES)
-            raise LayoutError(
-                explain(
-                    "Optimizer", f"the parameter {name!r} has the wrong type.", got=str(array.dtype), expected=expected
-                )
-            )
-    if not values:
-        raise LayoutError(
-            explain("Optimizer", "there are no parameters.", got="{}", expected='for example {"w": w, "b": b}')
-        )
-    return values
-
-
-def _precision(values: dict[str, np.ndarray], storage: str | None) -> np.dtype:
-    if storage is not None:
-        if storage not in STORAGES:
-            raise SettingError(
-                explain(
-                    "Optimizer",
-                    "there is no such storage.",
-                    got=repr(storage),
-                    do=suggest(str(storage), list(STORAGES)),
-                )
-            )
-        return STORAGES[storage]
-    dtypes = {array.dtype for array in values.values()}
-    if len(dtypes) > 1:
-        first = {dtype: next(name for name, a in values.items() if a.dtype == dtype) for dtype in dtypes}
-        raise LayoutError(
-            explain(
-                "Optimizer",
-                "the parameters have different precisions.",
-                got=", ".join(f"{name!r} {dtype}" for dtype, name in first.items()),
-                do='convert them, or choose one for all with storage="f32" or "f64"',
-            )
-        )
-    return dtypes.pop()
-
-
-def _members(rule: Any, names: list[str], groups: Mapping[str, Any]) -> dict[Any, list[str]]:
-    """Sort the parameters by the rule they end up with."""
-    if not isinstance(groups, Mapping) or not all(isinstance(pattern, str) for pattern in groups):
-        expected = 'for example {"*.bias": {"weight_decay": 0.0}}'
-        raise SettingError(
-            explain("Optimizer", "groups go by patterns of names.", got=repr(groups)[:60], expected=expected)
-        )
-    for pattern in groups:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise SettingError(
-                explain("Optimizer", f"the group {pattern!r} fits no parameter.", do=suggest(str(pattern), names))
-            )
-    members: dict[Any, list[str]] = {}
-    for name in names:
-        own = rule
-        for pattern, change in groups.items():
-            if fnmatchcase(name, pattern):
-                own = _changed(own, pattern, change)
-        members.setdefault(own, []).append(name)
-    return members
-
-
-def _changed(rule: Any, pattern: str, change: Any) -> Any:
-    if is_rule(change):
-        require_rule(change, f"Optimizer, group {pattern!r}")
-        return change
-    where = f"Optimizer, group {pattern!r}"
-    if not isinstance(change, Mapping):
-        raise SettingError(explain(where, "a group is a dict of settings, or a rule.", got=repr(change)))
-    known = [f.name for f in dataclasses.fields(rule) if f.init]
-    for setting in change:
-        if setting not in known:
-            do = suggest(str(setting), known)
-            raise SettingError(explain(where, f"{type(rule).__name__} has no setting {setting!r}.", do=do))
-    return dataclasses.replace(rule, **change)
-
-
-def _initial(rule: Any, program: Program) -> dict[str, float]:
-    initial = rule.initial() if hasattr(rule, "initial") else {}
-    for name in initial:
-        if name not in program.state:
-            raise RuleError(
-                explain(
-                    f"{type(rule).__name__}.initial",
-                    f"there is no state {name!r}.",
-                    do=suggest(name, list(program.state)),
-                )
-            )
-    return initial
+        same_shape = array.shape == own.shape
+        do = f"convert it yourself, with .astype({str(own.dtype)!r})" if same_shape else None
+    elif placed and devices.place(array) != devices.place(own):
+        do = "copy it there yourself"
+    else:
+        return
+    raise LayoutError(explain(where, what, got=dispatch.describe(array), expected=dispatch.describe(own), do=do))

@@ -69,6 +69,22 @@ def test_results_are_added_to_what_is_there(bench, tmp_path, monkeypatch):
     assert [json.loads(line)["suite"] for line in path.read_text().splitlines()] == ["large", "large"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("small --only nothing", "fits no case of small: 1 tensor of 1,000"),
+        ("small --repeats 0", "count from 1: got 0"),
+        ("large --elements 0", "count from 1"),
+        ("large --repeats -1", "count from 1"),
+    ],
+)
+def test_a_run_of_nothing_is_refused(arguments, words, bench, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--out", str(tmp_path / "r.jsonl"), *arguments.split()])
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_teaches(bench, capsys):
     with pytest.raises(SystemExit, match="0"):
         bench.main(["--help"])

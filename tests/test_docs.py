@@ -2,20 +2,28 @@
 
 import doctest
 import importlib
+import mmap
 import re
+import sys
+from dataclasses import fields
 from pathlib import Path
 
+import fake_cupy
+import numpy as np
 import pytest
 from test_architecture import modules
 
+from fastopt.kernels import cuda
+
 ROOT = Path(__file__).parent.parent
-NEEDS_EXTRA = ("fastopt.demo", "fastopt.cli")
+HAVE_EXAMPLES = {"fastopt.averages", "fastopt.batches", "fastopt.ceiling", "fastopt.schedules"}
 
 
 @pytest.mark.parametrize("name", modules())
 def test_docstring_examples(name):
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
+    assert result.attempted or name not in HAVE_EXAMPLES
 
 
 def test_every_rule_and_public_call_shows_an_example():
@@ -28,11 +36,20 @@ def test_every_rule_and_public_call_shows_an_example():
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
 def test_python_blocks_of_documents_run_in_order(document, tmp_path, monkeypatch):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+    text = (ROOT / document).read_text()
+    blocks = re.findall(r"^(<!-- needs a GPU -->\n)?```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert blocks
     monkeypatch.chdir(tmp_path)
     space: dict = {"__name__": document}
-    for block in blocks:
+    for needs_gpu, block in blocks:
+        if needs_gpu:
+            with pytest.MonkeyPatch.context() as patch:  # the stand-in for CuPy plays the kernels on the CPU
+                patch.setitem(sys.modules, "cupy", fake_cupy.install())
+                cuda.compiled.cache_clear()
+                exec(compile(block, document, "exec"), space)
+                assert space["opt"].t == 2
+                cuda.compiled.cache_clear()
+            continue
         if ">>>" in block:
             test = doctest.DocTestParser().get_doctest(block, space, document, document, 0)
             runner = doctest.DocTestRunner()
@@ -41,3 +58,30 @@ def test_python_blocks_of_documents_run_in_order(document, tmp_path, monkeypatch
             space.update(test.globs)
         else:
             exec(compile(block, document, "exec"), space)
+
+
+def test_an_mmap_is_bytes_and_is_updated_in_place_as_numbers():
+    import fastopt
+
+    with mmap.mmap(-1, 16) as memory:
+        g = np.ones(4, np.float32)
+        with pytest.raises(fastopt.LayoutError, match="uint8"):
+            fastopt.update(fastopt.SGD(lr=0.5), 1, {"p": memory, "g": g})
+        with memoryview(memory) as lent, lent.cast("f") as p:
+            fastopt.update(fastopt.SGD(lr=0.5), 1, {"p": p, "g": g})
+        assert np.frombuffer(memory[:], np.float32).tolist() == [-0.5] * 4
+
+
+def test_settings_and_defaults_are_those_of_torch_where_it_has_the_rule():
+    import inspect
+
+    import fastopt
+
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    shared = [name for name in (rule.__name__ for rule in fastopt.RULES.values()) if hasattr(torch.optim, name)]
+    assert len(shared) == 8
+    for name in shared:
+        theirs = inspect.signature(getattr(torch.optim, name)).parameters
+        for field in fields(getattr(fastopt, name)):
+            if field.name in theirs:
+                assert field.default == theirs[field.name].default, (name, field.name)

@@ -1,6 +1,7 @@
 """The stateful surface: packing, views, groups, steps, checkpoints, and errors that change nothing."""
 
 import copy
+import dataclasses
 import io
 import pickle
 from typing import Any
@@ -12,6 +13,7 @@ from values import assert_same_bits
 
 import fastopt
 from fastopt import LayoutError, SettingError
+from fastopt.kernels import settings
 
 RNG = np.random.default_rng(0)
 SHAPES = {"w": (7, 5), "b": (5,), "empty": (0, 3), "scalar": (), "head.w": (5, 60), "head.b": (60,)}
@@ -40,7 +42,7 @@ def everything(opt: fastopt.Optimizer) -> dict[str, object]:
 def test_steps_equal_update_on_each_parameter(case, dtype):
     rule = CASES[case]
     opt = fastopt.Optimizer(rule, values(dtype))
-    initial = rule.initial() if hasattr(rule, "initial") else {}
+    initial = settings.initial(rule)
     names = [k.split("/")[0] for k in opt.state_dict() if k.endswith("/w")]
     alone = {
         name: {s: value if s == "p" else np.full_like(value, initial.get(s, 0)) for s in names}
@@ -158,6 +160,7 @@ REFUSED = {
     "integers": (lambda: ({"w": np.ones(3, int)}, {}), LayoutError, "'w' has the wrong type"),
     "a number": (lambda: ({"w": 1.0}, {}), LayoutError, "does not lend its memory"),
     "mixed": (lambda: ({"w": np.ones(3), "b": np.ones(3, np.float32)}, {}), LayoutError, "different precisions"),
+    "storages": (lambda: (values(), {"storage": {"p": "f32"}}), SettingError, "no such storage"),
     "storage": (lambda: (values(), {"storage": "f23"}), SettingError, "'f32'"),
     "pattern": (lambda: (values(), {"groups": {"heads.*": {}}}), SettingError, "'heads.\\*' fits no parameter"),
     "setting": (lambda: (values(), {"groups": {"b": {"wieght_decay": 0}}}), SettingError, "'weight_decay'"),
@@ -166,6 +169,8 @@ REFUSED = {
     "list of groups": (lambda: (values(), {"groups": [("b", {})]}), SettingError, "go by patterns"),
     "number as pattern": (lambda: (values(), {"groups": {1: {}}}), SettingError, "go by patterns"),
     "seed": (lambda: (values(), {"seed": 0.5}), SettingError, "seed is not an integer"),
+    "large seed": (lambda: (values(), {"seed": 2**64}), SettingError, "seed is not an integer in its range"),
+    "low seed": (lambda: (values(), {"seed": -(2**63) - 1}), SettingError, "seed is not an integer in its range"),
     "backend": (lambda: (values(), {"backend": "cup"}), fastopt.BackendError, "'cpu'"),
 }
 
@@ -176,6 +181,34 @@ def test_what_cannot_be_built_is_refused(name):
     params, options = make()
     with pytest.raises(error, match=message):
         fastopt.Optimizer(fastopt.Adam(), params, **options)
+
+
+def test_settings_of_a_rule_in_a_rule_go_by_their_names_too():
+    inner = fastopt.Adam(lr=0.1, weight_decay=0.5)
+    rule = fastopt.GradientNoise(inner, eta=0.3)
+    groups = {"*b": {"weight_decay": 0.0, "eta": 0.0}, "head.w": {"rule": fastopt.SGD(), "lr": 0.5}}
+    opt = fastopt.Optimizer(rule, values(), groups=groups, seed=5)
+    expected = {
+        "w": rule,
+        "b": fastopt.GradientNoise(fastopt.Adam(lr=0.1), eta=0.0),
+        "head.w": fastopt.GradientNoise(fastopt.SGD(lr=0.5), eta=0.3),
+    }
+    assert {name: group.rule for group in opt._groups for name in group.shapes if name in expected} == expected
+    for change, unknown in (({"wieght_decay": 0}, "weight_decay"), ({"rule": fastopt.SGD(), "betas": (0, 0)}, "betas")):
+        with pytest.raises(SettingError, match=f"GradientNoise has no setting(.|\n)*{unknown}"):
+            fastopt.Optimizer(rule, values(), groups={"b": change})
+
+
+def test_a_group_with_a_rule_that_is_not_hashable_is_refused():
+    rule = dataclasses.make_dataclass("Listed", [("table", list)], bases=(fastopt.SGD,), frozen=True, kw_only=True)
+    for groups in ({"b": rule(table=[1])}, {"b": rule(table=()), "*": {"table": [1]}}):
+        with pytest.raises(fastopt.RuleError, match=r"Optimizer, group '.': a rule's settings must be hashable"):
+            fastopt.Optimizer(fastopt.SGD(), {"b": np.ones(3)}, groups=groups)
+
+
+def test_a_pattern_may_be_a_name_with_brackets():
+    opt = fastopt.Optimizer(fastopt.SGD(), {"w[0]": np.ones(2), "w0": np.ones(3)}, groups={"w[0]": {"lr": 0.5}})
+    assert [group.rule.lr for group in opt._groups] == [0.5]  # as a pattern of the shell it fits w0 too
 
 
 def change(**changes):
@@ -261,6 +294,64 @@ def test_a_copy_goes_on_by_itself(way):
     assert everything(second) == everything(first)
 
 
+class Named(fastopt.Optimizer):
+    """A user's own kind of optimizer."""
+
+
+def test_a_copy_is_of_the_same_class_and_built_of_the_groups_there_were():
+    groups: dict[str, Any] = {"*b": {"lr": 0.5}}
+    first = Named(fastopt.Adam(), values(), groups=groups)
+    first.step(gradients(1))
+    groups["*b"]["lr"] = 7.0
+    groups["none"] = {}
+    for second in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        assert type(second) is Named
+        assert [group.rule for group in second._groups] == [group.rule for group in first._groups]
+        assert everything(second) == everything(first)
+
+
+OTHER_RULES = {
+    "type": (fastopt.Lion(), fastopt.Momentum()),
+    "form": (fastopt.Momentum(), fastopt.Momentum(dampening=0.0)),
+    "choice": (fastopt.Momentum(), fastopt.Momentum(nesterov=True)),
+    "inner type": (fastopt.GradientNoise(fastopt.Adam()), fastopt.GradientNoise(fastopt.RAdam())),
+    "inner choice": (
+        fastopt.GradientNoise(fastopt.Momentum(dampening=0.0)),
+        fastopt.GradientNoise(fastopt.Momentum()),
+    ),
+    "wrapped": (fastopt.Adam(), fastopt.GradientNoise(fastopt.Adam())),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_RULES)
+def test_the_state_of_another_rule_is_refused(case):
+    saved, other = (fastopt.Optimizer(rule, values()) for rule in OTHER_RULES[case])
+    before = everything(other)
+    with pytest.raises(LayoutError, match="belongs to other rules"):
+        other.load_state_dict(saved.state_dict())
+    assert everything(other) == before
+
+
+def test_numbers_may_differ_when_state_is_loaded():
+    saved = fastopt.Optimizer(fastopt.GradientNoise(fastopt.Adam(lr=0.1)), values())
+    saved.step(gradients(1))
+    rule = fastopt.GradientNoise(fastopt.Adam(lr=lambda t: 0.2, betas=(0.0, 0.5), weight_decay=0.1), eta=0.0)
+    other = fastopt.Optimizer(rule, values())
+    other.load_state_dict(saved.state_dict())
+    assert everything(other)["m/w"] == everything(saved)["m/w"]
+
+
+@pytest.mark.parametrize("seed", [0, -1, -(2**63), 2**63, 2**64 - 1])
+def test_any_seed_of_64_bits_is_kept(seed):
+    opt = fastopt.Optimizer(fastopt.GradientNoise(fastopt.SGD()), values(), seed=seed)
+    file = io.BytesIO()
+    np.savez(file, **opt.state_dict())
+    file.seek(0)
+    other = copy.deepcopy(opt)
+    other.load_state_dict(np.load(file))
+    assert other.state_dict()["seed"] == seed
+
+
 def test_grouping_may_differ_when_state_is_loaded():
     grouped = fastopt.Optimizer(fastopt.Adam(), values(), groups={"*b": {"weight_decay": 0.1}})
     grouped.step(gradients(1))
@@ -275,7 +366,9 @@ BAD_STATES = {
     "shape": (lambda d: d.update({"v/b": np.zeros(6, np.float32)}), "'v/b' does not match"),
     "type": (lambda d: d.update({"v/b": np.zeros(5)}), "'v/b' does not match"),
     "t": (lambda d: d.update(t=1.5), "'t' is not an integer"),
-    "negative t": (lambda d: d.update(t=-1), "'t' is negative"),
+    "negative t": (lambda d: d.update(t=-1), "'t' is not an integer in its range"),
+    "large t": (lambda d: d.update(t=2**63), "'t' is not an integer in its range"),
+    "seed": (lambda d: d.update(seed=2**64), "'seed' is not an integer in its range"),
     "rules": (lambda d: d.update(rules="Lion"), "other rules"),
 }
 
@@ -314,3 +407,19 @@ def test_repr_says_what_it_holds():
     assert "SGD(lr=0.5" in text
     assert "6 arrays" in text
     assert "t=0" in text
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_groups_whose_rules_are_equal_but_not_the_same_stay_apart(backend):
+    from test_program import rule
+
+    signed = type(rule(lambda self, p, g, *, c: np.copysign(p, c), scalars=lambda self, t: {"c": self.c}, c=0.0))
+    ones = {"a": np.ones(3), "b": np.ones(3)}
+    opt = fastopt.Optimizer(signed(c=0.0), ones, groups={"b": {"c": -0.0}}, backend=backend)
+    opt.step()
+    assert opt.params["a"].tolist() == [1.0] * 3
+    assert opt.params["b"].tolist() == [-1.0] * 3
+    for c, expected in ((0.0, 1.0), (-0.0, -1.0), (0.0, 1.0)):
+        buffers = {"p": np.ones(3), "g": np.ones(3)}
+        fastopt.update(signed(c=c), 1, buffers, backend=backend)
+        assert buffers["p"].tolist() == [expected] * 3

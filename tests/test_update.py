@@ -25,6 +25,14 @@ class Lends:
         return self.device
 
 
+class Shaped(Lends):
+    """A lender that names its shape in its own way."""
+
+    @property
+    def shape(self):
+        return list(self.inner.shape)
+
+
 class Raises(Lends):
     def __dlpack__(self, **options: Any):
         raise RuntimeError("cannot export a tensor that requires grad")
@@ -80,7 +88,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a number": (lambda: adam(p=1.0), "does not lend its memory"),
     "None": (lambda: adam(g=None), "does not lend its memory"),
     "masked": (lambda: adam(p=np.ma.ones(6, np.float32)), "masked"),
-    "on a GPU": (lambda: adam(p=Lends(ones(), (2, 1))), "CUDA device 1"),
+    "other shape, lent": (lambda: adam(g=Shaped(ones().reshape(2, 3))), "'g' does not match the parameter"),
+    "on another device": (lambda: adam(p=Lends(ones(), (7, 1))), "Vulkan device 1"),
     "GPU gradient": (lambda: adam(g=Lends(ones(), (10, 0))), "ROCm device 0"),
     "requires grad": (lambda: adam(p=Raises(ones())), "requires grad"),
     "read-only DLPack": (lambda: adam(v=Lends(read_only(ones()))), "'v' (is read-only|does not lend)"),
@@ -109,13 +118,26 @@ def test_t_counts_from_one(t):
     assert np.all(buffers["p"] == 1)
 
 
-@pytest.mark.parametrize("options", [{"seed": 1.5}, {"seed": None}, {"offset": -1}, {"offset": 2**62}, {"offset": 0.5}])
-def test_seed_and_offset_are_integers(options):
+SEEDS = [{"seed": seed} for seed in (1.5, None, True, 2**64, -(2**63) - 1)]
+OFFSETS = [{"offset": offset} for offset in (-1, 2**62, 0.5, np.arange(2))]
+
+
+@pytest.mark.parametrize("options", SEEDS + OFFSETS, ids=str)
+def test_seed_and_offset_are_integers_in_their_range(options):
     with pytest.raises(SettingError, match=next(iter(options))):
         fastopt.update(ADAM, 1, adam(), **options)
 
 
-@pytest.mark.parametrize("backend", ["gpu", "cuda", "", None, 1])
+@pytest.mark.parametrize(("first", "second"), [(-1, 2**64 - 1), (-(2**63), 2**63)])
+def test_a_seed_is_64_bits_with_a_sign_or_without(first, second):
+    p, q = np.zeros(9), np.zeros(9)
+    for seed, x in ((first, p), (second, q)):
+        fastopt.update(fastopt.GradientNoise(fastopt.SGD()), 1, {"p": x, "g": np.zeros(9)}, seed=seed)
+    assert np.array_equal(p, q)
+    assert np.all(p != 0)
+
+
+@pytest.mark.parametrize("backend", ["gpu", "CUDA", "", None, 1])
 def test_unknown_backends_are_refused(backend):
     with pytest.raises(BackendError, match="no such backend"):
         fastopt.update(ADAM, 1, adam(), backend=backend)
@@ -157,6 +179,14 @@ def test_memory_of_others_is_updated_in_place_without_a_copy(name):
     for key, value in given.items():
         result = np.asarray(value.inner if isinstance(value, Lends) else value)
         assert result.tolist() == expected[key].tolist()
+
+
+def test_a_shape_is_that_of_the_memory_and_not_what_its_lender_says():
+    expected, given = adam(), adam(g=Shaped(ones()), m=Shaped(ones()))
+    fastopt.update(ADAM, 1, expected)
+    fastopt.update(ADAM, 1, given)
+    assert given["p"].tolist() == expected["p"].tolist()
+    assert given["m"].inner.tolist() == expected["m"].tolist()
 
 
 def test_torch_tensors_are_updated_in_place():

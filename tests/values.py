@@ -34,9 +34,11 @@ def filled(program: Program, rng: np.random.Generator, count: int) -> dict[str, 
 _GUARD, _PATTERN = 64, 0xA5
 
 
-def guarded(values: np.ndarray) -> np.ndarray:
-    """Copy values into the middle of a longer stretch of memory whose ends hold a pattern."""
-    raw = np.full(values.nbytes + 2 * _GUARD, _PATTERN, np.uint8)
+def guarded(values: np.ndarray, shift: int = 0) -> np.ndarray:
+    """Copy values into the middle of a longer stretch of memory whose ends hold a pattern, `shift` bytes off 64."""
+    raw = np.full(values.nbytes + 4 * _GUARD, _PATTERN, np.uint8)
+    start = -raw.ctypes.data % _GUARD + shift
+    raw = raw[start : start + values.nbytes + 2 * _GUARD]
     inside = raw[_GUARD : _GUARD + values.nbytes].view(values.dtype)
     inside[...] = values
     return inside
@@ -47,7 +49,9 @@ def guards_intact(array: np.ndarray) -> bool:
     raw: Any = array
     while raw.base is not None:
         raw = raw.base
-    return bool(np.all(raw[:_GUARD] == _PATTERN) and np.all(raw[raw.size - _GUARD :] == _PATTERN))
+    start = array.ctypes.data - raw.ctypes.data
+    end = start + array.nbytes
+    return bool(np.all(raw[:start] == _PATTERN) and np.all(raw[end:] == _PATTERN))
 
 
 def assert_same_bits(actual: np.ndarray, expected: np.ndarray, what: str = "") -> None:

@@ -6,13 +6,18 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from time import perf_counter
 
+import numpy as np
 from llvmlite import binding
 
 import fastopt
 from fastopt import ceiling
 from fastopt.dispatch import BACKENDS
+from fastopt.errors import BackendError
 from fastopt.kernels import cache, cpu
+from fastopt.kernels.cuda import entry, function, print_source, require_device
+from fastopt.kernels.program import trace
 
 _VECTORS = {"avx512f": 512, "avx2": 256, "avx": 256, "sse2": 128, "neon": 128}
 
@@ -25,7 +30,23 @@ def versions() -> str:
 
 def backends() -> str:
     """Name the backends that a step can run on."""
-    return f"{', '.join(name for name in BACKENDS if name != 'auto')}; cuda: not in this version"
+    return ", ".join(name for name in BACKENDS if name != "auto")
+
+
+def cuda() -> str:
+    """Say which device there is and how long compiling or loading a kernel takes, or what is missing."""
+    try:
+        cupy = require_device("fastopt info")
+        device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+        start = perf_counter()
+        program = trace(fastopt.Adam(), np.float32)
+        function(print_source(program), entry(program), "fastopt info")
+        took = perf_counter() - start
+    except BackendError as error:
+        what, *rest = str(error).partition(": ")[2].splitlines()
+        return "; ".join([what.rstrip("."), *(" ".join(line.split()) for line in rest)])
+    name = f"{device['name'].decode()}, sm_{device['major']}{device['minor']}, {device['totalGlobalMem'] >> 30} GiB"
+    return f"{name}; CuPy {cupy.__version__}; float32 Adam compiled, or loaded from CuPy's cache, in {took:.2f} s"
 
 
 def processor() -> str:

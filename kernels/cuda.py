@@ -1,0 +1,337 @@
+"""The CUDA backend: prints a Program as CUDA C++, compiles it with NVRTC through CuPy, launches it on device arrays.
+
+A printed kernel is one loop over tiles, `tile.cuh` before it; that file says how a tile is divided among a warp. Two
+entry points share the loop: the one named like the program takes the step's scalars as arguments, the one that ends in
+`_captured` finds them on the device, in the next row of a table, so that a CUDA graph of it can be replayed.
+
+Printing needs numpy only; CuPy is imported when something is compiled or launched.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastopt.errors import BackendError, explain
+from fastopt.kernels.launch import Launch
+from fastopt.kernels.program import Node, Program, Text, infix, own_names, statements
+from fastopt.kernels.storage import TILE
+
+OPTIONS = ("-std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
+"""What NVRTC is told: every operation rounded on its own and correctly, denormals kept. Part of the arithmetic."""
+
+THREADS = 256
+"""Threads of a block, 8 warps; as in tile.cuh."""
+
+MOST_BLOCKS = 2**31 - 1
+"""Blocks that a grid can have. Below this a warp works on one tile, and the device is never short of blocks."""
+
+_TYPES = {"float32": "float", "float64": "double", "uint32": "Word", "bool": "bool"}
+_INFIX = {
+    "add": "+", "subtract": "-", "multiply": "*", "divide": "/", "and": "&", "or": "|", "xor": "^",
+    "less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">=", "equal": "==", "not_equal": "!=",
+    "left_shift": "<<", "right_shift": ">>",
+}  # fmt: skip
+_CALLS = {"sqrt": "sqrt", "rint": "rint", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "sign": "sign",
+          "copysign": "copysign", "abs": "fabs"}  # fmt: skip
+
+# Names of the skeleton and of the language, which a rule's own names must not hide.
+_SKELETON = "n first count whole step i offset key0 key1 index index_low index_high table keys row rows Index Word Pack"
+_TILE = "TILE LANES HELD THREADS PACK lane place first_tile warps_in_grid packed load store warp_max"
+_LANGUAGE = (
+    "alignas alignof and and_eq asm auto bitand bitor bool case catch char class compl const constexpr const_cast"
+    " decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto if"
+    " inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public"
+    " register reinterpret_cast return short signed sizeof static static_assert static_cast struct switch template this"
+    " thread_local throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor"
+    " xor_eq blockIdx blockDim gridDim threadIdx warpSize char16_t char32_t"
+)
+_RESERVED = frozenset([*_SKELETON.split(), *_TILE.split(), *_LANGUAGE.split(), *_CALLS.values()])
+
+
+def _render(node: Node, operands: list[Text], names: dict[str, str]) -> Text:
+    match node.op:
+        case "buffer":
+            return Text(f"{names[node.value]}_i")
+        case "scalar":
+            return Text(names[node.value])
+        case "key" | "index":
+            return Text(node.value)
+        case "constant":
+            return _constant(node.value)
+        case "cast":
+            return Text(f"{_TYPES[node.dtype.name]}({operands[0]})")
+        case "bitcast":
+            return Text(f"{'__float_as_uint' if node.dtype == np.uint32 else '__uint_as_float'}({operands[0]})")
+        case "negative":
+            return Text(f"-{operands[0].within(9)}", 4)
+        case "not":
+            if node.dtype == np.bool_:
+                return Text(f"!{operands[0].within(9)}", 0)  # in parentheses, without which g++ warns
+            return Text(f"~{operands[0].within(9)}", 4)
+        case "select":
+            condition, a, b = operands
+            return Text(f"{condition.within(2)} ? {a.within(2)} : {b.within(2)}", 0)
+    if node.op in _CALLS:
+        return Text(f"{_CALLS[node.op]}({', '.join(operands)})")
+    return infix(_INFIX[node.op], *operands)
+
+
+def _constant(value: Any) -> Text:
+    if value.dtype == np.bool_:
+        return Text("true" if value else "false")
+    if value.dtype == np.uint32:
+        return Text(f"{value:d}u")
+    if not np.isfinite(value):
+        bits = f"0x{value.view(np.uint32 if value.dtype == np.float32 else np.uint64):x}"
+        return Text(f"__uint_as_float({bits}u)" if value.dtype == np.float32 else f"__longlong_as_double({bits}ll)")
+    # The shortest decimal that is nearest to this number, and no literal without a point or an exponent.
+    text = str(value) + "f" * (value.dtype == np.float32)
+    return Text(text, 4 if text.startswith("-") else 9)
+
+
+def entry(program: Program) -> str:
+    """Give the name of the program's entry point."""
+    return _ascii(program.name)
+
+
+def _ascii(text: str) -> str:
+    """Spell out other letters, which not every compiler takes in a name."""
+    return "".join(c if c.isascii() else f"u{ord(c):x}" for c in text)
+
+
+def _listed(head: str, items: list[str], tail: str) -> list[str]:
+    """Write a call or definition on one line, or with its items wrapped where it is long."""
+    line = f"{head}{', '.join(items)}{tail}"
+    if len(line) <= 120:
+        return [line]
+    indent = " " * (len(head) - len(head.lstrip()) + 4)
+    whole = ", ".join(item.replace(" ", "\0") for item in items)  # so that lines break between items only
+    wrapped = textwrap.wrap(whole + tail.replace(" ", "\0"), 120, initial_indent=indent, subsequent_indent=indent)
+    return [head, *(line.replace("\0", " ") for line in wrapped)]
+
+
+def print_kernel(program: Program) -> str:
+    """Print `program` as a CUDA C++ source that includes tile.cuh; `print_source` gives the same in one piece."""
+    names = own_names(program, _RESERVED | {f"{b.name}_tile" for b in program.buffers})
+    lines, results = statements(program, lambda node, operands: _render(node, operands, names))
+    buffers = [(names[b.name], _TYPES[b.dtype.name], b.written) for b in program.buffers]
+    scalars = [names[s] for s in program.scalars]
+    number = _TYPES[program.dtype.name]
+    arrays = [f"{'' if written else 'const '}{kind}* __restrict__ {b}" for b, kind, written in buffers]
+    noise = ["Word key0", "Word key1", "Index offset"] if program.noise else []
+    arguments = ["Index n", *arrays, *noise, *(f"{number} {s}" for s in scalars)]
+    body = [f"const {number} {b}_i = {b}_tile[i];" for b, _, _ in buffers]
+    if program.noise:
+        body.append(f"const Index index = offset + first + place<{number}>(i);")
+        body.append("const Word index_low = Word(index), index_high = Word(index >> 32);")
+    body += [f"const {_TYPES[s.dtype.name]} {s.name} = {s.text};" for s in lines]
+    body += [f"{names[b]}_tile[i] = {text};" for b, text in results.items()]
+    written = [b.name for b in program.buffers if b.written]
+    read = [b.name for b in program.buffers if not b.written]
+    # The same arguments where a row of a table on the device holds what depends on t.
+    fixed = ["Index n", *arrays, *(["const Word* keys", "Index offset"] if noise else []), f"const {number}* table"]
+    from_row = ["keys[0]", "keys[1]", "offset"] if noise else []
+    from_row += [f"table[{k}]" for k in range(len(scalars))]
+    head = 'extern "C" __global__ void __launch_bounds__(THREADS) '
+    text = "\n".join(
+        [
+            f"// {program.name}: one step on an NVIDIA GPU in {program.dtype.name}. Printed by fastopt; do not edit.",
+            "//",
+            f"// Reads and writes {', '.join(written) or 'nothing'}; reads {', '.join(read) or 'nothing else'}:"
+            f" {program.bytes_per_parameter} bytes a parameter.",
+            f"// The bits are those of every backend when compiled with {' '.join(OPTIONS[1:])}.",
+            "",
+            '#include "tile.cuh"',
+            "",
+            *_listed("__device__ __forceinline__ void step(", arguments, ") {"),
+            f"    const bool whole = {' && '.join(f'packed({b})' for b, _, _ in buffers)};",
+            "    for (Index first = first_tile() * TILE; first < n; first += warps_in_grid() * TILE) {",
+            "        const Index count = n - first;",
+            f"        {number} {', '.join(f'{b}_tile[HELD]' for b, _, _ in buffers)};",
+            "        if (whole && count >= TILE) {",
+            *(f"            load({b}_tile, {b} + first);" for b, _, _ in buffers),
+            "        } else {",
+            *(f"            load({b}_tile, {b} + first, count);" for b, _, _ in buffers),
+            "        }",
+            "#pragma unroll",
+            "        for (int i = 0; i < HELD; ++i) {",
+            *(f"            {line}" for line in body),
+            "        }",
+            "        if (whole && count >= TILE) {",
+            *(f"            store({b} + first, {b}_tile);" for b, _, written in buffers if written),
+            "        } else {",
+            *(f"            store({b} + first, {b}_tile, count);" for b, _, written in buffers if written),
+            "        }",
+            "    }",
+            "}",
+            "",
+            *_listed(f"{head}{program.name}(", arguments, ") {"),
+            *_listed("    step(", [x.rsplit(" ", 1)[1] for x in arguments], ");"),
+            "}",
+            "",
+            *_listed(f"{head}{program.name}_captured(", [*fixed, "const Index* row", "Index rows"], ") {"),
+            "    if (*row >= rows) return;",
+            *(["    keys += *row * 2;"] if noise else []),
+            f"    table += *row * {len(scalars)};",
+            *_listed("    step(", ["n", *(b for b, _, _ in buffers), *from_row], ");"),
+            "}",
+            "",
+        ]
+    )
+    return _ascii(text)
+
+
+def print_source(program: Program) -> str:
+    """Print `program` as one complete CUDA C++ source, which nvcc or NVRTC compiles as it stands."""
+    return print_kernel(program).replace('#include "tile.cuh"\n', _tile(), 1)
+
+
+@lru_cache(maxsize=1)
+def _tile() -> str:
+    text = (Path(__file__).parent / "tile.cuh").read_text()
+    return text.replace("#pragma once\n\n", "")
+
+
+def blocks(n: int) -> int:
+    """Give the number of blocks that step n elements."""
+    return min(-(-n // (TILE * (THREADS // 32))), MOST_BLOCKS)
+
+
+def numbers(program: Program, noise: tuple, scalars: tuple) -> list[Any]:
+    """Give what a kernel takes after n and its buffers, each as the NumPy scalar whose bytes are passed."""
+    keys = [np.uint32(noise[0]), np.uint32(noise[1]), np.int64(noise[2])] if program.noise else []
+    return [*keys, *map(program.dtype.type, scalars)]
+
+
+ADVANCE = 'extern "C" __global__ void advance_row(long long* row) { ++*row; }\n'
+"""The kernel after the captured ones of a step: the next replay finds the next row."""
+
+
+def load_cupy(where: str) -> Any:
+    """Import CuPy, or raise the BackendError that says what to install."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise BackendError(
+            explain(
+                where,
+                "the CUDA backend needs CuPy.",
+                got=str(error),
+                do="pip install 'fastopt[cuda13]' (NVIDIA driver 580 or newer) or 'fastopt[cuda12]' (525 or newer)",
+            )
+        ) from error
+    return cupy
+
+
+def require_device(where: str) -> Any:
+    """Give CuPy where it finds a device, or raise the BackendError that says what is missing."""
+    cupy = load_cupy(where)
+    try:
+        if cupy.cuda.runtime.getDeviceCount():
+            return cupy
+        found = "no device"
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        found = str(error)
+    raise BackendError(
+        explain(
+            where,
+            "CUDA finds no GPU that it can use.",
+            got=found,
+            expected="an NVIDIA GPU of compute capability 7.5 or newer, and its driver",
+            do="install the driver (nvidia-smi shows it), or use backend='cpu'",
+        )
+    )
+
+
+@lru_cache(maxsize=512)
+def compiled(source: str) -> Any:
+    """Give the module of a source; CuPy compiles it on first use for each device and keeps the result on disk."""
+    return load_cupy("fastopt.kernels.cuda").RawModule(code=source, options=OPTIONS, backend="nvrtc")
+
+
+def function(source: str, name: str, where: str) -> Any:
+    """Compile a source for the current device, or load what is kept, and give one of its kernels.
+
+    Raises:
+        BackendError: the compiler is missing or refuses the source, or what it made cannot be kept or loaded.
+
+    """
+    try:
+        kernel = compiled(source).get_function(name)
+        kernel.kernel  # noqa: B018 — loads it now, not in the middle of a capture
+    except Exception as error:  # whatever NVRTC, the driver or the disk says
+        raise BackendError(
+            explain(
+                where,
+                f"the CUDA kernel {name} cannot be compiled and loaded.",
+                got=f"{type(error).__name__}: {error}"[:2000],
+                do="install the compiler, NVRTC, with pip install 'fastopt[cuda13]' or 'fastopt[cuda12]'; CuPy keeps"
+                " kernels in ~/.cupy or the folder CUPY_CACHE_DIR, which must be writable",
+            )
+        ) from error
+    return kernel
+
+
+class DeviceLaunch(Launch):
+    """A step over flat, contiguous, non-overlapping CuPy arrays of one device, in the order of `program.buffers`.
+
+    Its calls run on the device and the stream that are current then, and wait for nothing.
+    """
+
+    __slots__ = ("_arrays", "_captured", "_keys", "_program", "_row", "_rows", "_table")
+
+    def __init__(self, program: Program, arrays: Sequence[Any]):
+        n, where = int(arrays[0].size), program.name
+        self._program, self._arrays, self._captured = program, tuple(arrays), None
+        if n == 0:
+            super().__init__(lambda noise, scalars: [])
+            return
+        shape, fixed = ((blocks(n),), (THREADS,)), (np.int64(n), *arrays)
+        with arrays[0].device:
+            kernel = function(print_source(program), entry(program), where)
+        super().__init__(lambda noise, scalars: [(kernel, *shape, (*fixed, *numbers(program, noise, scalars)))])
+
+    def prepare(self, row: Any, scalars: Sequence[tuple], noise: Sequence[tuple[int, int]]) -> None:
+        """Put the scalars of the next steps on the device, and the keys of their noise, for `captured_calls`.
+
+        `row` is an int64 on the device that says which of them is next. Called again, with as many, it writes to the
+        same memory, where captured graphs look for them.
+        """
+        program, cupy = self._program, load_cupy(self._program.name)
+        table = np.array(scalars, program.dtype).reshape(len(scalars), -1)
+        keys = np.array(noise, np.uint32).reshape(-1, 2)
+        with row.device:
+            if self._captured is None:
+                self._captured = function(print_source(program), f"{entry(program)}_captured", program.name)
+                self._table, self._keys = cupy.empty(table.shape, table.dtype), cupy.empty(keys.shape, keys.dtype)
+                self._row, self._rows = row, np.int64(len(scalars))
+            self._table.set(table)
+            self._keys.set(keys)
+
+    def captured_calls(self, offset: int) -> list[tuple]:
+        """Prepare the step whose scalars are in the next row; without a row left it does nothing."""
+        n = int(self._arrays[0].size)
+        if n == 0:
+            return []
+        noise = [self._keys, np.int64(offset)] if self._program.noise else []
+        arguments = (np.int64(n), *self._arrays, *noise, self._table, self._row, self._rows)
+        return [(self._captured, (blocks(n),), (THREADS,), arguments)]
+
+
+def counter(device: Any) -> tuple[Any, list[tuple]]:
+    """Make the int64 on a device that says which row of prepared scalars is next, and the calls that advance it."""
+    with device:
+        row = load_cupy("fastopt.kernels.cuda").zeros(1, np.int64)
+        kernel = function(ADVANCE, "advance_row", "fastopt.kernels.cuda")
+    return row, [(kernel, (1,), (1,), (row,))]
+
+
+def bind(program: Program, arrays: Sequence[Any]) -> DeviceLaunch:
+    """Prepare a step over arrays on a device, as `cpu.bind` does over NumPy arrays."""
+    return DeviceLaunch(program, arrays)

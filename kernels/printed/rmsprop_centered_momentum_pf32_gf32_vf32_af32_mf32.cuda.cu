@@ -1,0 +1,71 @@
+// rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32: one step on an NVIDIA GPU in float32. Printed by fastopt; do not edit.
+//
+// Reads and writes p, v, a, m; reads g: 36 bytes a parameter.
+// The bits are those of every backend when compiled with --fmad=false --ftz=false --prec-div=true --prec-sqrt=true.
+
+#include "tile.cuh"
+
+__device__ __forceinline__ void step(
+    Index n, float* __restrict__ p, const float* __restrict__ g, float* __restrict__ v, float* __restrict__ a,
+    float* __restrict__ m, float lr, float alpha, float rest, float eps, float momentum, float decay) {
+    const bool whole = packed(p) && packed(g) && packed(v) && packed(a) && packed(m);
+    for (Index first = first_tile() * TILE; first < n; first += warps_in_grid() * TILE) {
+        const Index count = n - first;
+        float p_tile[HELD], g_tile[HELD], v_tile[HELD], a_tile[HELD], m_tile[HELD];
+        if (whole && count >= TILE) {
+            load(p_tile, p + first);
+            load(g_tile, g + first);
+            load(v_tile, v + first);
+            load(a_tile, a + first);
+            load(m_tile, m + first);
+        } else {
+            load(p_tile, p + first, count);
+            load(g_tile, g + first, count);
+            load(v_tile, v + first, count);
+            load(a_tile, a + first, count);
+            load(m_tile, m + first, count);
+        }
+#pragma unroll
+        for (int i = 0; i < HELD; ++i) {
+            const float p_i = p_tile[i];
+            const float g_i = g_tile[i];
+            const float v_i = v_tile[i];
+            const float a_i = a_tile[i];
+            const float m_i = m_tile[i];
+            const float v_new = alpha * v_i + rest * (g_i * g_i);
+            const float a_new = alpha * a_i + rest * g_i;
+            const float x2 = v_new - a_new * a_new;
+            const float m_new = momentum * m_i + g_i / (sqrt((x2 < 0.0f) ? 0.0f : x2) + eps);
+            const float p_new = p_i - lr * m_new;
+            p_tile[i] = p_new;
+            v_tile[i] = v_new;
+            a_tile[i] = a_new;
+            m_tile[i] = m_new;
+        }
+        if (whole && count >= TILE) {
+            store(p + first, p_tile);
+            store(v + first, v_tile);
+            store(a + first, a_tile);
+            store(m + first, m_tile);
+        } else {
+            store(p + first, p_tile, count);
+            store(v + first, v_tile, count);
+            store(a + first, a_tile, count);
+            store(m + first, m_tile, count);
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
+    Index n, float* __restrict__ p, const float* __restrict__ g, float* __restrict__ v, float* __restrict__ a,
+    float* __restrict__ m, float lr, float alpha, float rest, float eps, float momentum, float decay) {
+    step(n, p, g, v, a, m, lr, alpha, rest, eps, momentum, decay);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32_captured(
+    Index n, float* __restrict__ p, const float* __restrict__ g, float* __restrict__ v, float* __restrict__ a,
+    float* __restrict__ m, const float* table, const Index* row, Index rows) {
+    if (*row >= rows) return;
+    table += *row * 6;
+    step(n, p, g, v, a, m, table[0], table[1], table[2], table[3], table[4], table[5]);
+}

@@ -1,0 +1,109 @@
+"""Plays printed CUDA kernels on the CPU: g++ compiles them behind `cuda_host.h`, and each launch is one call."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from fastopt.kernels import cuda
+from fastopt.kernels.program import Program
+
+TESTS = Path(__file__).parent
+COMPILER = shutil.which("g++")
+FLAGS = [
+    "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno", "-shared", "-fPIC",
+    "-Wl,-Bsymbolic", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-variable",
+    f"-I{TESTS}", f"-I{TESTS.parent / 'kernels'}",
+]  # fmt: skip
+
+
+def compile_library(text: str, path: Path, *flags: str) -> ctypes.CDLL:
+    """Compile a source that includes cuda_host.h to the shared library `path`, and load it."""
+    source = path.with_suffix(".cpp")
+    source.write_text(text)
+    assert COMPILER is not None
+    done = subprocess.run([COMPILER, *FLAGS, *flags, str(source), "-o", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:4000]
+    return ctypes.CDLL(str(path))
+
+
+class Player:
+    """The kernels of some programs, compiled for the CPU."""
+
+    def __init__(self, programs: Iterable[Program], folder: Path):
+        self._library: dict[str, ctypes.CDLL] = {}
+        parts: dict[str, list[Program]] = {}
+        for program in {p.name: p for p in programs}.values():
+            parts.setdefault(program.dtype.name, []).append(program)
+        with ThreadPoolExecutor() as pool:
+            made = pool.map(lambda part: compile_library(_source(parts[part]), folder / f"{part}.so"), parts)
+        for members, library in zip(parts.values(), made, strict=True):
+            self._library |= dict.fromkeys([p.name for p in members], library)
+
+    def step(
+        self,
+        program: Program,
+        arrays: Sequence[np.ndarray],
+        noise: tuple,
+        scalars: tuple,
+        *,
+        blocks: int | None = None,
+        descending: bool = False,
+        tail_of: int = 0,
+    ) -> None:
+        """Launch the kernel as the CUDA backend does, or with another number of blocks, or in the other order.
+
+        With `tail_of`, the arrays are the last of so many elements, and only the blocks that own some of them run.
+        """
+        size = arrays[0].size
+        n = tail_of or size
+        places = [np.uint64(a.ctypes.data - (n - size) * a.itemsize) for a in arrays]
+        blocks = blocks or cuda.blocks(n)
+        arguments = [np.int64(n), *places, *cuda.numbers(program, noise, scalars)]
+        first = blocks - cuda.blocks(size) if tail_of else 0
+        self._launch(program, cuda.entry(program), arguments, blocks, first, descending)
+
+    def captured_step(
+        self,
+        program: Program,
+        arrays: Sequence[np.ndarray],
+        keys: np.ndarray,
+        offset: int,
+        table: np.ndarray,
+        row: np.ndarray,
+        rows: int,
+    ) -> None:
+        """Launch the entry point that finds its scalars in a table."""
+        n = arrays[0].size
+        noise = [_address(keys), np.int64(offset)] if program.noise else []
+        arguments = [np.int64(n), *map(_address, arrays), *noise, _address(table), _address(row), np.int64(rows)]
+        self._launch(program, f"{cuda.entry(program)}_captured", arguments, cuda.blocks(n), 0, False)
+
+    def _launch(self, program: Program, entry: str, arguments: list, blocks: int, first: int, descending: bool) -> None:
+        held = [np.atleast_1d(a) for a in arguments]
+        pointers = (ctypes.c_void_p * len(held))(*[a.ctypes.data for a in held])
+        run = getattr(self._library[program.name], f"run_{entry}")
+        run(ctypes.c_longlong(blocks), ctypes.c_longlong(first), pointers, descending)
+
+
+def _address(array: np.ndarray) -> np.uint64:
+    return np.uint64(array.ctypes.data)
+
+
+def _source(programs: list[Program]) -> str:
+    text = ['#include "cuda_host.h"\n#include "tile.cuh"\n']
+    for k, program in enumerate(programs):
+        kernel = cuda.print_kernel(program).replace('#include "tile.cuh"\n', "")
+        text.append(f"namespace k{k} {{\n{kernel}}}")
+        text += [
+            f'extern "C" void run_{entry}(Index blocks, Index first, void** arguments, bool descending)'
+            f" {{ host::launch(k{k}::{entry}, blocks, first, THREADS, arguments, descending); }}"
+            for entry in (cuda.entry(program), f"{cuda.entry(program)}_captured")
+        ]
+    return "\n".join(text)

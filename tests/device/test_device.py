@@ -1,0 +1,282 @@
+"""On a GPU: every rule equals the reference bit for bit, on the caller's stream and device, captured or not.
+
+`pytest tests/device --require-cuda` runs all of it; test_the_sanitizer_finds_nothing runs part of it once more under
+compute-sanitizer where that is installed.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import CASES
+from test_vocabulary import OPERATIONS, Operation
+from values import SIZES, assert_same_bits, filled, nasty, special
+
+import fastopt
+from fastopt import LayoutError
+from fastopt.kernels import cuda, elementwise, reference
+from fastopt.kernels.program import host_scalars, trace
+from fastopt.kernels.storage import noise_keys
+
+DTYPES = (np.float32, np.float64)
+GUARD = 64
+
+
+class Guarded:
+    """An array on the device inside guard bytes, `shift` bytes off the allocator's alignment."""
+
+    def __init__(self, cupy, values, shift=0):
+        self._raw = cupy.full(values.nbytes + 4 * GUARD, 0xA5, np.uint8)
+        start = GUARD + shift
+        self.array = self._raw[start : start + values.nbytes].view(values.dtype)
+        self.array.set(values)
+        self._ends = (start, start + values.nbytes)
+
+    def intact(self):
+        raw, (start, end) = self._raw.get(), self._ends
+        return bool(np.all(raw[:start] == 0xA5) and np.all(raw[end:] == 0xA5))
+
+
+def require_equal_steps(cupy, rule, dtype, n, steps, shifts=None):
+    program, rng = trace(rule, dtype), np.random.default_rng(n)
+    values = filled(program, rng, n)
+    truth = [a.copy() for a in values.values()]
+    shifts = shifts or [0] * len(truth)
+    ours = {name: Guarded(cupy, a, shift) for (name, a), shift in zip(values.items(), shifts, strict=True)}
+    scalars = host_scalars(program, rule)
+    for t in steps:
+        fastopt.update(rule, t, {name: g.array for name, g in ours.items()}, seed=5)
+        noise = (*noise_keys(5, t), 0) if program.noise else ()
+        reference.bind(program, rule, truth)(noise, scalars(t))
+    for (name, guarded), expected in zip(ours.items(), truth, strict=True):
+        assert_same_bits(guarded.array.get(), expected, f"{program.name}, n = {n}, {name}")
+        assert guarded.intact(), f"{program.name}, n = {n}: wrote beyond {name}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_a_kernel_equals_the_reference(case, dtype, cupy):
+    for n in (*SIZES, 1_000_003):
+        require_equal_steps(cupy, CASES[case], dtype, n, (1, 2, 100))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_buffers_may_begin_at_any_element(dtype, cupy):
+    size = np.dtype(dtype).itemsize
+    for shifts in ([size] * 4, [0, 0, 0, size], [0, size, 2 * size, 3 * size]):
+        require_equal_steps(cupy, CASES["adam"], dtype, 1003, (1, 2), shifts)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_is_the_same_on_the_device(name, dtype, cupy):
+    x, y = (a.ravel().copy() for a in np.meshgrid(special(dtype), special(dtype)))
+    with np.errstate(all="ignore"):
+        expected = np.broadcast_to(OPERATIONS[name](x.copy(), y.copy()), x.shape)
+    p = cupy.asarray(x)
+    fastopt.update(Operation(name), 1, {"p": p, "g": cupy.asarray(y)})
+    assert_same_bits(p.get(), expected, name)
+
+
+@pytest.mark.parametrize(
+    "rule", [fastopt.Momentum(), fastopt.RMSprop(), fastopt.Adam()], ids=lambda r: type(r).__name__
+)
+def test_the_forms_written_by_hand_give_the_same_bits(rule, cupy):
+    program, rng = trace(rule, np.float32), np.random.default_rng(0)
+    ours = [cupy.asarray(nasty(rng, 70_001, np.float32)) for _ in program.buffers]
+    theirs = [a.copy() for a in ours]
+    for t in (1, 2, 50):
+        scalars = host_scalars(program, rule)(t)
+        cuda.bind(program, ours)((), scalars)
+        elementwise.bind(program, theirs)(scalars)
+    for a, b in zip(ours, theirs, strict=True):
+        assert_same_bits(a.get(), b.get())
+
+
+RULE = fastopt.GradientNoise(fastopt.Adam(lr=lambda t: 0.1 / t, weight_decay=0.1))
+SHAPES = {"a.weight": (300, 11), "a.bias": (300,), "b.weight": (7000,), "b.bias": (), "none": (0, 3)}
+
+
+def pair(cupy, seed=1):
+    rng = np.random.default_rng(seed)
+    values = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+    how = {"groups": {"*.bias": {"weight_decay": 0.0}}, "seed": 9}
+    on_device = {name: cupy.asarray(value) for name, value in values.items()}
+    ours, truth = fastopt.Optimizer(RULE, on_device, **how), fastopt.Optimizer(RULE, values, backend="reference", **how)
+    for name, shape in SHAPES.items():
+        g = rng.standard_normal(shape).astype(np.float32)
+        truth.grads[name][...] = g
+        ours.grads[name].set(g)
+    return ours, truth
+
+
+def require_equal(ours, truth):
+    assert ours.t == truth.t
+    for key, value in truth.state_dict().items():
+        if isinstance(value, np.ndarray):
+            assert_same_bits(ours.state_dict()[key], value, key)
+
+
+def test_an_optimizer_takes_the_same_steps(cupy):
+    ours, truth = pair(cupy)
+    for _ in range(10):
+        ours.step()
+        truth.step()
+    grads = {name: cupy.asarray(truth.grads[name]) * 2 for name in SHAPES}
+    ours.step(grads)
+    truth.step({name: g.get() for name, g in grads.items()})
+    require_equal(ours, truth)
+
+
+def test_a_captured_step_replays_bit_for_bit(cupy):
+    ours, truth = pair(cupy)
+    ours.step()
+    ours.capturable(50)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        ours.step()
+        graph = stream.end_capture()
+        for _ in range(40):
+            graph.launch(stream)
+    stream.synchronize()
+    for _ in range(41):
+        truth.step()
+    require_equal(ours, truth)
+
+
+def test_a_step_waits_for_nothing_and_keeps_the_streams_order(cupy):
+    spin = cupy.RawKernel(
+        'extern "C" __global__ void spin(long long cycles, float* g) {'
+        " long long start = clock64(); while (clock64() - start < cycles); *g = 1.0f; }",
+        "spin",
+    )
+    p, g = cupy.zeros(1, np.float32), cupy.zeros(1, np.float32)
+    fastopt.update(fastopt.SGD(lr=0.5), 1, {"p": p, "g": g})  # compiled
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()
+    with stream:
+        spin((1,), (1,), (np.int64(1_000_000_000), g))
+        fastopt.update(fastopt.SGD(lr=0.5), 1, {"p": p, "g": g})
+        assert not stream.done, "the step waited for the device"
+    stream.synchronize()
+    assert float(p.get()[0]) == -0.5, "the step did not wait for the stream"
+
+
+def test_two_threads_step_on_two_streams(cupy):
+    pairs = [pair(cupy, seed) for seed in range(4)]
+    cupy.cuda.Device().synchronize()
+
+    def work(ours):
+        stream = cupy.cuda.Stream(non_blocking=True)
+        for k in range(50):
+            ours.step(stream=stream) if k % 2 else _step_within(stream, ours)
+        stream.synchronize()
+
+    threads = [threading.Thread(target=work, args=(ours,)) for ours, _ in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for ours, truth in pairs:
+        for _ in range(50):
+            truth.step()
+        require_equal(ours, truth)
+
+
+def _step_within(stream, opt):
+    with stream:
+        opt.step()
+
+
+def test_another_device_than_the_current_one(cupy):
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("needs two GPUs")
+    with cupy.cuda.Device(1):
+        ours, truth = pair(cupy)
+    for _ in range(5):
+        ours.step()
+        truth.step()
+    require_equal(ours, truth)
+    assert cupy.cuda.Device().id == 0
+
+
+def test_tensors_of_torch_are_updated_in_place_on_torchs_stream(cupy):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    rng = np.random.default_rng(0)
+    host = {name: rng.random(10_000).astype(np.float32) for name in ("p", "g", "m", "v")}
+    tensors = {name: torch.from_numpy(value.copy()).cuda() for name, value in host.items()}
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        tensors["g"] *= 2
+        fastopt.update(fastopt.Adam(), 1, tensors, stream=side)
+        result = tensors["p"].cpu()
+    host["g"] *= 2
+    fastopt.update(fastopt.Adam(), 1, host, backend="reference")
+    assert_same_bits(result.numpy(), host["p"])
+
+
+def test_bad_buffers_are_refused(cupy):
+    x = cupy.zeros(1000, np.float32)
+    raw = cupy.zeros(4001, np.uint8)[1:]
+    for name, g, message in (
+        ("overlapping", x[:100], "overlap"),
+        ("strided", cupy.zeros(200, np.float32)[::2], "contiguous"),
+        ("misaligned", raw[:400].view(np.float32), "misaligned"),
+        ("in the CPU's memory", np.zeros(100, np.float32), "does not match"),
+        ("ints", cupy.zeros(100, np.int32), "cannot be updated in place"),
+    ):
+        with pytest.raises(LayoutError, match=message):
+            fastopt.update(fastopt.SGD(), 1, {"p": x[:100], "g": g})
+        assert not x.any(), name
+
+
+def test_more_than_two_to_the_31_elements(cupy):
+    n = 2**31 + 1003
+    if cupy.cuda.Device().mem_info[0] < 8 * n + (1 << 30):
+        pytest.skip("needs 18 GiB of device memory")
+    p, g = cupy.zeros(n, np.float32), cupy.zeros(n, np.float32)
+    touched = [0, 1, 2**31 - 1, 2**31, 2**31 + 1, n - 1]
+    g[cupy.asarray(touched)] = 1.0
+    fastopt.update(fastopt.SGD(lr=0.5), 1, {"p": p, "g": g})
+    assert cupy.flatnonzero(p).get().tolist() == touched
+    assert (p[cupy.asarray(touched)] == -0.5).all()
+
+
+ONE_STEP = """
+import cupy, fastopt, numpy as np
+p = cupy.zeros(10, np.float32)
+fastopt.update(fastopt.SGD(lr=0.25), 1, {"p": p, "g": p + 1})
+print(float(p[0]))
+"""
+
+
+def test_a_second_process_compiles_nothing(cupy, tmp_path):
+    env = {**os.environ, "CUPY_CACHE_DIR": str(tmp_path)}
+    kept = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", ONE_STEP], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout == "-0.25\n"
+        kept.append({path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()})
+    assert kept[0]
+    assert kept[0] == kept[1]
+
+
+def test_the_sanitizer_finds_nothing(cupy):
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer, of the CUDA toolkit, is not installed")
+    chosen = "adam-amsgrad-l2 or noise-adam or any_element or captured"
+    for tool in ("memcheck", "initcheck"):
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-p",
+                   "no:cacheprovider", __file__, "-k", chosen]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -1,0 +1,306 @@
+"""A stand-in for CuPy on machines without a GPU: arrays in host memory, kernels played on the CPU by cuda_player.
+
+It has what fastopt uses of CuPy and nothing else, so a use of anything more fails, and it is as strict as a device: an
+array does not turn into a NumPy array, a kernel runs only while its arrays' device is the current one, and while a
+stream is being captured launches are kept instead of run. It proves what fastopt does around a kernel (which device,
+stream, grid and arguments, in what order); that CuPy and a GPU behave like this is for tests/device to show.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cuda_player import compile_library
+
+from fastopt.kernels.cuda import OPTIONS
+
+_state = types.SimpleNamespace(device=0, streams=[], count=2, launches=[], broken=None)
+
+
+class CUDARuntimeError(RuntimeError):
+    """What CuPy raises for an error of the CUDA runtime."""
+
+
+class Device:
+    """A device by its number; `with` makes it the current one."""
+
+    def __init__(self, number: int | None = None):
+        self.id = _state.device if number is None else number
+        self._before: list[int] = []
+
+    def __enter__(self) -> Device:
+        self._before.append(_state.device)
+        _state.device = self.id
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _state.device = self._before.pop()
+
+    def synchronize(self) -> None:
+        assert not any(stream.is_capturing for stream in _state.streams), "a capture forbids to wait"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return self.id
+
+    def __repr__(self) -> str:
+        return f"<CUDA Device {self.id}>"
+
+    __str__ = __repr__
+
+
+class Graph:
+    """Launches that were captured, with the argument bytes they had then."""
+
+    def __init__(self, launches: list):
+        self._launches = launches
+
+    def launch(self) -> None:
+        for kernel, shape, held in self._launches:
+            kernel.play(shape, held)
+
+
+class Stream:
+    """A stream; `with` makes it the current one."""
+
+    def __init__(self, name: str = "", non_blocking: bool = False):
+        self.name = name
+        self._captured: list | None = None
+
+    def __enter__(self) -> Stream:
+        _state.streams.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert _state.streams.pop() is self
+
+    @property
+    def is_capturing(self) -> bool:
+        return self._captured is not None
+
+    def begin_capture(self) -> None:
+        self._captured = []
+
+    def end_capture(self) -> Graph:
+        graph, self._captured = Graph(self._captured or []), None
+        return graph
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, id(self)
+
+    @staticmethod
+    def from_external(stream: Any) -> Stream:
+        version, handle = stream.__cuda_stream__()
+        assert version == 0
+        return stream if isinstance(stream, Stream) else Stream(f"external {handle}")
+
+
+class ExternalStream(Stream):
+    """Somebody else's stream by its address."""
+
+    def __init__(self, pointer: int, device_id: int = -1):
+        super().__init__(f"external {pointer}")
+
+
+_default = Stream("default")
+
+
+def get_current_stream() -> Stream:
+    return _state.streams[-1] if _state.streams else _default
+
+
+class ndarray:  # noqa: N801 — CuPy's name
+    """An array "on" a device; its memory is the host's."""
+
+    def __init__(self, host: np.ndarray, device: int | None = None):
+        self._host, self.base = host, host.base
+        self.device = Device(device)
+        self.shape, self.dtype, self.size, self.ndim = host.shape, host.dtype, host.size, host.ndim
+        self.itemsize, self.nbytes, self.strides = host.itemsize, host.nbytes, host.strides
+        self.flags = types.SimpleNamespace(c_contiguous=host.flags.c_contiguous)
+        self.data = types.SimpleNamespace(ptr=host.ctypes.data)
+
+    def __getitem__(self, key: Any) -> ndarray:
+        return ndarray(self._host[key], self.device.id)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        assert not isinstance(value, np.ndarray), "NumPy arrays go to a device by set"
+        if isinstance(value, ndarray):
+            assert value.device == self.device
+            value = value._host
+        self._host[key] = value
+
+    def reshape(self, *shape: Any) -> ndarray:
+        return ndarray(self._host.reshape(*shape), self.device.id)
+
+    def copy(self) -> ndarray:
+        return ndarray(self._host.copy())  # on the current device, as CuPy does
+
+    def fill(self, value: float) -> None:
+        self._host.fill(value)
+
+    def get(self) -> np.ndarray:
+        return self._host.copy()
+
+    def set(self, value: np.ndarray) -> None:
+        assert type(value) is np.ndarray
+        assert (value.dtype, value.shape) == (self.dtype, self.shape)
+        self._host[...] = value
+
+    def __array__(self, *_: object, **__: object) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, self.device.id
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def __int__(self) -> int:
+        return int(self._host)
+
+
+def _lent(value: Any) -> ndarray:
+    found = value.__cuda_array_interface__
+    size = int(np.prod(found["shape"])) * np.dtype(found["typestr"]).itemsize
+    raw: Any = (ctypes.c_char * size).from_address(found["data"][0])
+    return ndarray(np.frombuffer(raw, found["typestr"]).reshape(found["shape"]), value.device_number)
+
+
+def asarray(value: Any) -> ndarray:
+    if isinstance(value, ndarray):
+        return value
+    if hasattr(value, "__cuda_array_interface__"):
+        return _lent(value)
+    return ndarray(np.array(value))
+
+
+def from_dlpack(value: Any) -> ndarray:
+    return _lent(value.__dlpack__())
+
+
+def empty(shape: Any, dtype: Any = np.float64) -> ndarray:
+    raw = np.full(int(np.prod(shape)) * np.dtype(dtype).itemsize + 512, 0xA5, np.uint8)
+    start = -raw.ctypes.data % 512  # as CuPy's allocator aligns
+    size = raw.size - 512
+    return ndarray(raw[start : start + size].view(dtype).reshape(shape))
+
+
+def zeros(shape: Any, dtype: Any = np.float64) -> ndarray:
+    made = empty(shape, dtype)
+    made.fill(0)
+    return made
+
+
+class RawKernel:
+    """An entry point of a module."""
+
+    def __init__(self, module: RawModule, name: str):
+        self._module, self._name = module, name
+
+    @property
+    def kernel(self) -> RawKernel:
+        self._module.library()
+        return self
+
+    def __call__(self, grid: tuple, block: tuple, args: tuple) -> None:
+        held = [_argument(a) for a in args]
+        stream = get_current_stream()
+        _state.launches.append((self._name, grid, _state.device, stream))
+        shape = (grid[0], block[0])
+        if stream._captured is not None:
+            stream._captured.append((self, shape, held))
+        else:
+            self.play(shape, held)
+
+    def play(self, shape: tuple[int, int], held: list[np.ndarray]) -> None:
+        pointers = (ctypes.c_void_p * len(held))(*[a.ctypes.data for a in held])
+        run = getattr(self._module.library(), f"run_{self._name}")
+        run(ctypes.c_longlong(shape[0]), shape[1], pointers)
+
+
+def _argument(x: Any) -> np.ndarray:
+    """Give the bytes that CuPy passes: of an array its address, of a scalar its own, of a Python number 64 bits."""
+    if isinstance(x, ndarray):
+        assert x.device.id == _state.device, "an array of another device than the current one"
+        return np.atleast_1d(np.uint64(x.data.ptr))
+    assert isinstance(x, np.generic | int | float)
+    return np.atleast_1d(np.int64(x) if isinstance(x, int) else x).copy()
+
+
+class RawModule:
+    """A source and what g++ makes of it."""
+
+    _libraries: dict[str, ctypes.CDLL] = {}  # noqa: RUF012
+    _folder = tempfile.TemporaryDirectory(prefix="fake-cupy-")
+
+    def __init__(self, *, code: str, options: tuple, backend: str):
+        assert options == OPTIONS
+        assert backend == "nvrtc"
+        self._code = code
+
+    def library(self) -> ctypes.CDLL:
+        if _state.broken:
+            raise RuntimeError(_state.broken)
+        name = hashlib.sha256(self._code.encode()).hexdigest()[:16]
+        if name not in self._libraries:
+            entries = re.findall(
+                r"__global__ [^{]*?(\w+)\s*\(\s*[a-zA-Z]", self._code.replace("__launch_bounds__(THREADS) ", "")
+            )
+            played = [
+                f'extern "C" void run_{e}(long long blocks, int threads, void** arguments)'
+                f" {{ host::launch({e}, blocks, 0, threads, arguments, false); }}"
+                for e in entries
+            ]
+            text = "\n".join(['#include "cuda_host.h"', self._code, *played])
+            self._libraries[name] = compile_library(text, Path(self._folder.name) / f"{name}.so")
+        return self._libraries[name]
+
+    def get_function(self, name: str) -> RawKernel:
+        return RawKernel(self, name)
+
+
+def install() -> types.ModuleType:
+    """Make a module of this, as `import cupy` finds it; forget what was launched before."""
+    _state.device, _state.count, _state.broken = 0, 2, None
+    _state.streams, _state.launches = [], []
+    module = types.ModuleType("cupy")
+    found = {"name": b"a stand-in", "major": 9, "minor": 0, "totalGlobalMem": 80 << 30}
+    runtime = types.SimpleNamespace(
+        getDeviceCount=_count, CUDARuntimeError=CUDARuntimeError, getDeviceProperties=lambda device: found
+    )
+    names = (ndarray, asarray, from_dlpack, empty, zeros, RawModule)
+    module.__dict__.update({x.__name__: x for x in names}, __version__="0 (a stand-in)")
+    module.__dict__["cuda"] = types.SimpleNamespace(
+        Device=Device,
+        Stream=Stream,
+        ExternalStream=ExternalStream,
+        get_current_stream=get_current_stream,
+        runtime=runtime,
+    )
+    module.__dict__["state"] = _state
+    return module
+
+
+def _count() -> int:
+    if _state.count == 0:
+        raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+    return _state.count
+
+
+def lent(host: np.ndarray, device: int = 0, *, dlpack: bool = False, read_only: bool = False) -> Any:
+    """Make an object of "another library" that lends device memory by one of the two protocols."""
+    interface = {"shape": host.shape, "typestr": host.dtype.str, "data": (host.ctypes.data, read_only), "version": 3}
+    tensor = types.SimpleNamespace(device_number=device, shape=host.shape, __cuda_array_interface__=interface)
+    if not dlpack:
+        return tensor
+    return types.SimpleNamespace(shape=host.shape, __dlpack_device__=lambda: (2, device), __dlpack__=lambda **_: tensor)

@@ -1,0 +1,395 @@
+"""What fastopt does around a CUDA kernel, on a stand-in for CuPy that plays kernels on the CPU (see fake_cupy)."""
+
+import copy
+import pickle
+import re
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import fake_cupy
+import numpy as np
+import pytest
+from cases import CASES, fresh_buffers
+from cuda_player import COMPILER
+from values import assert_same_bits
+
+import fastopt
+from fastopt import BackendError, LayoutError, SettingError, devices
+from fastopt.demo import machine
+from fastopt.kernels import cuda
+from fastopt.kernels.program import trace
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++, which plays the GPU's part")
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    module = fake_cupy.install()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    cuda.compiled.cache_clear()
+    yield module
+    cuda.compiled.cache_clear()
+
+
+def on_device(cupy, array, device=0):
+    with cupy.cuda.Device(device):
+        made = cupy.empty(array.shape, array.dtype)
+        made.set(array)
+        return made
+
+
+ADAM = fastopt.Adam(lr=0.01, weight_decay=0.1)
+
+
+def buffers(n=1000, seed=0):
+    rng = np.random.default_rng(seed)
+    made = fresh_buffers(ADAM, rng.standard_normal(n).astype(np.float32))
+    made["g"][...] = rng.standard_normal(n)
+    return made
+
+
+@pytest.mark.parametrize("backend", ["auto", "cuda"])
+@pytest.mark.parametrize("case", ["adam", "noise-adam", "rmsprop-centered-momentum"])
+def test_update_steps_arrays_on_a_device_as_the_reference_does(case, backend, cupy):
+    rng, rule = np.random.default_rng(0), CASES[case]
+    truth = fresh_buffers(rule, rng.standard_normal((10, 100)).astype(np.float32))
+    truth["g"][...] = rng.standard_normal((10, 100))
+    ours = {name: on_device(cupy, a) for name, a in truth.items()}
+    for t in (1, 2, 3):
+        fastopt.update(rule, t, ours, backend=backend, seed=3, offset=7)
+        fastopt.update(rule, t, truth, backend="reference", seed=3, offset=7)
+    for name, array in ours.items():
+        assert_same_bits(array.get(), truth[name], name)
+
+
+def test_a_step_runs_on_the_arrays_device_and_the_current_stream(cupy):
+    ours = {name: on_device(cupy, a, device=1) for name, a in buffers().items()}
+    stream = cupy.cuda.Stream("mine")
+    with stream:
+        fastopt.update(ADAM, 1, ours)
+    ((name, grid, device, used),) = cupy.state.launches
+    assert (name, grid, device, used) == (trace(ADAM, np.float32).name, (1,), 1, stream)
+    assert cupy.state.device == 0
+
+
+@pytest.mark.parametrize("kind", ["cupy", "protocol", "torch", "address"])
+def test_a_step_runs_on_a_stream_that_is_passed_in(kind, cupy):
+    mine = cupy.cuda.Stream("mine")
+    stream = {
+        "cupy": mine,
+        "protocol": SimpleNamespace(__cuda_stream__=lambda: (0, 1234)),
+        "torch": SimpleNamespace(cuda_stream=1234),
+        "address": 1234,
+    }[kind]
+    fastopt.update(ADAM, 1, {name: on_device(cupy, a) for name, a in buffers().items()}, stream=stream)
+    opt = fastopt.Optimizer(ADAM, {"w": on_device(cupy, buffers()["p"])})
+    opt.step(stream=stream)
+    opt.step({"w": on_device(cupy, buffers()["g"])}, stream=stream)
+    assert {used.name for *_, used in cupy.state.launches} == {"mine" if kind == "cupy" else "external 1234"}
+    assert not cupy.state.streams
+
+
+def test_what_is_no_stream_is_refused(cupy):
+    ours = {name: on_device(cupy, a) for name, a in buffers().items()}
+    for stream in ("mine", True, 1.5):
+        with pytest.raises(SettingError, match="not a CUDA stream"):
+            fastopt.update(ADAM, 1, ours, stream=stream)
+    with pytest.raises(BackendError, match="CPU's memory"):
+        fastopt.update(ADAM, 1, buffers(), stream=cupy.cuda.Stream())
+    assert_same_bits(ours["p"].get(), buffers()["p"])
+
+
+@pytest.mark.parametrize("dlpack", [False, True])
+def test_memory_that_another_library_lends_is_updated_in_place(dlpack, cupy):
+    host, truth = buffers(), buffers()
+    lent = {name: fake_cupy.lent(a, dlpack=dlpack) for name, a in host.items()}
+    fastopt.update(ADAM, 1, lent)
+    fastopt.update(ADAM, 1, truth, backend="reference")
+    assert len(cupy.state.launches) == 1
+    for name, array in host.items():
+        assert_same_bits(array, truth[name], name)
+
+
+class Jax:
+    """An array of a library whose arrays never change."""
+
+
+Jax.__module__ = "jaxlib.something"
+
+
+def jax(host):
+    made = Jax()
+    made.__dict__.update(vars(fake_cupy.lent(host)))
+    return made
+
+
+def strided(cupy, array):
+    return on_device(cupy, np.repeat(array, 2))[::2]
+
+
+def misaligned(cupy, array):
+    raw = np.zeros(array.nbytes + 64, np.uint8)[1:]
+    raw = raw[-raw.ctypes.data % 64 + 2 :][: array.nbytes]
+    return cupy.ndarray(raw.view(array.dtype))
+
+
+REFUSED = {
+    "on two devices": (lambda cupy, b: {**b, "m": on_device(cupy, np.zeros(1000, np.float32), 1)}, "on cuda:1"),
+    "in two places": (lambda cupy, b: {**b, "v": np.zeros(1000, np.float32)}, "'v' does not match"),
+    "strided": (lambda cupy, b: {**b, "g": strided(cupy, buffers()["g"])}, "contiguous"),
+    "misaligned": (lambda cupy, b: {**b, "g": misaligned(cupy, buffers()["g"])}, "misaligned"),
+    "overlapping": (lambda cupy, b: {**b, "v": b["m"]}, "overlap"),
+    "ints": (lambda cupy, b: {**b, "p": on_device(cupy, np.zeros(1000, np.int32))}, "cannot be updated in place"),
+    "read-only": (lambda cupy, b: {**b, "p": fake_cupy.lent(buffers()["p"], read_only=True)}, "read-only"),
+    "jax": (lambda cupy, b: {**b, "p": jax(buffers()["p"])}, "read-only"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_buffers_are_refused_and_nothing_is_launched(case, cupy):
+    make, message = REFUSED[case]
+    with pytest.raises(LayoutError, match=message):
+        fastopt.update(ADAM, 1, make(cupy, {name: on_device(cupy, a) for name, a in buffers().items()}))
+    assert not cupy.state.launches
+
+
+def test_a_backend_that_does_not_reach_the_arrays_is_refused(cupy):
+    ours = {name: on_device(cupy, a) for name, a in buffers().items()}
+    for backend in ("cpu", "reference"):
+        with pytest.raises(BackendError, match="not for arrays that live there"):
+            fastopt.update(ADAM, 1, ours, backend=backend)
+        with pytest.raises(BackendError, match="not for arrays that live there"):
+            fastopt.Optimizer(ADAM, {"w": ours["p"]}, backend=backend)
+    with pytest.raises(BackendError, match="not for arrays that live there"):
+        fastopt.update(ADAM, 1, buffers(), backend="cuda")
+
+
+def pair(cupy, *, device=0, where="device", **how):
+    """Give an optimizer on a device, made from values there or in the CPU's memory, and the same one on the CPU."""
+    rng = np.random.default_rng(1)
+    values = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+    rule = fastopt.GradientNoise(fastopt.Adam(lr=lambda t: 0.1 / t, weight_decay=0.1))
+    groups = {"*.bias": {"weight_decay": 0.0}}
+    with cupy.cuda.Device(device):
+        given = {n: on_device(cupy, v, device) for n, v in values.items()} if where == "device" else values
+        ours = fastopt.Optimizer(rule, given, groups=groups, seed=9, backend="cuda", **how)
+    truth = fastopt.Optimizer(rule, values, groups=groups, seed=9, backend="reference")
+    grads = [{name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()} for _ in range(6)]
+    return ours, truth, grads
+
+
+SHAPES = {"a.weight": (30, 11), "a.bias": (30,), "b.weight": (7,), "b.bias": (), "none": (0, 3)}
+
+
+def assert_equal(ours, truth):
+    assert ours.t == truth.t
+    for name, expected in truth.params.items():
+        assert_same_bits(ours.params[name].get(), expected, name)
+        assert_same_bits(ours.state("m")[name].get(), truth.state("m")[name], name)
+        assert_same_bits(ours.master()[name].get(), expected, name)
+
+
+@pytest.mark.parametrize("where", ["device", "cpu"])
+def test_an_optimizer_on_a_device_takes_the_same_steps(where, cupy):
+    ours, truth, grads = pair(cupy, device=1, where=where)
+    cupy.state.launches.clear()
+    for k, g in enumerate(grads):
+        if k % 2:
+            ours.step({name: on_device(cupy, value, 1) for name, value in g.items()})
+        else:
+            for name, value in g.items():
+                ours.grads[name].set(value)
+            ours.step()
+        truth.step(g)
+    assert_equal(ours, truth)
+    assert len(cupy.state.launches) == 2 * len(grads), "one launch a group"
+    assert {device for _, _, device, _ in cupy.state.launches} == {1}
+    assert cupy.state.device == 0
+
+
+def test_gradients_must_be_on_the_device(cupy):
+    ours, _, grads = pair(cupy)
+    before = ours.master()
+    for wrong in (grads[0], {name: on_device(cupy, value, 1) for name, value in grads[0].items()}):
+        with pytest.raises(LayoutError, match="does not match its parameter"):
+            ours.step(wrong)
+    assert ours.t == 0
+    for name, value in before.items():
+        assert_same_bits(ours.params[name].get(), devices.to_numpy(value))
+
+
+def test_parameters_in_two_places_are_refused(cupy):
+    values = {"a": np.ones(3, np.float32), "b": on_device(cupy, np.ones(3, np.float32))}
+    with pytest.raises(LayoutError, match="different places"):
+        fastopt.Optimizer(ADAM, values)
+
+
+def test_a_checkpoint_moves_between_a_device_and_the_cpu(cupy):
+    ours, truth, grads = pair(cupy)
+    for g in grads[:3]:
+        ours.step({name: on_device(cupy, value) for name, value in g.items()})
+        truth.step(g)
+    kept, kept_truth = ours.state_dict(), truth.state_dict()
+    assert all(not isinstance(x, cupy.ndarray) for x in kept.values())
+    assert kept.keys() == kept_truth.keys()
+    other, other_truth, _ = pair(cupy)
+    other.load_state_dict(kept_truth)
+    other_truth.load_state_dict(kept)
+    assert_equal(other, truth)
+    for g in grads[3:]:
+        other.step({name: on_device(cupy, value) for name, value in g.items()})
+        other_truth.step(g)
+    assert_equal(other, other_truth)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
+def test_copies_stay_on_the_device(how, cupy):
+    opt = fastopt.Optimizer(ADAM, {"w": on_device(cupy, buffers()["p"])})
+    truth = fastopt.Optimizer(ADAM, {"w": buffers()["p"]})
+    g = buffers()["g"]
+    opt.step({"w": on_device(cupy, g)})
+    truth.step({"w": g})
+    twin = how(opt)
+    assert isinstance(twin.params["w"], cupy.ndarray)
+    assert twin.params["w"].data.ptr != opt.params["w"].data.ptr
+    twin.step()
+    truth.step()
+    assert_same_bits(twin.params["w"].get(), truth.params["w"])
+    assert twin.t == 2
+
+
+def test_a_captured_step_replays_with_its_own_t_and_learning_rate(cupy):
+    ours, truth, grads = pair(cupy)
+    ours.step({name: on_device(cupy, value) for name, value in grads[0].items()})
+    truth.step(grads[0])
+    ours.capturable(4)
+    stream = cupy.cuda.Stream("captured")
+    with stream:
+        stream.begin_capture()
+        ours.step()
+        graph = stream.end_capture()
+    assert ours.t == 1, "capturing takes no step"
+    for _ in range(3):
+        graph.launch()
+        truth.step()
+    assert_equal(ours, truth)
+    ours.step()  # not captured, it goes on counting on the device
+    truth.step()
+    assert_equal(ours, truth)
+    assert_same_bits(ours.state_dict()["p/a.weight"], truth.state_dict()["p/a.weight"])
+
+
+def test_replays_beyond_the_prepared_steps_change_nothing_and_are_reported(cupy):
+    ours, truth, _ = pair(cupy)
+    ours.capturable(2)
+    for _ in range(5):
+        ours.step()
+    truth.step()
+    truth.step()
+    before = {name: array.get() for name, array in ours.params.items()}
+    for name, value in before.items():
+        assert_same_bits(value, truth.params[name])
+    for use in (lambda: ours.t, ours.state_dict):
+        with pytest.raises(BackendError, match="3 steps were not taken"):
+            use()
+    ours.capturable(2)
+    ours.step()
+    truth.step()
+    assert_equal(ours, truth)
+    assert ours.t == 3
+
+
+def test_the_number_of_prepared_steps_is_fixed_and_a_captured_graph_goes_on_with_the_next_ones(cupy):
+    ours, truth, _ = pair(cupy)
+    ours.capturable(2)
+    stream = cupy.cuda.Stream()
+    with stream:
+        stream.begin_capture()
+        ours.step()
+        graph = stream.end_capture()
+    for _ in range(2):
+        graph.launch()
+    with pytest.raises(SettingError, match="fixed"):
+        ours.capturable(3)
+    ours.capturable(2)
+    for _ in range(2):
+        graph.launch()
+    for _ in range(4):
+        truth.step()
+    assert_equal(ours, truth)
+
+
+def test_loading_a_state_prepares_its_steps_anew(cupy):
+    ours, truth, _ = pair(cupy)
+    for _ in range(3):
+        truth.step()
+    ours.capturable(2)
+    ours.step()
+    ours.load_state_dict(truth.state_dict())
+    ours.step()
+    truth.step()
+    assert_equal(ours, truth)
+
+
+def test_an_unprepared_step_is_not_captured(cupy):
+    opt = fastopt.Optimizer(ADAM, {"w": on_device(cupy, buffers()["p"])})
+    stream = cupy.cuda.Stream()
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(BackendError, match="capturable"):
+            opt.step()
+        with pytest.raises(BackendError, match="capturable"):
+            fastopt.update(ADAM, 1, {name: on_device(cupy, a) for name, a in buffers().items()})
+        stream.end_capture()
+    assert opt.t == 0
+    assert not cupy.state.launches
+
+
+def test_capturable_is_for_devices(cupy):
+    with pytest.raises(BackendError, match="CUDA"):
+        fastopt.Optimizer(ADAM, {"w": np.ones(3)}).capturable(10)
+    opt = fastopt.Optimizer(ADAM, {"w": on_device(cupy, buffers()["p"])})
+    wrong: list[Any] = [0, -1, 1.5, True, "many"]
+    for steps in wrong:
+        with pytest.raises(SettingError, match="steps"):
+            opt.capturable(steps)
+
+
+def test_a_schedule_that_fails_later_is_reported_when_it_is_prepared(cupy):
+    rule = fastopt.SGD(lr=lambda t: 0.1 if t < 5 else -1.0)
+    opt = fastopt.Optimizer(rule, {"w": on_device(cupy, buffers()["p"])})
+    with pytest.raises(SettingError, match="lr"):
+        opt.capturable(10)
+    opt.capturable(4)
+
+
+def test_a_missing_device_compiler_or_cupy_is_one_clear_error(cupy, monkeypatch):
+    cupy.state.count = 0
+    with pytest.raises(BackendError, match=r"no GPU that it can use.*\n.*cudaErrorNoDevice(.*\n)+.*install the driver"):
+        fastopt.Optimizer(ADAM, {"w": np.ones(3, np.float32)}, backend="cuda")
+    cupy.state.count, cupy.state.broken = 1, "libnvrtc.so.13: cannot open shared object file"
+    with pytest.raises(BackendError, match=r"cannot be compiled(.*\n)+.*libnvrtc(.*\n)+.*fastopt\[cuda13\]"):
+        fastopt.Optimizer(ADAM, {"w": on_device(cupy, np.ones(3, np.float32))})
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(BackendError, match=r"needs CuPy(.*\n)+.*fastopt\[cuda13\]"):
+        fastopt.Optimizer(ADAM, {"w": np.ones(3, np.float32)}, backend="cuda")
+
+
+def test_info_names_the_device_and_how_long_a_kernel_takes_or_what_is_missing(cupy):
+    assert re.fullmatch(
+        r"a stand-in, sm_90, 80 GiB; CuPy 0 \(a stand-in\); float32 Adam compiled, .* in \d\.\d\d s", machine.cuda()
+    )
+    cupy.state.count = 0
+    assert machine.cuda().startswith("CUDA finds no GPU that it can use; got cudaErrorNoDevice")
+
+
+def test_no_elements_launch_nothing(cupy):
+    empty = {name: on_device(cupy, np.zeros(0, np.float32)) for name in ("p", "g", "m", "v")}
+    fastopt.update(ADAM, 1, empty)
+    opt = fastopt.Optimizer(ADAM, {"w": empty["p"]})
+    opt.step()
+    opt.capturable(3)
+    opt.step()
+    assert opt.t == 2
+    assert {name for name, *_ in cupy.state.launches} == {"advance_row"}
