@@ -60,7 +60,7 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
             "        last = min(first + chunk, n)",
             f"        for strip in range(first, last, {intrinsics.STRIP}):",
             *(f"            {a} = buffer({a}_at, strip, {kind}, {k}, {len(arrays)})" for k, a in enumerate(arrays)),
-            *(f"            prefetch({a})" for a in arrays),
+            *(f"            prefetch({a}, {intrinsics.STRIP})" for a in arrays),
             f"            for i in range(min({intrinsics.STRIP}, last - strip)):",
             f"                added = {added}",
             *(f"                w{k}[i] = w{k}[i] + added" for k in range(writes)),

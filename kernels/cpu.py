@@ -20,7 +20,7 @@ import numpy as np
 from fastopt.kernels import cache as files
 from fastopt.kernels import intrinsics, threads
 from fastopt.kernels.launch import Launch
-from fastopt.kernels.program import Node, Program, Text, infix, own_names, statements
+from fastopt.kernels.program import Node, Program, Statement, Text, infix, own_names, statements, walk
 
 CHUNK = 32_768
 """Elements a thread claims at a time, a multiple of the tile: long enough that a claim costs nothing, short enough that
@@ -42,8 +42,8 @@ _CALLS = {name: name for name in ("sqrt", "rint", "floor", "ceil", "trunc", "cop
 }
 
 # Names of the printed skeleton, which a rule's own names must not hide.
-_SKELETON = "job n chunk first last far length strip i offset low index_low index_high key0 key1 min range"
-_IMPORTED = "float32 float64 intp njit types buffer claim prefetch wide_vectors word to_float from_bits"
+_SKELETON = "job n chunk first last far length count strip i offset low index_low index_high key0 key1 min range"
+_IMPORTED = "float32 float64 intp njit types buffer claim prefetch scratch wide_vectors word to_float from_bits"
 _RESERVED = frozenset([*_SKELETON.split(), *_IMPORTED.split(), *_CALLS.values()])
 
 
@@ -105,20 +105,31 @@ def print_module(program: Program) -> str:
     noise = ["key0", "key1", "offset"] if program.noise else []
     arguments = ["job", "n", "chunk", *(f"{b}_at" for b in buffers), *noise, *scalars]
     types = ["intp"] * (len(arguments) - len(scalars)) + ["float64"] * len(scalars)
+    stages, lines = _stages(program, lines)
     body = [f"{s.name} = {s.text}" for s in lines] + [f"{names[b]}[i] = {text}" for b, text in results.items()]
-    text = "\n".join(body)
+    text = "\n".join([*(s.text for stage in stages for s in stage), *body])
     calls = {"buffer", "claim", "prefetch"}
     calls |= {name for name in (*_CALLS.values(), "word", "to_float", "from_bits") if f"{name}(" in text}
     dtypes = {*kinds, program.dtype.name, "float64", *(["float32"] if "float32" in text else [])}
     read = [b.name for b in program.buffers if not b.written]
     written = [b.name for b in program.buffers if b.written]
     convert = [f"{s} = {program.dtype.name}({s})" for s in scalars]
-    base, index = [], []
+    views = [f"{b} = buffer({b}_at, strip, {kind}, {k}" for k, (b, kind) in enumerate(zip(buffers, kinds, strict=True))]
+    loops, strip, length = [], intrinsics.STRIP, "chunk"
     if noise:
-        calls |= {"wide_vectors", "word"}
+        calls |= {"scratch", "wide_vectors", "word"}
+        kept = [(stage[-1].name, stage[-1].dtype.name) for stage in stages]
         convert.insert(0, "wide_vectors()")
         convert.append("key0, key1, index_high = word(key0), word(key1), word(offset >> 32)")
-        base, index = ["low = word(offset + strip)"], ["index_low = low + word(i)"]
+        convert += [f"{name}_at = scratch({kind})" for name, kind in kept]
+        views += [f"{name}_all = buffer({name}_at, 0, {kind}, {len(views) + k}" for k, (name, kind) in enumerate(kept)]
+        loops, strip, length = ["low = word(offset + strip)"], intrinsics.SCRATCH, str(intrinsics.SCRATCH)
+        for k, stage in enumerate(stages):
+            taken = [f"{name} = {name}_all[i]" for name, _ in kept[:k]]
+            given = [f"{s.name} = {s.text}" for s in stage] + [f"{kept[k][0]}_all[i] = {kept[k][0]}"]
+            index = [] if k else ["index_low = low + word(i)"]
+            loops += ["for i in range(count):", *(f"    {line}" for line in [*index, *taken, *given])]
+        body = [f"{name} = {name}_all[i]" for name, _ in kept] + body
     return "\n".join(
         [
             f'"""{program.name}: one step on the CPU in {program.dtype.name}. Printed by fastopt; do not edit.',
@@ -141,22 +152,33 @@ def print_module(program: Program) -> str:
             "    while first < n:",
             "        last = min(first + chunk, n)",
             f"        far = n > {STRIPS_FROM}",
-            f"        length = {intrinsics.STRIP} if far else chunk",
+            f"        length = {strip} if far else {length}" if length != str(strip) else f"        length = {strip}",
             "        for strip in range(first, last, length):",
-            *(
-                f"            {b} = buffer({b}_at, strip, {kind}, {k}, {len(buffers)})"
-                for k, (b, kind) in enumerate(zip(buffers, kinds, strict=True))
-            ),
+            "            count = min(length, last - strip)",
+            *(f"            {view}, {len(views)})" for view in views),
             "            if far:",
-            *(f"                prefetch({b})" for b in buffers),
-            *(f"            {line}" for line in base),
-            "            for i in range(min(length, last - strip)):",
+            *(f"                prefetch({b}, {strip})" for b in buffers),
+            *(f"            {line}" for line in loops),
+            "            for i in range(count):",
             f"                {', '.join(f'{b}_i' for b in buffers)} = {', '.join(f'{b}[i]' for b in buffers)}",
-            *(f"                {line}" for line in [*index, *body]),
+            *(f"                {line}" for line in body),
             "        first = claim(job, first, chunk)",
             "",
         ]
     )
+
+
+def _stages(program: Program, lines: list[Statement]) -> tuple[list[list[Statement]], list[Statement]]:
+    """Divide the lines into those up to each stage of the noise, each its own loop, and the rest.
+
+    A loop of the whole is one long chain for each element, of which a processor overlaps too few: see decision 0004.
+    """
+    stages, rest = [], lines
+    for node in program.stages:
+        below = {id(x) for x in walk([node])}
+        stages.append([s for s in rest if id(s.node) in below])
+        rest = [s for s in rest if id(s.node) not in below]
+    return stages, rest
 
 
 @cache

@@ -28,6 +28,10 @@ than a core can have under way: see docs/decisions/0003."""
 AHEAD = 2048
 """Bytes by which `prefetch` runs ahead."""
 
+SCRATCH = 128
+"""Elements that `scratch` has room for: the strip of a step that is divided into several loops, which shorter ones slow
+down (see decision 0004)."""
+
 
 class BufferType(types.Type):
     """The type of buffer number `k` of `count`, with elements of `dtype`."""
@@ -55,6 +59,19 @@ def buffer(typingctx, address, first, dtype, k, count):
     return result(address, first, dtype, k, count), codegen
 
 
+@intrinsic
+def scratch(typingctx, dtype):
+    """Give the address of memory of this call's own for `SCRATCH` elements, to be seen through a `buffer`."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.ArrayType(context.get_value_type(dtype.instance_type), SCRATCH)
+        memory = cgutils.alloca_once(builder, kind)
+        memory.align = 64
+        return builder.ptrtoint(memory, _INT64)
+
+    return types.int64(dtype), codegen
+
+
 def _element(context, builder, buffer_type, address, index):
     pointer = builder.inttoptr(address, context.get_value_type(buffer_type.dtype).as_pointer())
     return builder.gep(pointer, [index], inbounds=True)
@@ -71,9 +88,9 @@ def _declare_scopes(builder, instruction, buffer_type):
     return instruction
 
 
-@intrinsic
-def prefetch(typingctx, view):
-    """Ask for the strip of a buffer that lies `AHEAD` bytes beyond its beginning, a hint that cannot fault.
+@intrinsic(prefer_literal=True)
+def prefetch(typingctx, view, count):
+    """Ask for the `count` elements of a buffer that lie `AHEAD` bytes beyond its beginning, a hint that cannot fault.
 
     The processor's own prefetchers stop at each page of 4 KiB and a step walks several arrays at once.
     """
@@ -84,12 +101,12 @@ def prefetch(typingctx, view):
             builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
         )
         size = context.get_abi_sizeof(context.get_value_type(signature.args[0].dtype))
-        for offset in range(AHEAD, AHEAD + STRIP * size, 64):
+        for offset in range(AHEAD, AHEAD + count.literal_value * size, 64):
             address = builder.inttoptr(builder.add(args[0], ir.Constant(_INT64, offset)), byte)
             builder.call(function, [address, flag(0), flag(3), flag(1)])  # to read, into every cache level, data
         return context.get_dummy_value()
 
-    return types.void(view), codegen
+    return types.void(view, count), codegen
 
 
 @type_callable(operator.getitem)

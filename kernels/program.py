@@ -22,7 +22,7 @@ import numpy as np
 from fastopt.errors import RuleError, SettingError, explain
 from fastopt.kernels.form import Number, exact, form, form_of, is_rule, require_rule
 from fastopt.kernels.settings import follow, to_float
-from fastopt.kernels.storage import NAMES, normal, random_bits
+from fastopt.kernels.storage import NAMES, centred, radius, random_bits, stretched
 from fastopt.kernels.symbols import Node, Symbol, Trace
 
 
@@ -49,7 +49,8 @@ class Program:
 
     `results` maps each written buffer to the expression of its new value, over the inputs of kind "buffer" (one
     element), "scalar", and, when `noise` is set, "key" (two uint32, see `storage.noise_keys`) and "index" (the halves
-    of the element's index). `name` names the rule, the settings that shaped it, and the type of each buffer.
+    of the element's index). `stages` are the values on the way to the noise at which a backend may divide the work.
+    `name` names the rule, the settings that shaped it, and the type of each buffer.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Program:
     buffers: tuple[Buffer, ...]
     scalars: tuple[str, ...]
     noise: bool
+    stages: tuple[Node, ...]
     results: dict[str, Node]
 
     @property
@@ -121,13 +123,13 @@ def trace(rule: Any, dtype: Any) -> Program:
 def _trace(key: tuple, rule: Any, dtype: np.dtype) -> Program:
     where = f"{type(rule).__name__}.update"
     names, optional, scalars, noise = parameters(rule)
-    inputs, results = _call(rule, dtype, frozenset())
+    inputs, results, stages = _call(rule, dtype, frozenset())
     absent = frozenset({b for b in optional if results[b] in (None, inputs[b])})
     present = [node for b, node in results.items() if b not in absent]
     for b in sorted(absent & {n.value for n in walk(present) if n.op == "buffer"}):
         raise RuleError(explain(where, f"the optional buffer {b} is read but never written.", do=f"return its new {b}"))
     if absent:  # None stands for them at every step, and the rule may ask
-        inputs, results = _call(rule, dtype, absent)
+        inputs, results, stages = _call(rule, dtype, absent)
     for b in sorted(absent):
         if results.pop(b) is not None:
             what = f"the optional buffer {b} is returned as it came, but as something else where it is None."
@@ -141,20 +143,27 @@ def _trace(key: tuple, rule: Any, dtype: np.dtype) -> Program:
         buffers=tuple(Buffer(b, dtype, written=b in new) for b in names),
         scalars=scalars,
         noise=noise,
+        stages=stages,
         results=new,
     )
 
 
-def _call(rule: Any, dtype: np.dtype, absent: frozenset[str]) -> tuple[dict[str, Node], dict[str, Any]]:
-    """Call `update` on symbols, on None for the absent buffers, and give the node of each buffer before and after."""
+def _call(
+    rule: Any, dtype: np.dtype, absent: frozenset[str]
+) -> tuple[dict[str, Node], dict[str, Any], tuple[Node, ...]]:
+    """Call `update` on symbols, on None for the absent buffers.
+
+    Gives the node of each buffer before and after, and the stages of the noise.
+    """
     where = f"{type(rule).__name__}.update"
     names, optional, scalars, noise = parameters(rule)
     tracing = Trace(where)
     buffers = {b: tracing.input("buffer", b, dtype, array=True) for b in names if b not in absent}
     before = {b: symbol._node for b, symbol in buffers.items()}
     inputs = {s: tracing.input("scalar", s, dtype, array=False) for s in scalars}
+    stages: tuple[Node, ...] = ()
     if noise:
-        inputs["noise"] = _noise(tracing, dtype)
+        inputs["noise"], stages = _noise(tracing, dtype)
     try:
         returned = rule.update(*[buffers.get(b) for b in names], **inputs)
     except AttributeError as error:
@@ -178,14 +187,16 @@ def _call(rule: Any, dtype: np.dtype, absent: frozenset[str]) -> tuple[dict[str,
         b: None if value is None and b in optional else _result(where, b, value, dtype)
         for b, value in zip(targets, values, strict=True)
     }
-    return before, after
+    return before, after, stages
 
 
-def _noise(tracing: Trace, dtype: np.dtype) -> Symbol:
+def _noise(tracing: Trace, dtype: np.dtype) -> tuple[Symbol, tuple[Node, ...]]:
     word = np.dtype(np.uint32)
     keys = [tracing.input("key", name, word, array=False) for name in ("key0", "key1")]
     index = [tracing.input("index", name, word, array=True) for name in ("index_low", "index_high")]
-    return normal(random_bits(*keys, *index)).astype(dtype)
+    x = centred(random_bits(*keys, *index))
+    s = radius(x)
+    return stretched(x, s).astype(dtype), (x._node, s._node)
 
 
 def _result(where: str, name: str, value: Any, dtype: np.dtype) -> Node:
@@ -241,11 +252,12 @@ DEEPEST = 100
 
 
 class Statement(NamedTuple):
-    """One line of a kernel's body: a name, its type and the text of the expression it is given."""
+    """One line of a kernel's body: a name, its type, the text of the expression it is given, and what it computes."""
 
     name: str
     dtype: np.dtype
     text: str
+    node: Node
 
 
 class Text(str):
@@ -289,9 +301,10 @@ def own_names(program: Program, reserved: frozenset[str]) -> dict[str, str]:
 def statements(program: Program, render: Callable[[Node, list[Text]], Text]) -> tuple[list[Statement], dict[str, str]]:
     """Turn the program's graph into lines in a backend's language.
 
-    `render(node, operands)` gives the text of one operation. A value used more than once gets a name, and so does one
-    that is `DEEPEST` operations deep; others are written where they are used. The names are <buffer>_new and x0, x1, …,
-    which `own_names` keeps free. Returns the lines, and the text of each written buffer's new value.
+    `render(node, operands)` gives the text of one operation. A value used more than once gets a name, and so do one
+    that is `DEEPEST` operations deep and a stage of the noise; others are written where they are used. The names are
+    <buffer>_new and x0, x1, …, which `own_names` keeps free. Returns the lines, and the text of each written buffer's
+    new value.
     """
     nodes = walk(program.results.values())
     uses: dict[int, int] = {}
@@ -305,9 +318,9 @@ def statements(program: Program, render: Callable[[Node, list[Text]], Text]) -> 
     for node in nodes:
         text = render(node, [texts[id(a)] for a in node.args])
         depth = 1 + max([depths[id(a)] for a in node.args], default=0)
-        if node.args and (id(node) in new or uses[id(node)] > 1 or depth > DEEPEST):
+        if node.args and (id(node) in new or uses[id(node)] > 1 or depth > DEEPEST or node in program.stages):
             name = new.get(id(node), f"x{len(lines)}")
-            lines.append(Statement(name, node.dtype, text))
+            lines.append(Statement(name, node.dtype, text, node))
             text, depth = Text(name), 0
         texts[id(node)], depths[id(node)] = text, depth
     return lines, {b: texts[id(node)] for b, node in program.results.items()}

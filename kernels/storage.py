@@ -68,7 +68,17 @@ def normal(bits: Any) -> Any:
     √2·erfinv(x) with a relative error below 5e-5, within ±5.3. Its logarithm and its polynomial are written out in
     exactly rounded operations, so every backend gives the same bits and none calls a mathematical library.
     """
-    x = ((bits >> 9) << 1).astype(np.float32) * 2.0**-23 + (2.0**-23 - 1.0)
+    x = centred(bits)
+    return stretched(x, radius(x))
+
+
+def centred(bits: Any) -> Any:
+    """Turn 32 random bits into x in (−1, 1)."""
+    return ((bits >> 9) << 1).astype(np.float32) * 2.0**-23 + (2.0**-23 - 1.0)
+
+
+def radius(x: Any) -> Any:
+    """Compute s = √(−log(1 − x²))."""
     y = (1.0 - x) * (1.0 + x)
     # y = 2^e · f with f in [√½, √2); log y = e ln 2 + 2 atanh(r), r = (f − 1)/(f + 1), |r| ≤ 0.172: the next term of
     # the series, 2r⁷/7, is below 1.3e-6.
@@ -77,11 +87,17 @@ def normal(bits: Any) -> Any:
     f = ((u & 0x007FFFFF) + 0x3F3504F3).view(np.float32)
     r = (f - 1.0) / (f + 1.0)
     q = r * r
-    s = np.sqrt(-(e * _LN2 + r * (2.0 + q * (0.6666667 + q * 0.4))))
-    result = s * _NORMAL[0] + _NORMAL[1]
-    for coefficient in _NORMAL[2:]:
-        result = result * s + coefficient
-    return x * result
+    return np.sqrt(-(e * _LN2 + r * (2.0 + q * (0.6666667 + q * 0.4))))
+
+
+def stretched(x: Any, s: Any) -> Any:
+    """Compute √2·erfinv(x), given s: the polynomial in pairs, so that the steps of a processor's pipeline overlap."""
+    c9, c8, c7, c6, c5, c4, c3, c2, c1, c0 = _NORMAL
+    s2 = s * s
+    s4 = s2 * s2
+    low = (c0 + c1 * s) + (c2 + c3 * s) * s2
+    middle = (c4 + c5 * s) + (c6 + c7 * s) * s2
+    return x * (low + (middle + (c8 + c9 * s) * s4) * s4)
 
 
 def indices(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -33,16 +33,17 @@ def adam_pf32_gf32_mf32_vf32(
         far = n > 131072
         length = 64 if far else chunk
         for strip in range(first, last, length):
+            count = min(length, last - strip)
             p = buffer(p_at, strip, float32, 0, 4)
             g = buffer(g_at, strip, float32, 1, 4)
             m = buffer(m_at, strip, float32, 2, 4)
             v = buffer(v_at, strip, float32, 3, 4)
             if far:
-                prefetch(p)
-                prefetch(g)
-                prefetch(m)
-                prefetch(v)
-            for i in range(min(length, last - strip)):
+                prefetch(p, 64)
+                prefetch(g, 64)
+                prefetch(m, 64)
+                prefetch(v, 64)
+            for i in range(count):
                 p_i, g_i, m_i, v_i = p[i], g[i], m[i], v[i]
                 m_new = beta1 * m_i + rest1 * g_i
                 v_new = beta2 * v_i + rest2 * (g_i * g_i)

@@ -37,7 +37,9 @@ __device__ __forceinline__ void step(
             const float x9 = (x8 - 1.0f) / (x8 + 1.0f);
             const float x10 = x9 * x9;
             const float x11 = sqrt(-((float(x7 >> 23u) - 127.0f) * 0.6931472f + x9 * (2.0f + x10 * (0.6666667f + x10 * 0.4f))));
-            const float p_new = p_i - lr * (g_i + noise_scale * (x6 * (((((((((x11 * 0.0001982846f + -0.0031776035f) * x11 + 0.019680353f) * x11 + -0.056836393f) * x11 + 0.06963132f) * x11 + -0.02334358f) * x11 + 0.002180625f) * x11 + 0.33414847f) * x11 + -0.0015589065f) * x11 + 1.2533671f)));
+            const float x12 = x11 * x11;
+            const float x13 = x12 * x12;
+            const float p_new = p_i - lr * (g_i + noise_scale * (x6 * (1.2533671f + -0.0015589065f * x11 + (0.33414847f + 0.002180625f * x11) * x12 + (-0.02334358f + 0.06963132f * x11 + (-0.056836393f + 0.019680353f * x11) * x12 + (-0.0031776035f + 0.0001982846f * x11) * x13) * x13)));
             p_tile[i] = p_new;
         }
         if (whole && count >= TILE) {

@@ -27,14 +27,15 @@ def momentum_nesterov_pf32_gf32_mf32(
         far = n > 131072
         length = 64 if far else chunk
         for strip in range(first, last, length):
+            count = min(length, last - strip)
             p = buffer(p_at, strip, float32, 0, 3)
             g = buffer(g_at, strip, float32, 1, 3)
             m = buffer(m_at, strip, float32, 2, 3)
             if far:
-                prefetch(p)
-                prefetch(g)
-                prefetch(m)
-            for i in range(min(length, last - strip)):
+                prefetch(p, 64)
+                prefetch(g, 64)
+                prefetch(m, 64)
+            for i in range(count):
                 p_i, g_i, m_i = p[i], g[i], m[i]
                 m_new = beta * m_i + rest * g_i
                 p_new = p_i - (m_size * m_new + g_size * g_i)

@@ -29,18 +29,19 @@ def rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
         far = n > 131072
         length = 64 if far else chunk
         for strip in range(first, last, length):
+            count = min(length, last - strip)
             p = buffer(p_at, strip, float32, 0, 5)
             g = buffer(g_at, strip, float32, 1, 5)
             v = buffer(v_at, strip, float32, 2, 5)
             a = buffer(a_at, strip, float32, 3, 5)
             m = buffer(m_at, strip, float32, 4, 5)
             if far:
-                prefetch(p)
-                prefetch(g)
-                prefetch(v)
-                prefetch(a)
-                prefetch(m)
-            for i in range(min(length, last - strip)):
+                prefetch(p, 64)
+                prefetch(g, 64)
+                prefetch(v, 64)
+                prefetch(a, 64)
+                prefetch(m, 64)
+            for i in range(count):
                 p_i, g_i, v_i, a_i, m_i = p[i], g[i], v[i], a[i], m[i]
                 v_new = alpha * v_i + rest * (g_i * g_i)
                 a_new = alpha * a_i + rest * g_i
