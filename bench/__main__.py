@@ -100,10 +100,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = {"suite": given.suite, "repeats": repeats, "elements": elements, "threads": fastopt.get_threads()}
     run |= record.conditions() | ({"device": device.describe()} if given.suite == "device" else {})
     before = record.load()
-    results = [result for name in shown(list(cases), given.suite) for result in cases[name](repeats)]
-    run |= {"load": [before, record.load()], "results": results}
-    path = given.out or record.default_path()
-    record.append(path, run)
+    path, results = given.out or record.default_path(), []
+    try:
+        for name in shown(list(cases), given.suite):
+            results += cases[name](repeats)
+    finally:  # an interrupt or a lack of memory does not cost what was measured before it
+        run |= {"load": [before, record.load()], "results": results}
+        if results:
+            record.append(path, run)
     print(record.table(results))
     print(f"load average {run['load'][0]} before, {run['load'][1]} after; results added to {path}")
 

@@ -10,8 +10,11 @@ captured into a CUDA graph stands beside the others.
 
 from __future__ import annotations
 
+import gc
 import itertools
+import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,8 @@ from bench import peers
 from bench.clock import Case, Clock, Comparison
 from fastopt.dispatch import plan
 from fastopt.kernels import cuda, elementwise
-from fastopt.kernels.program import trace
+from fastopt.kernels.nvrtc import require_device
+from fastopt.kernels.program import Program, trace
 
 DTYPE = np.dtype(np.float32)
 RULES = {"momentum": fastopt.Momentum(), "rmsprop": fastopt.RMSprop(), "adam": fastopt.Adam()}
@@ -30,12 +34,12 @@ SIZES = (*(1 << k for k in range(10, 31, 2)), 100_003, 10_000_019)
 # From 16 Mi parameters up a step has to reach this share of the copy, and no torch is to be faster anywhere.
 TARGET, TARGET_FROM = 0.92, 16 << 20
 
-PREPARED = 1_000_000  # steps that a captured graph can be replayed
+PREPARED = 200_000  # steps that a captured graph can be replayed
 
 
 def describe() -> dict[str, Any]:
     """Describe the device that is used."""
-    cupy = cuda.require_device("bench device")
+    cupy = require_device("bench device")
     found = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     return {
         "name": found["name"].decode(),
@@ -48,15 +52,26 @@ def describe() -> dict[str, Any]:
 
 
 def cases(elements: int) -> list[Case]:
-    """List a case for each rule and each size up to `elements` that fits into the device's memory."""
-    cupy = cuda.require_device("bench device")
+    """List a case for each rule and each size up to `elements`; what the device's memory does not hold is named."""
+    cupy = require_device("bench device")
+    _stream()
     free = cupy.cuda.Device().mem_info[0]
-    return [
-        _case(cupy, name, n)
-        for name, rule in RULES.items()
-        for n in sorted(SIZES)
-        if n <= elements and n * 3 * trace(rule, DTYPE).bytes_per_parameter < free
-    ]
+    listed = []
+    for name, rule in RULES.items():
+        for n in sorted(SIZES):
+            if n <= elements and _memory(trace(rule, DTYPE), n) < free:
+                listed.append(_case(cupy, name, n))
+            elif n <= elements:
+                print(
+                    f"left out: {name}, {n:,}: needs {_memory(trace(rule, DTYPE), n) / 2**30:.0f} GiB", file=sys.stderr
+                )
+    return listed
+
+
+def _memory(program: Program, n: int) -> int:
+    """Count the bytes of a case: the step's buffers, the two arrays of the copy, and two torch optimizers' state."""
+    state = 2 * len(program.state) + (program.rule == "RMSprop")  # and torch's foreach makes a temporary
+    return n * (DTYPE.itemsize * (len(program.buffers) + state + 1) + program.bytes_per_parameter) + (1 << 30)
 
 
 def _case(cupy: Any, name: str, n: int) -> Case:
@@ -71,6 +86,20 @@ def _case(cupy: Any, name: str, n: int) -> Case:
     )
     traffic = n * trace(RULES[name], DTYPE).bytes_per_parameter
     return Case(f"{name}, {n:,}", lambda: _contestants(cupy, name, n), comparisons, traffic, _timer(cupy))
+
+
+@cache
+def _stream() -> Any:
+    """Make the one stream of all contestants, torch's current one too; it lives as long as the process."""
+    cupy = require_device("bench device")
+    stream = cupy.cuda.Stream(non_blocking=True)
+    stream.use()
+    torch: Any = peers.torch()
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.set_stream(torch.cuda.ExternalStream(stream.ptr))
+        if torch.cuda.current_stream().cuda_stream != stream.ptr:
+            raise RuntimeError("torch does not work on CuPy's stream: their times could not be compared")
+    return stream
 
 
 def _timer(cupy: Any) -> Clock:
@@ -89,12 +118,23 @@ def _timer(cupy: Any) -> Clock:
     return seconds
 
 
+def _give_back(cupy: Any) -> None:
+    """Give the memory of earlier cases back: neither library can use what the other keeps."""
+    gc.collect()
+    cupy.get_default_memory_pool().free_all_blocks()
+    torch: Any = peers.torch()
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _contestants(cupy: Any, name: str, n: int) -> Mapping[str, Callable[[], object] | None]:
     rule = RULES[name]
+    _give_back(cupy)
     rng = np.random.default_rng(0)
-    start = rng.standard_normal(min(n, 1 << 20)).astype(DTYPE)
-    opt = fastopt.Optimizer(rule, {"w": cupy.asarray(np.resize(start, n))})
-    opt.grads["w"][...] = cupy.asarray(np.resize(1e-3 * (0.5 + rng.random(start.size, DTYPE)), n))
+    opt = fastopt.Optimizer(rule, {"w": np.ones(n, DTYPE)}, backend="cuda")
+    for start in range(0, n, 1 << 20):
+        count = min(1 << 20, n - start)
+        opt.grads["w"][start : start + count].set(1e-3 * (0.5 + rng.random(count, DTYPE)))
     (group,) = opt._groups
     program, scalars = group.program, group.scalars(10)
     arrays = [opt.flat_params[:n], opt.flat_grads[:n], *(state[:n] for state in group.state.values())]
@@ -107,11 +147,11 @@ def _contestants(cupy: Any, name: str, n: int) -> Mapping[str, Callable[[], obje
         "fastopt": lambda: launch((), scalars),
         "elementwise": lambda: by_hand(scalars),
         "step": opt.step,
-        "captured": _captured(cupy, rule, arrays[0]) if n <= 1 << 24 else None,
+        "captured": _captured(rule, arrays[0]) if n <= 1 << 24 else None,
     }
     for form in ("fused", "foreach"):
         if (name, form) != ("rmsprop", "fused"):  # torch does not fuse it
-            contestants[f"torch {form}"] = _torch(cupy, name, form, arrays)
+            contestants[f"torch {form}"] = _torch(name, form, arrays)
     return contestants
 
 
@@ -132,26 +172,25 @@ def _require_same_steps(cupy: Any, rule: Any) -> None:
             peers.assert_same_bits(array.get(), truth[name], name)
 
 
-def _captured(cupy: Any, rule: Any, p: Any) -> Callable[[], object]:
+def _captured(rule: Any, p: Any) -> Callable[[], object]:
     """Capture a step of an optimizer of its own into a graph, and give its replay."""
     opt = fastopt.Optimizer(rule, {"w": p})
     opt.capturable(PREPARED)
-    stream = cupy.cuda.Stream(non_blocking=True)
-    with stream:
-        stream.begin_capture()
-        opt.step()
-        graph = stream.end_capture()
+    stream = _stream()
+    stream.begin_capture()
+    opt.step()
+    graph = stream.end_capture()
 
     left = itertools.repeat(opt, PREPARED)  # which also keeps it alive
 
     def replay() -> None:
         next(left)  # raises before a replay would do nothing
-        graph.launch()
+        graph.launch(stream)
 
     return replay
 
 
-def _torch(cupy: Any, name: str, form: str, arrays: list[Any]) -> Callable[[], object] | None:
+def _torch(name: str, form: str, arrays: list[Any]) -> Callable[[], object] | None:
     """Make torch's optimizer on the same parameters and gradients; None without a torch that sees the device."""
     torch: Any = peers.torch()
     if torch is None or not torch.cuda.is_available():
@@ -159,15 +198,8 @@ def _torch(cupy: Any, name: str, form: str, arrays: list[Any]) -> Callable[[], o
     p = torch.nn.Parameter(torch.from_dlpack(arrays[0]))
     p.grad = torch.from_dlpack(arrays[1])
     how = {form: True}
-    made = {
+    return {
         "momentum": lambda: torch.optim.SGD([p], lr=1e-3, momentum=0.9, dampening=0.1, **how),
         "rmsprop": lambda: torch.optim.RMSprop([p], lr=1e-3, **how),
         "adam": lambda: torch.optim.Adam([p], lr=1e-3, **how),
-    }[name]()
-    stream = torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr)
-
-    def step() -> None:
-        with torch.cuda.stream(stream):
-            made.step()
-
-    return step
+    }[name]().step

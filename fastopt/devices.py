@@ -7,15 +7,19 @@ CuPy is imported only when such an array arrives or is asked for. Elsewhere an a
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from fastopt.errors import BackendError, LayoutError, SettingError, explain
-from fastopt.kernels.cuda import load_cupy, require_device
+from fastopt.errors import BackendError, FastoptError, LayoutError, SettingError, explain
+from fastopt.kernels.nvrtc import load_cupy, require_device
 
 CPU = "cpu"
+
+_CUDA = (2, 13)  # DLPack's numbers for memory of a CUDA device, the second for managed memory
 
 
 def is_cupy(value: Any) -> bool:
@@ -34,8 +38,30 @@ def address(array: Any) -> int:
     return array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr
 
 
+def device_of(value: Any, where: str) -> Any:
+    """Give the CUDA device on which a value lends its memory, or None if it does not say that it is on one."""
+    if isinstance(value, np.ndarray):
+        return None
+    if is_cupy(value):
+        return value.device
+    try:
+        if hasattr(value, "__dlpack_device__"):
+            kind, number = value.__dlpack_device__()
+            return device(where, int(number)) if kind in _CUDA else None
+        if hasattr(value, "__cuda_array_interface__"):
+            return require_device(where).asarray(value).device
+    except FastoptError:
+        raise
+    except Exception:  # `dispatch.adopt` says what is wrong with it
+        return None
+    return None
+
+
 def view(value: Any, name: str, where: str, *, written: bool) -> Any:
     """View what lends memory of a CUDA device as a CuPy array on the same memory.
+
+    DLPack orders the lender's stream before CuPy's current one; `__cuda_array_interface__`, for who speaks that alone,
+    may make the CPU wait for it.
 
     Raises:
         LayoutError: it must be written and is read-only, or belongs to a library whose arrays never change.
@@ -48,19 +74,21 @@ def view(value: Any, name: str, where: str, *, written: bool) -> Any:
     if written and fixed:
         do = "keep the parameter in an Optimizer, or in an array of a library whose arrays can be written"
         raise LayoutError(explain(where, f"the buffer {name!r} is read-only.", got=type(value).__name__, do=do))
-    return cupy.from_dlpack(value) if lent is None else cupy.asarray(value)
+    return cupy.from_dlpack(value) if hasattr(value, "__dlpack__") else cupy.asarray(value)
 
 
-def current_device(where: str) -> Any:
-    """Give CuPy's current device, or raise a BackendError where there is none."""
-    return require_device(where).cuda.Device()
+def device(where: str, number: int | None = None) -> Any:
+    """Give the device of a number, or CuPy's current one, or raise a BackendError where there is none."""
+    return require_device(where).cuda.Device(number)
 
 
 def allocate(count: int, dtype: np.dtype, value: float, device: Any) -> Any:
     """Allocate `count` elements on a device, filled with `value`; CuPy aligns to 512 bytes."""
     with device:
-        array = load_cupy("allocate").empty(count, dtype)
-        array.fill(value)
+        cupy = load_cupy("allocate")
+        array = cupy.zeros(count, dtype)
+        if value:
+            array.set(np.full(count, value, dtype))  # to fill would have CuPy compile a kernel of its own
         return array
 
 
@@ -92,27 +120,36 @@ def to_numpy(array: Any) -> np.ndarray:
         return array.get()
 
 
-def running(device: Any, stream: Any, where: str) -> AbstractContextManager:
+@contextmanager
+def running(device: Any, stream: Any, where: str) -> Iterator[None]:
     """Make a device and a stream the current ones for the duration of a step; no stream means CuPy's current one.
 
     A stream is CuPy's, any object that speaks `__cuda_stream__`, a torch stream, or an address.
     """
-    stack = ExitStack()
-    stack.enter_context(device)
-    if stream is not None:
-        stack.enter_context(_stream(stream, device, where))
-    return stack
+    with device:
+        if stream is None:
+            yield
+        else:
+            with _stream(stream, device, where):
+                yield
 
 
 def _stream(stream: Any, device: Any, where: str) -> Any:
     cuda = load_cupy(where).cuda
-    if hasattr(stream, "__cuda_stream__"):
-        return cuda.Stream.from_external(stream)
+    if isinstance(stream, cuda.Stream):
+        if stream.device_id not in (-1, device.id):
+            got, expected = f"one of device {stream.device_id}", f"one of device {device.id}, where the arrays live"
+            raise SettingError(explain(where, "the stream is another device's.", got=got, expected=expected))
+        return stream
     number = getattr(stream, "cuda_stream", stream)  # a torch stream, or an address
     if isinstance(number, int) and not isinstance(number, bool):
-        return cuda.ExternalStream(number, device.id)
-    expected = "a CuPy or torch stream, an object with __cuda_stream__, or a stream's address"
-    raise SettingError(explain(where, "this is not a CUDA stream.", got=repr(stream)[:60], expected=expected))
+        stream = SimpleNamespace(__cuda_stream__=lambda: (0, number))
+    try:
+        return cuda.Stream.from_external(stream)
+    except (AttributeError, TypeError, ValueError) as error:
+        expected = "a CuPy or torch stream, an object with __cuda_stream__, or a stream's address"
+        what = f"this is not a CUDA stream: {error}"
+        raise SettingError(explain(where, what, got=repr(stream)[:60], expected=expected)) from error
 
 
 def require_no_stream(stream: Any, where: str) -> None:
@@ -122,13 +159,20 @@ def require_no_stream(stream: Any, where: str) -> None:
         raise BackendError(explain(where, what, got=repr(stream)[:60], do="leave stream out"))
 
 
-def require_not_capturing(where: str) -> None:
-    """Raise a BackendError while the current stream is captured: a replay would repeat this step's scalars for ever."""
-    if load_cupy(where).cuda.get_current_stream().is_capturing:
-        raise BackendError(
-            explain(
-                where,
-                "this step is being captured into a CUDA graph, which would replay its t and learning rate unchanged.",
-                do="call opt.capturable(steps) before the capture: then they advance on the device",
-            )
-        )
+def require_not_capturing(what: str, where: str, do: str | None = None) -> None:
+    """Raise a BackendError if the current stream is being captured into a CUDA graph."""
+    if load_cupy(where).cuda.get_current_stream().is_capturing():
+        raise BackendError(explain(where, f"the current stream is being captured into a CUDA graph, {what}", do=do))
+
+
+def require_not_frozen(where: str) -> None:
+    """Raise a BackendError if a step would be captured whose scalars do not advance on the device."""
+    what = "which would replay this step's t and learning rate unchanged."
+    require_not_capturing(what, where, "call opt.capturable(steps) before the capture: then they advance on the device")
+
+
+def wait_for(device: Any, where: str) -> None:
+    """Wait for all work on a device, which a capture forbids."""
+    with device:
+        require_not_capturing("and this waits for the device.", where, "do it before or after the capture")
+        device.synchronize()

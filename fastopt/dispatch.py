@@ -12,11 +12,12 @@ import numpy as np
 from fastopt.devices import (
     CPU,
     address,
-    current_device,
+    device,
+    device_of,
     is_cupy,
     place,
     require_no_stream,
-    require_not_capturing,
+    require_not_frozen,
     running,
     view,
 )
@@ -79,6 +80,18 @@ def update(
         raise LayoutError(
             explain(where, "buffers go by name.", got=type(buffers).__name__, expected='{"p": …, "g": …}')
         )
+    found = device_of(buffers.get("p"), where)
+    if found is None:
+        require_no_stream(stream, where)
+        _update(rule, t, buffers, backend, seed, offset)
+        return
+    with running(found, stream, where):  # lenders order their stream before the current one
+        require_not_frozen(where)
+        _update(rule, t, buffers, backend, seed, offset)
+
+
+def _update(rule: Any, t: int, buffers: Mapping[str, Any], backend: str, seed: int, offset: int) -> None:
+    where = "update"
     for name in ("p", "g"):
         if name not in buffers:
             raise LayoutError(
@@ -91,14 +104,8 @@ def update(
     t = whole(t, "t", where, 1, 63, do="pass t=1 at the first step")
     seed, offset = seed_number(seed, where), whole(offset, "offset", where, 0, 62)
     chosen = choose(backend, place(p), where)
-    numbers = ((*noise_keys(seed, t), offset) if program.noise else (), scalars(t))
-    if chosen == "cuda":
-        with running(p.device, stream, where):
-            require_not_capturing(where)
-            bind(program, rule, arrays, chosen)(*numbers)
-    else:
-        require_no_stream(stream, where)
-        bind(program, rule, arrays, chosen)(*numbers)
+    launch = bind(program, rule, arrays, chosen)
+    launch((*noise_keys(seed, t), offset) if program.noise else (), scalars(t))
 
 
 def _collect(program: Program, buffers: Mapping[str, Any], p: np.ndarray, where: str) -> list[np.ndarray]:
@@ -268,7 +275,7 @@ def settle(backend: str, values: Mapping[str, Any], where: str) -> tuple[str, An
         raise LayoutError(explain(where, "the parameters live in different places.", got=got, do="copy them to one"))
     (found,) = places
     if backend == "cuda" and found == CPU:
-        return "cuda", current_device(where)
+        return "cuda", device(where)
     chosen = choose(backend, found, where)
     return chosen, next(iter(values.values())).device if chosen == "cuda" else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from itertools import starmap
 from operator import call
 from types import MappingProxyType
@@ -177,7 +178,7 @@ class Optimizer:
             devices.require_no_stream(stream, where)
         with devices.running(self._device, stream, where):
             if self._row is None:
-                devices.require_not_capturing(where)
+                devices.require_not_frozen(where)
                 run(self._calls(grads))
                 return
             if grads is not None:
@@ -192,11 +193,15 @@ class Optimizer:
         bit the same steps. A replay after the last row changes nothing, and `t` then raises; call `capturable` again
         before that, with the same number, and captured graphs go on. It waits for the device.
 
+        A graph holds addresses, so this optimizer, and gradients that a captured `step(grads)` was given, must live as
+        long as the graph is replayed.
+
         Args:
             steps: how many; a row of the table is some 40 bytes for each group.
 
         Raises:
-            BackendError: the parameters are in the CPU's memory, where nothing is captured.
+            BackendError: the parameters are in the CPU's memory, where nothing is captured; or the current stream is
+                being captured already.
             SettingError: steps is not an integer of at least 1, or differs from that of an earlier call; or a schedule
                 gives a number out of its range in one of these steps. Nothing is changed then.
 
@@ -218,17 +223,18 @@ class Optimizer:
         rows = range(t + 1, t + 1 + steps)
         tables = [[group.scalars(k) for k in rows] for group in self._groups]  # all of them, before anything is written
         keys = [[noise_keys(self._seed, k) for k in rows] if group.program.noise else [] for group in self._groups]
-        with devices.running(self._device, None, "Optimizer.capturable"):
-            if self._row is None:
-                self._row, self._advance = counter(self._device)
-            for group, table, noise in zip(self._groups, tables, keys, strict=True):
-                group.launch.prepare(self._row, table, noise)
-            self._row.fill(0)
+        devices.wait_for(self._device, "Optimizer.capturable")  # for replays that still read the table
+        if self._row is None:
+            self._row, self._advance = counter(self._device)
+        for group, table, noise in zip(self._groups, tables, keys, strict=True):
+            group.launch.prepare(self._row, table, noise)
+        devices.copy(self._row, np.zeros(1, np.int64))
+        devices.wait_for(self._device, "Optimizer.capturable")  # for the copies, which another stream would not
         self._t, self._steps = t, steps
 
     def _count(self) -> int:
         """Wait for the device and read how many steps were launched since the last ones were prepared."""
-        self._device.synchronize()
+        devices.wait_for(self._device, "Optimizer.t")
         return int(devices.to_numpy(self._row)[0])
 
     def _replayed(self, where: str) -> int:
@@ -273,6 +279,8 @@ class Optimizer:
     def state(self, name: str) -> dict[str, np.ndarray]:
         """Give one state buffer, by its name in the rule, as parameter → array (a copy in the computing precision).
 
+        On a device the copy is made on CuPy's current stream: after a step on another one, wait for that first.
+
         Raises:
             LayoutError: no group's rule has a buffer of that name.
 
@@ -296,6 +304,8 @@ class Optimizer:
         not kept. With gradient noise, a later run goes on bit for bit only with the same parameters in the same order
         and the same groups. The arrays are NumPy's, also of a device, so a run can move between the CPU and a device.
         """
+        if self._device is not None:
+            devices.wait_for(self._device, "Optimizer.state_dict")  # for steps on any stream
         t = self.t
         arrays = {f"{buffer}/{name}": devices.to_numpy(view) for buffer, name, view in self._all()}
         return {"t": t, "seed": self._seed, "rules": self._rules(), **arrays}
@@ -312,6 +322,8 @@ class Optimizer:
         where = "Optimizer.load_state_dict"
         given = dispatch.mapping(state, where, "entries")
         own = {f"{buffer}/{name}": view for buffer, name, view in self._all()}
+        if self._device is not None:
+            devices.wait_for(self._device, where)
         _require_names(given, {"t": 0, "seed": 0, "rules": 0, **own}, where, "the entry")
         if str(given["rules"]) != self._rules():
             raise LayoutError(
@@ -329,9 +341,13 @@ class Optimizer:
             self._prepare(t, self._steps)
 
     def __reduce__(self) -> tuple:
-        """Pickle and deep-copy by building anew: a kernel holds the addresses of its own optimizer's memory."""
+        """Pickle and deep-copy by building anew: a kernel holds the addresses of its own optimizer's memory.
+
+        A copy is on the device of the same number. It is not `capturable`: graphs do not know its memory.
+        """
         grads = {name: devices.to_numpy(view) for name, view in self.grads.items()}
-        return _restored, (type(self), self._arguments, self.state_dict(), grads)
+        device = None if self._device is None else self._device.id
+        return _restored, (type(self), self._arguments, self.state_dict(), grads, device)
 
     def _all(self) -> list[tuple[str, str, np.ndarray]]:
         """List every kept array as (buffer, parameter, view)."""
@@ -351,10 +367,16 @@ class Optimizer:
 
 
 def _restored(
-    kind: type[Optimizer], arguments: dict[str, Any], state: dict[str, Any], grads: dict[str, np.ndarray]
+    kind: type[Optimizer],
+    arguments: dict[str, Any],
+    state: dict[str, Any],
+    grads: dict[str, np.ndarray],
+    device: int | None,
 ) -> Optimizer:
-    opt = kind(params={name: state[f"p/{name}"] for name in grads}, **arguments)
-    opt.load_state_dict(state)
+    params = {name: state[f"p/{name}"] for name in grads}
+    with nullcontext() if device is None else devices.device("Optimizer", device):
+        opt = kind(params=params, **arguments)
+        opt.load_state_dict(state)
     for name, value in grads.items():
         devices.copy(opt.grads[name], value)
     return opt

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import importlib.util
+import logging  # noqa: F401 — compilers log, and whose fork handler is registered first takes its lock last
 import os
 import shutil
 import sys
@@ -24,7 +25,8 @@ from fastopt.errors import CacheWarning, explain
 _STAMP = 1_000_000_000
 
 lock = threading.RLock()
-"""Held while a module is written, imported or compiled. A fork waits for it: no child is born inside the compiler."""
+"""Held while a module is written, imported or compiled. A fork waits for it: no child is born inside the compiler.
+Handlers of a fork run in reverse order, so this lock is waited for before logging's is taken, which compilers need."""
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
@@ -122,18 +124,21 @@ def load(name: str, text: str, kind: str) -> ModuleType:
     with lock:
         if qualified in sys.modules:
             return sys.modules[qualified]
-        path = folder(kind) / f"{full}.py"
-        try:
-            _write(path, text)
-        except OSError as error:
-            warn_unwritable(path, error)
-            path = temporary_folder() / path.name
-            _write(path, text)
-        return _import(qualified, path)
+        return _import(qualified, keep(folder(kind) / f"{full}.py", text.encode()))
 
 
-def _write(path: Path, text: str) -> None:
-    data = text.encode()
+def keep(path: Path, data: bytes) -> Path:
+    """Write a file whole or not at all, and give its path: in a temporary folder where this one cannot be written."""
+    try:
+        _write(path, data)
+    except OSError as error:
+        warn_unwritable(path, error)
+        path = temporary_folder() / path.name
+        _write(path, data)
+    return path
+
+
+def _write(path: Path, data: bytes) -> None:
     try:
         if path.read_bytes() == data:
             return

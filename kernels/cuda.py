@@ -1,10 +1,10 @@
-"""The CUDA backend: prints a Program as CUDA C++, compiles it with NVRTC through CuPy, launches it on device arrays.
+"""The CUDA backend: prints a Program as CUDA C++ and launches it on device arrays.
 
 A printed kernel is one loop over tiles, `tile.cuh` before it; that file says how a tile is divided among a warp. Two
 entry points share the loop: the one named like the program takes the step's scalars as arguments, the one that ends in
 `_captured` finds them on the device, in the next row of a table, so that a CUDA graph of it can be replayed.
 
-Printing needs numpy only; CuPy is imported when something is compiled or launched.
+Printing needs numpy only; `nvrtc` compiles, and imports CuPy, when something is launched.
 """
 
 from __future__ import annotations
@@ -17,13 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.errors import BackendError, explain
 from fastopt.kernels.launch import Launch
+from fastopt.kernels.nvrtc import OPTIONS, function, load_cupy
 from fastopt.kernels.program import Node, Program, Text, infix, own_names, statements
 from fastopt.kernels.storage import TILE
-
-OPTIONS = ("-std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
-"""What NVRTC is told: every operation rounded on its own and correctly, denormals kept. Part of the arithmetic."""
 
 THREADS = 256
 """Threads of a block, 8 warps; as in tile.cuh."""
@@ -49,7 +46,7 @@ _LANGUAGE = (
     " inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public"
     " register reinterpret_cast return short signed sizeof static static_assert static_cast struct switch template this"
     " thread_local throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor"
-    " xor_eq blockIdx blockDim gridDim threadIdx warpSize char16_t char32_t"
+    " xor_eq blockIdx blockDim gridDim threadIdx warpSize char16_t char32_t NULL"
 )
 _RESERVED = frozenset([*_SKELETON.split(), *_TILE.split(), *_LANGUAGE.split(), *_CALLS.values()])
 
@@ -95,6 +92,12 @@ def _constant(value: Any) -> Text:
     return Text(text, 4 if text.startswith("-") else 9)
 
 
+def _names(program: Program) -> dict[str, str]:
+    """Give the names under which buffers and scalars are printed; two leading underscores are the compiler's."""
+    names = own_names(program, _RESERVED | {f"{b.name}_tile" for b in program.buffers})
+    return {name: f"u{printed}" if printed.startswith("__") else printed for name, printed in names.items()}
+
+
 def entry(program: Program) -> str:
     """Give the name of the program's entry point."""
     return _ascii(program.name)
@@ -118,7 +121,7 @@ def _listed(head: str, items: list[str], tail: str) -> list[str]:
 
 def print_kernel(program: Program) -> str:
     """Print `program` as a CUDA C++ source that includes tile.cuh; `print_source` gives the same in one piece."""
-    names = own_names(program, _RESERVED | {f"{b.name}_tile" for b in program.buffers})
+    names = _names(program)
     lines, results = statements(program, lambda node, operands: _render(node, operands, names))
     buffers = [(names[b.name], _TYPES[b.dtype.name], b.written) for b in program.buffers]
     scalars = [names[s] for s in program.scalars]
@@ -187,6 +190,7 @@ def print_kernel(program: Program) -> str:
     return _ascii(text)
 
 
+@lru_cache(maxsize=512)
 def print_source(program: Program) -> str:
     """Print `program` as one complete CUDA C++ source, which nvcc or NVRTC compiles as it stands."""
     return print_kernel(program).replace('#include "tile.cuh"\n', _tile(), 1)
@@ -213,71 +217,6 @@ ADVANCE = 'extern "C" __global__ void advance_row(long long* row) { ++*row; }\n'
 """The kernel after the captured ones of a step: the next replay finds the next row."""
 
 
-def load_cupy(where: str) -> Any:
-    """Import CuPy, or raise the BackendError that says what to install."""
-    try:
-        import cupy
-    except ImportError as error:
-        raise BackendError(
-            explain(
-                where,
-                "the CUDA backend needs CuPy.",
-                got=str(error),
-                do="pip install 'fastopt[cuda13]' (NVIDIA driver 580 or newer) or 'fastopt[cuda12]' (525 or newer)",
-            )
-        ) from error
-    return cupy
-
-
-def require_device(where: str) -> Any:
-    """Give CuPy where it finds a device, or raise the BackendError that says what is missing."""
-    cupy = load_cupy(where)
-    try:
-        if cupy.cuda.runtime.getDeviceCount():
-            return cupy
-        found = "no device"
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        found = str(error)
-    raise BackendError(
-        explain(
-            where,
-            "CUDA finds no GPU that it can use.",
-            got=found,
-            expected="an NVIDIA GPU of compute capability 7.5 or newer, and its driver",
-            do="install the driver (nvidia-smi shows it), or use backend='cpu'",
-        )
-    )
-
-
-@lru_cache(maxsize=512)
-def compiled(source: str) -> Any:
-    """Give the module of a source; CuPy compiles it on first use for each device and keeps the result on disk."""
-    return load_cupy("fastopt.kernels.cuda").RawModule(code=source, options=OPTIONS, backend="nvrtc")
-
-
-def function(source: str, name: str, where: str) -> Any:
-    """Compile a source for the current device, or load what is kept, and give one of its kernels.
-
-    Raises:
-        BackendError: the compiler is missing or refuses the source, or what it made cannot be kept or loaded.
-
-    """
-    try:
-        kernel = compiled(source).get_function(name)
-        kernel.kernel  # noqa: B018 — loads it now, not in the middle of a capture
-    except Exception as error:  # whatever NVRTC, the driver or the disk says
-        raise BackendError(
-            explain(
-                where,
-                f"the CUDA kernel {name} cannot be compiled and loaded.",
-                got=f"{type(error).__name__}: {error}"[:2000],
-                do="install the compiler, NVRTC, with pip install 'fastopt[cuda13]' or 'fastopt[cuda12]'; CuPy keeps"
-                " kernels in ~/.cupy or the folder CUPY_CACHE_DIR, which must be writable",
-            )
-        ) from error
-    return kernel
-
-
 class DeviceLaunch(Launch):
     """A step over flat, contiguous, non-overlapping CuPy arrays of one device, in the order of `program.buffers`.
 
@@ -287,14 +226,14 @@ class DeviceLaunch(Launch):
     __slots__ = ("_arrays", "_captured", "_keys", "_program", "_row", "_rows", "_table")
 
     def __init__(self, program: Program, arrays: Sequence[Any]):
-        n, where = int(arrays[0].size), program.name
+        n = int(arrays[0].size)
         self._program, self._arrays, self._captured = program, tuple(arrays), None
         if n == 0:
             super().__init__(lambda noise, scalars: [])
             return
         shape, fixed = ((blocks(n),), (THREADS,)), (np.int64(n), *arrays)
-        with arrays[0].device:
-            kernel = function(print_source(program), entry(program), where)
+        with arrays[0].device as device:
+            kernel = function(print_source(program), entry(program), device.id)
         super().__init__(lambda noise, scalars: [(kernel, *shape, (*fixed, *numbers(program, noise, scalars)))])
 
     def prepare(self, row: Any, scalars: Sequence[tuple], noise: Sequence[tuple[int, int]]) -> None:
@@ -306,9 +245,9 @@ class DeviceLaunch(Launch):
         program, cupy = self._program, load_cupy(self._program.name)
         table = np.array(scalars, program.dtype).reshape(len(scalars), -1)
         keys = np.array(noise, np.uint32).reshape(-1, 2)
-        with row.device:
+        with row.device as device:
             if self._captured is None:
-                self._captured = function(print_source(program), f"{entry(program)}_captured", program.name)
+                self._captured = function(print_source(program), f"{entry(program)}_captured", device.id)
                 self._table, self._keys = cupy.empty(table.shape, table.dtype), cupy.empty(keys.shape, keys.dtype)
                 self._row, self._rows = row, np.int64(len(scalars))
             self._table.set(table)
@@ -328,7 +267,7 @@ def counter(device: Any) -> tuple[Any, list[tuple]]:
     """Make the int64 on a device that says which row of prepared scalars is next, and the calls that advance it."""
     with device:
         row = load_cupy("fastopt.kernels.cuda").zeros(1, np.int64)
-        kernel = function(ADVANCE, "advance_row", "fastopt.kernels.cuda")
+        kernel = function(ADVANCE, "advance_row", device.id)
     return row, [(kernel, (1,), (1,), (row,))]
 
 

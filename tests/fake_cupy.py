@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from cuda_player import compile_library
 
-from fastopt.kernels.cuda import OPTIONS
+from fastopt.kernels.nvrtc import OPTIONS
 
-_state = types.SimpleNamespace(device=0, streams=[], count=2, launches=[], broken=None)
+_state = types.SimpleNamespace(device=0, streams=[], count=2, launches=[], broken=None, capability=90, compiled=0)
 
 
 class CUDARuntimeError(RuntimeError):
@@ -43,8 +43,12 @@ class Device:
     def __exit__(self, *_: object) -> None:
         _state.device = self._before.pop()
 
+    @property
+    def compute_capability(self) -> str:
+        return str(_state.capability)
+
     def synchronize(self) -> None:
-        assert not any(stream.is_capturing for stream in _state.streams), "a capture forbids to wait"
+        assert not any(stream.is_capturing() for stream in _state.streams), "a capture forbids to wait"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Device) and other.id == self.id
@@ -73,7 +77,7 @@ class Stream:
     """A stream; `with` makes it the current one."""
 
     def __init__(self, name: str = "", non_blocking: bool = False):
-        self.name = name
+        self.name, self.device_id = name, -1 if name.startswith("external") else _state.device
         self._captured: list | None = None
 
     def __enter__(self) -> Stream:
@@ -83,7 +87,6 @@ class Stream:
     def __exit__(self, *_: object) -> None:
         assert _state.streams.pop() is self
 
-    @property
     def is_capturing(self) -> bool:
         return self._captured is not None
 
@@ -101,14 +104,7 @@ class Stream:
     def from_external(stream: Any) -> Stream:
         version, handle = stream.__cuda_stream__()
         assert version == 0
-        return stream if isinstance(stream, Stream) else Stream(f"external {handle}")
-
-
-class ExternalStream(Stream):
-    """Somebody else's stream by its address."""
-
-    def __init__(self, pointer: int, device_id: int = -1):
-        super().__init__(f"external {pointer}")
+        return Stream(f"external {handle}")
 
 
 _default = Stream("default")
@@ -210,6 +206,7 @@ class RawKernel:
     @property
     def kernel(self) -> RawKernel:
         self._module.library()
+        assert not get_current_stream().is_capturing(), "a module is loaded while a stream is captured"
         return self
 
     def __call__(self, grid: tuple, block: tuple, args: tuple) -> None:
@@ -238,30 +235,29 @@ def _argument(x: Any) -> np.ndarray:
 
 
 class RawModule:
-    """A source and what g++ makes of it."""
+    """Machine code that `nvrtc` below "compiled", which is the source, and what g++ makes of it."""
 
     _libraries: dict[str, ctypes.CDLL] = {}  # noqa: RUF012
     _folder = tempfile.TemporaryDirectory(prefix="fake-cupy-")
 
-    def __init__(self, *, code: str, options: tuple, backend: str):
-        assert options == OPTIONS
-        assert backend == "nvrtc"
-        self._code = code
+    def __init__(self, *, path: str):
+        self._path = Path(path)
 
     def library(self) -> ctypes.CDLL:
-        if _state.broken:
-            raise RuntimeError(_state.broken)
-        name = hashlib.sha256(self._code.encode()).hexdigest()[:16]
+        magic, _, source = self._path.read_text().partition("\n")
+        if magic not in (f"cubin for sm_{_state.capability}", "ptx"):
+            raise CUDADriverError("CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid")
+        name = hashlib.sha256(source.encode()).hexdigest()[:16]
         if name not in self._libraries:
             entries = re.findall(
-                r"__global__ [^{]*?(\w+)\s*\(\s*[a-zA-Z]", self._code.replace("__launch_bounds__(THREADS) ", "")
+                r"__global__ [^{]*?(\w+)\s*\(\s*[a-zA-Z]", source.replace("__launch_bounds__(THREADS) ", "")
             )
             played = [
                 f'extern "C" void run_{e}(long long blocks, int threads, void** arguments)'
                 f" {{ host::launch({e}, blocks, 0, threads, arguments, false); }}"
                 for e in entries
             ]
-            text = "\n".join(['#include "cuda_host.h"', self._code, *played])
+            text = "\n".join(['#include "cuda_host.h"', source, *played])
             self._libraries[name] = compile_library(text, Path(self._folder.name) / f"{name}.so")
         return self._libraries[name]
 
@@ -269,9 +265,49 @@ class RawModule:
         return RawKernel(self, name)
 
 
+class CUDADriverError(RuntimeError):
+    """What CuPy raises for an error of the CUDA driver."""
+
+
+class _Nvrtc:
+    """CuPy's NVRTC: the "machine code" is the source behind a line that says for which architecture."""
+
+    class NVRTCError(RuntimeError):
+        pass
+
+    def getVersion(self) -> tuple[int, int]:
+        if _state.broken:
+            raise RuntimeError(_state.broken)
+        return 13, 0
+
+    def getSupportedArchs(self) -> tuple[int, ...]:
+        return 75, 80, 90
+
+    def createProgram(self, source: str, name: str, headers: tuple, includes: tuple) -> list:
+        assert (headers, includes) == ((), ())
+        return [source, None]
+
+    def compileProgram(self, program: list, options: tuple[str, ...]) -> None:
+        assert options[1:] == OPTIONS
+        program[1] = options[0].removeprefix("--gpu-architecture=")
+        _state.compiled += 1
+
+    def getCUBIN(self, program: list) -> bytes:
+        return f"cubin for {program[1]}\n{program[0]}".encode()
+
+    def getPTX(self, program: list) -> bytes:
+        return f"ptx\n{program[0]}".encode()
+
+    def getProgramLog(self, program: list) -> str:
+        return ""
+
+    def destroyProgram(self, program: list) -> None:
+        program.clear()
+
+
 def install() -> types.ModuleType:
     """Make a module of this, as `import cupy` finds it; forget what was launched before."""
-    _state.device, _state.count, _state.broken = 0, 2, None
+    _state.device, _state.count, _state.broken, _state.capability, _state.compiled = 0, 2, None, 90, 0
     _state.streams, _state.launches = [], []
     module = types.ModuleType("cupy")
     found = {"name": b"a stand-in", "major": 9, "minor": 0, "totalGlobalMem": 80 << 30}
@@ -283,7 +319,7 @@ def install() -> types.ModuleType:
     module.__dict__["cuda"] = types.SimpleNamespace(
         Device=Device,
         Stream=Stream,
-        ExternalStream=ExternalStream,
+        nvrtc=_Nvrtc(),
         get_current_stream=get_current_stream,
         runtime=runtime,
     )

@@ -35,10 +35,12 @@ MAY_IMPORT = {
         "fastopt.kernels", "fastopt.kernels.program", "fastopt.kernels.cache", "fastopt.kernels.intrinsics",
         "fastopt.kernels.launch", "fastopt.kernels.threads",
     },
+    "fastopt.kernels.nvrtc": {"fastopt.kernels", "fastopt.kernels.cache"},
     "fastopt.kernels.cuda": {
-        "fastopt.kernels", "fastopt.kernels.launch", "fastopt.kernels.program", "fastopt.kernels.storage",
+        "fastopt.kernels", "fastopt.kernels.launch", "fastopt.kernels.nvrtc", "fastopt.kernels.program",
+        "fastopt.kernels.storage",
     },
-    "fastopt.kernels.elementwise": {"fastopt.kernels.cuda", "fastopt.kernels.program"},
+    "fastopt.kernels.elementwise": {"fastopt.kernels.nvrtc", "fastopt.kernels.program"},
     "fastopt.buffers": {"fastopt", "fastopt.devices", "fastopt.kernels.storage"},
     "fastopt.schedules": set(),
     "fastopt.averages": set(),
@@ -47,7 +49,7 @@ MAY_IMPORT = {
         "fastopt.kernels", "fastopt.kernels.program", "fastopt.kernels.storage", "fastopt.kernels.cpu",
         "fastopt.kernels.reference", "fastopt.kernels.cuda", "fastopt.devices",
     },
-    "fastopt.devices": {"fastopt.kernels.cuda"},
+    "fastopt.devices": {"fastopt.kernels.nvrtc"},
     "fastopt.groups": {
         "fastopt", "fastopt.dispatch", "fastopt.kernels", "fastopt.kernels.program", "fastopt.kernels.settings",
         "fastopt.kernels.storage",
@@ -70,7 +72,7 @@ MAY_IMPORT = {
 HEAVY = {
     "numba": {"fastopt.kernels.cpu", "fastopt.kernels.intrinsics"},
     "llvmlite": {"fastopt.kernels.intrinsics", "fastopt.demo.machine"},
-    "cupy": {"fastopt.kernels.cuda"},
+    "cupy": {"fastopt.kernels.nvrtc"},
     "torch": set(),
     "jax": set(),
     "matplotlib": {"fastopt.demo.pictures"},

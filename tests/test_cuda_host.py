@@ -29,11 +29,11 @@ class AwkwardNames:
     """Scalars and state named like C++'s words, the kernel's own variables, and in other scripts."""
 
     def scalars(self, t):
-        names = ("float_", "delete", "count", "i", "x0", "p_new", "place", "row", "n", "Word", "η", "uη", "p_tile")
+        names = ("float_", "NULL", "count", "i", "x0", "p_new", "place", "row", "n", "Word", "η", "uη", "p_tile")
         return {name: float(k + 1) for k, name in enumerate(names)}
 
-    def update(self, p, g, int, first, β, *, float_, delete, count, i, x0, p_new, place, row, n, Word, η, uη, p_tile):
-        x = np.abs(g) + delete * float_
+    def update(self, p, g, int, first, β, *, float_, NULL, count, i, x0, p_new, place, row, n, Word, η, uη, p_tile):
+        x = np.abs(g) + NULL * float_
         y = x * count + i * x0
         step = np.where(y > p_new, y, place + row) * (n + Word + η) - uη / p_tile
         return p - step * x, int + y, first - step, β * y
@@ -126,14 +126,15 @@ def test_a_rules_own_names_may_be_any(dtype, player):
         assert_same_bits(array, expected)
 
 
-@pytest.mark.parametrize("case", ["adam", "noise-sgd", "adam-scheduled"])
-def test_steps_from_a_table_equal_steps_from_arguments(case, player):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_steps_from_a_table_equal_steps_from_arguments(case, dtype, player):
     rule, rng, n, steps = CASES[case], np.random.default_rng(3), 1003, 5
-    program = trace(rule, np.float32)
+    program = trace(rule, dtype)
     scalars = host_scalars(program, rule)
     ours = list(filled(program, rng, n).values())
     truth = [a.copy() for a in ours]
-    table = np.array([scalars(t) for t in range(1, steps + 1)], np.float32)
+    table = np.array([scalars(t) for t in range(1, steps + 1)], dtype)
     keys = np.array([noise_keys(5, t) for t in range(1, steps + 1)], np.uint32)
     row = np.zeros(1, np.int64)
     for t in range(1, steps + 1):

@@ -5,10 +5,10 @@ import re
 
 import numpy as np
 import pytest
-from nvrtc import ARCHITECTURES, REGISTERS, all_programs, compile_all, compile_source
+from cuda_matrix import ARCHITECTURES, REGISTERS, all_programs, compile_all, compile_source
 
 import fastopt
-from fastopt.kernels import cuda
+from fastopt.kernels import cuda, nvrtc
 from fastopt.kernels.program import trace, walk
 
 pytest.importorskip("cupy", reason="NVRTC is called through CuPy, which this platform has no wheel of")
@@ -49,7 +49,7 @@ def require_exact_and_wide(program, ptx):
 def test_a_kernel_that_contracts_would_be_noticed():
     source = cuda.print_source(trace(fastopt.Adam(), np.float32))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda, "OPTIONS", ("-std=c++17",))
+        patch.setattr(nvrtc, "OPTIONS", ("-std=c++17",))
         contracted = compile_source(source, 90).ptx
     with pytest.raises(AssertionError, match="contracted"):
         require_exact_and_wide(trace(fastopt.Adam(), np.float32), contracted)
@@ -59,7 +59,7 @@ def test_the_registers_of_every_kernel_are_recorded():
     with REGISTERS.open() as file:
         head, *rows = csv.reader(file)
     assert head[1:] == [f"sm_{a}" for a in ARCHITECTURES]
-    assert [row[0] for row in rows] == [p.name for p in PROGRAMS], "run python tests/nvrtc.py"
+    assert [row[0] for row in rows] == [p.name for p in PROGRAMS], "run python tests/cuda_matrix.py"
 
 
 def test_the_kernel_that_counts_replays_compiles():

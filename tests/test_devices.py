@@ -17,19 +17,20 @@ from values import assert_same_bits
 import fastopt
 from fastopt import BackendError, LayoutError, SettingError, devices
 from fastopt.demo import machine
-from fastopt.kernels import cuda
+from fastopt.kernels import cache, nvrtc
 from fastopt.kernels.program import trace
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++, which plays the GPU's part")
 
 
 @pytest.fixture
-def cupy(monkeypatch):
+def cupy(monkeypatch, tmp_path):
     module = fake_cupy.install()
     monkeypatch.setitem(sys.modules, "cupy", module)
-    cuda.compiled.cache_clear()
+    monkeypatch.setattr(cache, "folder", lambda kind: tmp_path)
+    nvrtc.function.cache_clear()
     yield module
-    cuda.compiled.cache_clear()
+    nvrtc.function.cache_clear()
 
 
 def on_device(cupy, array, device=0):
@@ -129,7 +130,7 @@ def strided(cupy, array):
 
 
 def misaligned(cupy, array):
-    raw = np.zeros(array.nbytes + 64, np.uint8)[1:]
+    raw = np.zeros(array.nbytes + 128, np.uint8)
     raw = raw[-raw.ctypes.data % 64 + 2 :][: array.nbytes]
     return cupy.ndarray(raw.view(array.dtype))
 
@@ -369,10 +370,10 @@ def test_a_missing_device_compiler_or_cupy_is_one_clear_error(cupy, monkeypatch)
     with pytest.raises(BackendError, match=r"no GPU that it can use.*\n.*cudaErrorNoDevice(.*\n)+.*install the driver"):
         fastopt.Optimizer(ADAM, {"w": np.ones(3, np.float32)}, backend="cuda")
     cupy.state.count, cupy.state.broken = 1, "libnvrtc.so.13: cannot open shared object file"
-    with pytest.raises(BackendError, match=r"cannot be compiled(.*\n)+.*libnvrtc(.*\n)+.*fastopt\[cuda13\]"):
+    with pytest.raises(BackendError, match=r"cannot be compiled(.*\n)+.*libnvrtc(.*\n)+.*cupy-cuda13x\[ctk\]"):
         fastopt.Optimizer(ADAM, {"w": on_device(cupy, np.ones(3, np.float32))})
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(BackendError, match=r"needs CuPy(.*\n)+.*fastopt\[cuda13\]"):
+    with pytest.raises(BackendError, match=r"needs CuPy(.*\n)+.*cupy-cuda13x\[ctk\]"):
         fastopt.Optimizer(ADAM, {"w": np.ones(3, np.float32)}, backend="cuda")
 
 
@@ -382,6 +383,73 @@ def test_info_names_the_device_and_how_long_a_kernel_takes_or_what_is_missing(cu
     )
     cupy.state.count = 0
     assert machine.cuda().startswith("CUDA finds no GPU that it can use; got cudaErrorNoDevice")
+
+
+def test_a_second_process_compiles_nothing_and_damaged_code_is_replaced(cupy, tmp_path):
+    ours = {name: on_device(cupy, a) for name, a in buffers().items()}
+    fastopt.update(ADAM, 1, ours)
+    assert cupy.state.compiled == 1
+    nvrtc.function.cache_clear()
+    fastopt.update(ADAM, 2, ours)
+    assert cupy.state.compiled == 1
+    (kept,) = tmp_path.iterdir()
+    kept.write_text("half")
+    nvrtc.function.cache_clear()
+    with pytest.warns(fastopt.CacheWarning, match="compiled again"):
+        fastopt.update(ADAM, 3, ours)
+    truth = buffers()
+    for t in (1, 2, 3):
+        fastopt.update(ADAM, t, truth, backend="reference")
+    assert_same_bits(ours["p"].get(), truth["p"])
+
+
+def test_a_newer_device_than_the_compiler_gets_ptx_and_a_too_old_one_an_error(cupy, tmp_path):
+    cupy.state.capability = 103
+    fastopt.update(ADAM, 1, {name: on_device(cupy, a) for name, a in buffers().items()})
+    assert [path.suffix for path in tmp_path.iterdir()] == [".ptx"]
+    cupy.state.capability = 70
+    nvrtc.function.cache_clear()
+    with pytest.raises(BackendError, match=r"compute capability 7\.0 is below 7\.5"):
+        fastopt.update(ADAM, 1, {name: on_device(cupy, a) for name, a in buffers().items()})
+
+
+def test_what_waits_for_the_device_is_refused_in_a_capture(cupy):
+    ours, truth, _ = pair(cupy)
+    ours.capturable(3)
+    kept = ours.state_dict()
+    stream = cupy.cuda.Stream()
+    for use in (lambda: ours.t, ours.state_dict, lambda: ours.load_state_dict(kept), lambda: ours.capturable(3)):
+        with stream:
+            stream.begin_capture()
+            with pytest.raises(BackendError, match="captured into a CUDA graph, and this waits"):
+                use()
+            stream.end_capture()
+    assert_equal(ours, truth)
+
+
+def test_a_copy_stays_on_its_device(cupy):
+    opt = fastopt.Optimizer(ADAM, {"w": on_device(cupy, buffers()["p"], 1)})
+    assert copy.deepcopy(opt).params["w"].device.id == 1
+
+
+def test_a_stream_of_another_device_is_refused(cupy):
+    with cupy.cuda.Device(1):
+        stream = cupy.cuda.Stream()
+    with pytest.raises(SettingError, match="another device"):
+        fastopt.update(ADAM, 1, {name: on_device(cupy, a) for name, a in buffers().items()}, stream=stream)
+
+
+def test_the_stand_in_has_the_kinds_of_things_that_cupy_has(cupy, monkeypatch):
+    monkeypatch.delitem(sys.modules, "cupy")
+    real = pytest.importorskip("cupy")
+    pairs = [
+        (cupy, real), (cupy.cuda, real.cuda), (cupy.cuda.runtime, real.cuda.runtime), (cupy.ndarray, real.ndarray),
+        (cupy.cuda.nvrtc, real.cuda.nvrtc), (cupy.cuda.Stream, real.cuda.Stream), (cupy.cuda.Device, real.cuda.Device),
+        (fake_cupy.Graph, real.cuda.Graph), (cupy.RawModule, real.RawModule), (fake_cupy.RawKernel, real.RawKernel),
+    ]  # fmt: skip
+    for ours, theirs in pairs:
+        for name in {n for n in dir(ours) if not n.startswith("_")} - {"state", "library", "play"}:
+            assert callable(getattr(ours, name)) == callable(getattr(theirs, name)), f"{theirs}.{name}"
 
 
 def test_no_elements_launch_nothing(cupy):

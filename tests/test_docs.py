@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_architecture import modules
 
-from fastopt.kernels import cuda
+from fastopt.kernels import cache, nvrtc
 
 ROOT = Path(__file__).parent.parent
 HAVE_EXAMPLES = {"fastopt.averages", "fastopt.batches", "fastopt.ceiling", "fastopt.schedules"}
@@ -45,10 +45,11 @@ def test_python_blocks_of_documents_run_in_order(document, tmp_path, monkeypatch
         if needs_gpu:
             with pytest.MonkeyPatch.context() as patch:  # the stand-in for CuPy plays the kernels on the CPU
                 patch.setitem(sys.modules, "cupy", fake_cupy.install())
-                cuda.compiled.cache_clear()
+                patch.setattr(cache, "folder", lambda kind: tmp_path)
+                nvrtc.function.cache_clear()
                 exec(compile(block, document, "exec"), space)
                 assert space["opt"].t == 2
-                cuda.compiled.cache_clear()
+                nvrtc.function.cache_clear()
             continue
         if ">>>" in block:
             test = doctest.DocTestParser().get_doctest(block, space, document, document, 0)

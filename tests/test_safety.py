@@ -321,12 +321,12 @@ def test_an_unfinished_module_is_never_imported(tmp_path):
     folder = tmp_path / "kind"
     folder.mkdir()
     path = folder / "m.py"
-    cache._write(path, "x = 1\n")
+    cache._write(path, b"x = 1\n")
     stamp = path.stat().st_mtime
-    cache._write(path, "x = 1\n")
+    cache._write(path, b"x = 1\n")
     assert path.stat().st_mtime == stamp
     path.write_text("x =")  # left by a crash of some other program
-    cache._write(path, "x = 1\n")
+    cache._write(path, b"x = 1\n")
     assert path.read_text() == "x = 1\n"
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from fastopt import BackendError
-from fastopt.kernels.cuda import require_device
+from fastopt.kernels.nvrtc import require_device
 
 
 def pytest_addoption(parser):
@@ -11,11 +11,15 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture(scope="session")
-def cupy(request):
+def missing(request):
+    """What to call where something is missing that a test needs."""
+    return pytest.fail if request.config.getoption("--require-cuda", default=False) else pytest.skip
+
+
+@pytest.fixture(scope="session")
+def cupy(missing):
     """CuPy, on a machine with a GPU."""
     try:
         return require_device("tests/device")
     except BackendError as error:
-        if request.config.getoption("--require-cuda", default=False):
-            pytest.fail(str(error))
-        pytest.skip(str(error).splitlines()[0])
+        missing(str(error))

@@ -1,12 +1,11 @@
 """Compiles printed CUDA kernels with NVRTC from its wheel, which needs no GPU, and reads what came of them.
 
-`python tests/nvrtc.py` writes the registers of every kernel to bench/results/cuda-registers.csv.
+`python tests/cuda_matrix.py` writes the registers of every kernel to bench/results/cuda-registers.csv.
 """
 
 from __future__ import annotations
 
 import csv
-import importlib
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from cases import CASES
 
-from fastopt.kernels import cuda
+from fastopt.kernels import cuda, nvrtc
 from fastopt.kernels.program import Program, trace
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
@@ -32,32 +31,17 @@ class Compiled(NamedTuple):
     stack: dict[str, int]
 
 
-def load() -> Any:
-    """Import CuPy's NVRTC."""
-    return importlib.import_module("cupy.cuda").nvrtc
-
-
 def compile_source(source: str, architecture: int) -> Compiled:
-    """Compile a source for a real architecture; NVRTC's log is the error."""
-    nvrtc = load()
-    program = nvrtc.createProgram(source, "kernel.cu", (), ())
-    try:
-        options = (f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v", *cuda.OPTIONS)
-        try:
-            nvrtc.compileProgram(program, options)
-        except nvrtc.NVRTCError as error:
-            raise AssertionError(nvrtc.getProgramLog(program)) from error
-        log = nvrtc.getProgramLog(program)
-        parts = re.split(r"Compiling entry function '(\w+)'", log)[1:]
-        told = dict(zip(parts[::2], parts[1::2], strict=True))
-        return Compiled(
-            nvrtc.getCUBIN(program),
-            nvrtc.getPTX(program).decode(),
-            {name: int(_found(r"Used (\d+) registers", text)) for name, text in told.items()},
-            {name: int(_found(r"(\d+) bytes stack frame", text)) for name, text in told.items()},
-        )
-    finally:
-        nvrtc.destroyProgram(program)
+    """Compile a source for a real architecture, as the CUDA backend does, and read the assembler's report."""
+    made = nvrtc.compile_source(source, f"sm_{architecture}", "--ptxas-options=-v")
+    parts = re.split(r"Compiling entry function '(\w+)'", made.log)[1:]
+    told = dict(zip(parts[::2], parts[1::2], strict=True))
+    return Compiled(
+        made.cubin,
+        made.ptx.decode(),
+        {name: int(_found(r"Used (\d+) registers", text)) for name, text in told.items()},
+        {name: int(_found(r"(\d+) bytes stack frame", text)) for name, text in told.items()},
+    )
 
 
 def _found(pattern: str, text: str) -> str:
@@ -85,7 +69,12 @@ def write_registers() -> None:
     columns = {a: compile_all(programs, a) for a in ARCHITECTURES}
     with REGISTERS.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["kernel (NVRTC {}.{})".format(*load().getVersion()), *(f"sm_{a}" for a in ARCHITECTURES)])
+        rows.writerow(
+            [
+                "kernel (NVRTC {}.{})".format(*nvrtc.load_cupy("NVRTC").cuda.nvrtc.getVersion()),
+                *(f"sm_{a}" for a in ARCHITECTURES),
+            ]
+        )
         for p in programs:
             rows.writerow([p.name, *(columns[a][p.name].registers[cuda.entry(p)] for a in ARCHITECTURES)])
 
