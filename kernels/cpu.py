@@ -108,7 +108,7 @@ def print_module(program: Program) -> str:
     stages, lines = _stages(program, lines)
     body = [f"{s.name} = {s.text}" for s in lines] + [f"{names[b]}[i] = {text}" for b, text in results.items()]
     text = "\n".join([*(s.text for stage in stages for s in stage), *body])
-    calls = {"buffer", "claim", "prefetch", "wide_vectors"}
+    calls = {"buffer", "claim", "prefetch"}
     calls |= {name for name in (*_CALLS.values(), "word", "to_float", "from_bits") if f"{name}(" in text}
     dtypes = {*kinds, program.dtype.name, "float64", *(["float32"] if "float32" in text else [])}
     read = [b.name for b in program.buffers if not b.written]
@@ -117,8 +117,9 @@ def print_module(program: Program) -> str:
     views = [f"{b} = buffer({b}_at, strip, {kind}, {k}" for k, (b, kind) in enumerate(zip(buffers, kinds, strict=True))]
     loops, strip, length = [], intrinsics.STRIP, "chunk"
     if noise:
-        calls |= {"scratch", "word"}
+        calls |= {"scratch", "wide_vectors", "word"}
         kept = [(stage[-1].name, stage[-1].dtype.name) for stage in stages]
+        convert.insert(0, "wide_vectors()")
         convert.append("key0, key1, index_high = word(key0), word(key1), word(offset >> 32)")
         convert += [f"{name}_at = scratch({kind})" for name, kind in kept]
         views += [f"{name}_all = buffer({name}_at, 0, {kind}, {len(views) + k}" for k, (name, kind) in enumerate(kept)]
@@ -146,7 +147,6 @@ def print_module(program: Program) -> str:
             "",
             '@njit(nogil=True, cache=True, error_model="numpy")',
             *_listed(f"def {printed_name(program)}(", arguments, "):", "    "),
-            "    wide_vectors()",
             *(f"    {line}" for line in convert),
             "    first = claim(job, -chunk, chunk)",
             "    while first < n:",

@@ -5,7 +5,7 @@ Reads and writes p, m, v; reads g: 28 bytes a parameter.
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.intrinsics import buffer, claim, prefetch, sqrt, wide_vectors
+from fastopt.kernels.intrinsics import buffer, claim, prefetch, sqrt
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64, float64,
@@ -18,7 +18,6 @@ def adam_pf32_gf32_mf32_vf32(
     job, n, chunk, p_at, g_at, m_at, v_at, beta1, rest1, beta2, rest2, step_size, root, eps, decay,
     keep,
 ):
-    wide_vectors()
     beta1 = float32(beta1)
     rest1 = float32(rest1)
     beta2 = float32(beta2)

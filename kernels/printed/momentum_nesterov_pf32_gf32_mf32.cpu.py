@@ -5,7 +5,7 @@ Reads and writes p, m; reads g: 20 bytes a parameter.
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.intrinsics import buffer, claim, prefetch, wide_vectors
+from fastopt.kernels.intrinsics import buffer, claim, prefetch
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64,
@@ -16,7 +16,6 @@ SIGNATURE = types.void(
 def momentum_nesterov_pf32_gf32_mf32(
     job, n, chunk, p_at, g_at, m_at, beta, rest, m_size, g_size, decay,
 ):
-    wide_vectors()
     beta = float32(beta)
     rest = float32(rest)
     m_size = float32(m_size)

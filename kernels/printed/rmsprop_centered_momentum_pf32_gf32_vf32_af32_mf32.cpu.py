@@ -5,7 +5,7 @@ Reads and writes p, v, a, m; reads g: 36 bytes a parameter.
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.intrinsics import buffer, claim, prefetch, select, sqrt, wide_vectors
+from fastopt.kernels.intrinsics import buffer, claim, prefetch, select, sqrt
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64,
@@ -17,7 +17,6 @@ SIGNATURE = types.void(
 def rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
     job, n, chunk, p_at, g_at, v_at, a_at, m_at, lr, alpha, rest, eps, momentum, decay,
 ):
-    wide_vectors()
     lr = float32(lr)
     alpha = float32(alpha)
     rest = float32(rest)
