@@ -278,6 +278,8 @@ def test_info_says_what_is_here(monkeypatch: pytest.MonkeyPatch):
     words = "fastopt python numpy numba llvmlite backends reference cpu cuda processor vectors bits threads workers"
     for word in (*words.split(), "kernel cache", "writable", "MB", "memory ceiling", "GB/s"):
         assert word in text
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert "'cupy-cuda13x[ctk]'" in run("info")
 
 
 @pytest.mark.parametrize(("reads", "writes"), [(0, 1), (1, 1), (1, 3), (2, 4)])

@@ -6,6 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 
 def open_console() -> Console:
@@ -25,5 +26,5 @@ def print_table(console: Console, headings: tuple[str, ...], rows: list[tuple[st
     for k, heading in enumerate(headings):
         table.add_column(heading, justify="left" if k < left else "right", style="bold" if k == 0 else "")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as it stands: brackets are no markup
     console.print(table)
