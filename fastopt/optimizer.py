@@ -224,13 +224,12 @@ class Optimizer:
         tables = [[group.scalars(k) for k in rows] for group in self._groups]  # all of them, before anything is written
         keys = [[noise_keys(self._seed, k) for k in rows] if group.program.noise else [] for group in self._groups]
         devices.wait_for(self._device, "Optimizer.capturable")  # for replays that still read the table
-        if self._row is None:
-            self._row, self._advance = counter(self._device)
+        row, advance = counter(self._device) if self._row is None else (self._row, self._advance)
         for group, table, noise in zip(self._groups, tables, keys, strict=True):
-            group.launch.prepare(self._row, table, noise)
-        devices.copy(self._row, np.zeros(1, np.int64))
+            group.launch.prepare(row, table, noise)
+        devices.copy(row, np.zeros(1, np.int64))
         devices.wait_for(self._device, "Optimizer.capturable")  # for the copies, which another stream would not
-        self._t, self._steps = t, steps
+        self._row, self._advance, self._t, self._steps = row, advance, t, steps
 
     def _count(self) -> int:
         """Wait for the device and read how many steps were launched since the last ones were prepared."""

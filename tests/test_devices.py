@@ -321,6 +321,19 @@ def test_the_number_of_prepared_steps_is_fixed_and_a_captured_graph_goes_on_with
     assert_equal(ours, truth)
 
 
+def test_a_preparation_that_fails_leaves_the_optimizer_as_it_was(cupy):
+    opt = fastopt.Optimizer(ADAM, {"w": on_device(cupy, buffers()["p"])})
+    cupy.state.broken = "out of order"
+    with pytest.raises(BackendError, match="out of order"):
+        opt.capturable(3)
+    cupy.state.broken = None
+    opt.step()
+    assert opt.t == 1
+    opt.capturable(3)
+    opt.step()
+    assert opt.t == 2
+
+
 def test_loading_a_state_prepares_its_steps_anew(cupy):
     ours, truth, _ = pair(cupy)
     for _ in range(3):
