@@ -32,11 +32,6 @@ PARALLEL_FROM = 8 << 20
 STRIPS_FROM = 131_072
 """Elements beyond which a step runs in strips that are prefetched: measured in docs/decisions/0003."""
 
-_INFIX = {
-    "add": "+", "subtract": "-", "multiply": "*", "divide": "/", "and": "&", "or": "|", "xor": "^",
-    "less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">=", "equal": "==", "not_equal": "!=",
-    "left_shift": "<<", "right_shift": ">>",
-}  # fmt: skip
 _CALLS = {name: name for name in ("sqrt", "rint", "floor", "ceil", "trunc", "copysign", "sign", "select")} | {
     "abs": "fabs"
 }
@@ -69,7 +64,7 @@ def _render(node: Node, operands: list[Text], names: dict[str, str]) -> Text:
             return Text(f"not {operands[0].within(9)}" if kind == "bool" else f"~{operands[0].within(9)}", 0)
     if node.op in _CALLS:
         return Text(f"{_CALLS[node.op]}({', '.join(operands)})")
-    return infix(_INFIX[node.op], *operands)
+    return infix(node.op, *operands)
 
 
 def _number(value: Any) -> str:

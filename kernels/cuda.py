@@ -29,11 +29,6 @@ MOST_BLOCKS = 2**31 - 1
 """Blocks that a grid can have. Below this a warp works on one tile, and the device is never short of blocks."""
 
 _TYPES = {"float32": "float", "float64": "double", "uint32": "Word", "bool": "bool"}
-_INFIX = {
-    "add": "+", "subtract": "-", "multiply": "*", "divide": "/", "and": "&", "or": "|", "xor": "^",
-    "less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">=", "equal": "==", "not_equal": "!=",
-    "left_shift": "<<", "right_shift": ">>",
-}  # fmt: skip
 _CALLS = {"sqrt": "sqrt", "rint": "rint", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "sign": "sign",
           "copysign": "copysign", "abs": "fabs"}  # fmt: skip
 
@@ -76,7 +71,7 @@ def _render(node: Node, operands: list[Text], names: dict[str, str]) -> Text:
             return Text(f"{condition.within(2)} ? {a.within(2)} : {b.within(2)}", 0)
     if node.op in _CALLS:
         return Text(f"{_CALLS[node.op]}({', '.join(operands)})")
-    return infix(_INFIX[node.op], *operands)
+    return infix(node.op, *operands)
 
 
 def _constant(value: Any) -> Text:

@@ -275,8 +275,16 @@ class Text(str):
         return self if self.binding >= binding else f"({self})"
 
 
-def infix(operator: str, left: Text, right: Text) -> Text:
+_OPERATORS = {
+    "add": "+", "subtract": "-", "multiply": "*", "divide": "/", "and": "&", "or": "|", "xor": "^",
+    "less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">=", "equal": "==", "not_equal": "!=",
+    "left_shift": "<<", "right_shift": ">>",
+}  # fmt: skip
+
+
+def infix(operation: str, left: Text, right: Text) -> Text:
     """Write a binary operation in C's and Python's common notation, with parentheses where either needs them."""
+    operator = _OPERATORS[operation]
     binding = {"+": 2, "-": 2, "*": 3, "/": 3}.get(operator, 1)
     shared = max(binding, 2)  # around an operand of a comparison or bit operation, only arithmetic goes without
     return Text(f"{left.within(shared)} {operator} {right.within(shared + (binding > 1))}", binding)
