@@ -19,7 +19,7 @@ from fastopt.kernels.nvrtc import load_cupy, require_device
 
 CPU = "cpu"
 
-_CUDA = (2, 13)  # DLPack's numbers for memory of a CUDA device, the second for managed memory
+CUDA = (2, 13)  # DLPack's numbers for memory of a CUDA device, the second for managed memory
 
 
 def is_cupy(value: Any) -> bool:
@@ -47,7 +47,7 @@ def device_of(value: Any, where: str) -> Any:
     try:
         if hasattr(value, "__dlpack_device__"):
             kind, number = value.__dlpack_device__()
-            return device(where, int(number)) if kind in _CUDA else None
+            return device(where, int(number)) if kind in CUDA else None
         if hasattr(value, "__cuda_array_interface__"):
             return require_device(where).asarray(value).device
     except FastoptError:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fastopt.devices import (
     CPU,
+    CUDA,
     address,
     device,
     device_of,
@@ -27,9 +28,8 @@ from fastopt.kernels.storage import NAMES, noise_keys
 
 BACKENDS = ("auto", "reference", "cpu", "cuda")
 
-# DLPack's numbers for kinds of memory.
+# DLPack's numbers for kinds of memory; those of CUDA's are in `devices`.
 _CPU = (1, 3)  # the second is pinned by CUDA, and the CPU's all the same
-_CUDA = (2, 13)  # the second is managed
 _DEVICES = {4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 14: "oneAPI"}
 
 
@@ -200,7 +200,7 @@ def adopt(value: Any, name: str, where: str, *, written: bool = False) -> Any:
             kind, number = value.__dlpack_device__()
             if kind in _CPU:
                 return np.from_dlpack(value, copy=False)
-            if kind not in _CUDA:
+            if kind not in CUDA:
                 got = f"{_DEVICES.get(int(kind), f'device type {int(kind)}')} device {number}"
                 what = f"the buffer {name!r} is neither in the CPU's memory nor on a CUDA device."
                 raise LayoutError(explain(where, what, got=got))
