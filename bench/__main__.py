@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fastopt
-from bench import clock, device, first, large, record, small, threads
+from bench import clock, device, first, large, record, small, storage, threads
 
 DESCRIPTION = """\
 Time fastopt on this machine. Every rule is checked against its reference, and every peer against fastopt, before it
@@ -18,6 +18,7 @@ is timed. Contestants take turns in one process; medians, 20th and 80th percenti
 
   large    every kernel at 64 Mi float32 parameters, as a share of the memory ceiling; some beside torch   ~10 minutes
   small    one tensor of 1,000 and a hundred of 10 to 1,000: what a call costs, beside torch's fused AdamW ~10 seconds
+  storage  Adam with every storage beside float32's, from memory and in cache; peers' bf16 and 8 bits       ~4 minutes
   first    importing, compiling, and a second process that finds everything compiled                       ~20 seconds
   threads  one thread against several over sizes: from which size a step is shared, and in what chunks     ~5 minutes
   device   on a CUDA device: momentum, RMSprop and Adam from 1 Ki parameters up, beside torch and a copy   ~5 minutes
@@ -40,6 +41,7 @@ DEFAULTS = {
     "large": (10, 64 << 20),
     "small": (50, 1000),
     "first": (3, 1000),
+    "storage": (10, 64 << 20),
     "threads": (10, 64 << 20),
     "device": (20, 1 << 30),
 }
@@ -67,7 +69,8 @@ def work(suite: str, elements: int) -> dict[str, Callable[[int], list[dict[str, 
     """List a suite's cases by name; each is given the number of rounds and gives its records."""
     if suite == "first":
         return {name: lambda repeats, name=name: first.run(name, repeats) for name in first.RULES}
-    cases = {"large": large, "small": small, "threads": threads, "device": device}[suite].cases(elements)
+    suites = {"large": large, "small": small, "storage": storage, "threads": threads, "device": device}
+    cases = suites[suite].cases(elements)
     return {case.name: lambda repeats, case=case: [clock.run(case, repeats)] for case in cases}
 
 

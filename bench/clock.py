@@ -32,6 +32,14 @@ class Comparison(NamedTuple):
     target: float | None = None
 
 
+class Limit(NamedTuple):
+    """A claim: a call of `subject` takes at most so many seconds, in the median; `text` words it."""
+
+    subject: str
+    seconds: float
+    text: str
+
+
 class Case(NamedTuple):
     """Contestants that do the same work, by name; None stands for one that is not installed.
 
@@ -43,8 +51,9 @@ class Case(NamedTuple):
     name: str
     prepare: Callable[[], Mapping[str, Callable[[], object] | None]]
     comparisons: tuple[Comparison, ...]
-    traffic: int = 0
+    traffic: float = 0
     seconds: Clock | None = None
+    limits: tuple[Limit, ...] = ()
 
 
 def run(case: Case, repeats: int) -> dict[str, Any]:
@@ -52,8 +61,11 @@ def run(case: Case, repeats: int) -> dict[str, Any]:
     prepared = case.prepare()
     samples = race({name: call for name, call in prepared.items() if call}, repeats, case.seconds)
     compared = [compare(c, samples) for c in case.comparisons if c.subject in samples and c.versus in samples]
-    seconds = {name: percentiles(samples[name]) if call else None for name, call in prepared.items()}
-    return {"case": case.name, "traffic": case.traffic, "seconds": seconds, "compared": compared}
+    seconds: dict[str, Any] = {name: percentiles(samples[name]) if call else None for name, call in prepared.items()}
+    result = {"case": case.name, "traffic": case.traffic, "seconds": seconds, "compared": compared}
+    if case.limits:
+        result["claims"] = {limit.text: seconds[limit.subject][1] <= limit.seconds for limit in case.limits}
+    return result
 
 
 def race(

@@ -34,6 +34,7 @@ from fastopt.kernels.rules import (
     RAdam,
     RMSprop,
 )
+from fastopt.kernels.storage import PRESETS, STORAGES
 from fastopt.kernels.threads import get_threads, set_threads
 from fastopt.optimizer import Optimizer
 
@@ -41,8 +42,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EWA",
+    "PRESETS",
     "RULES",
     "SGD",
+    "STORAGES",
     "Adadelta",
     "Adagrad",
     "Adam",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from fastopt import devices
-from fastopt.kernels.storage import TILE
+from fastopt.kernels.program import planes
+from fastopt.kernels.storage import TILE, Plane, Storage, pack, unpack
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
@@ -27,6 +28,58 @@ def allocate(count: int, dtype: np.dtype, value: float = 0.0, device: Any = None
     array = raw[start : start + count * dtype.itemsize].view(dtype)
     array.fill(value)
     return array
+
+
+class Packed:
+    """One buffer of a group as its format keeps it: flat arrays, one for each plane, by the names of their kernel's.
+
+    `count` elements are allocated, of which the first `n` are the parameters'; `arrays` may be given, where the groups
+    of an optimizer share some.
+    """
+
+    def __init__(self, name: str, storage: Storage, n: int, arrays: Mapping[str, Any]):
+        self.storage, self.n, self.arrays = storage, n, dict(arrays)
+        self._planes = planes(name, storage)
+
+    @property
+    def forward(self) -> Any:
+        """The array that a forward pass reads."""
+        return list(self.arrays.values())[self.storage.forward]
+
+    def unpack(self) -> Any:
+        """Give the values as a flat array in the computing precision: the memory itself where it is kept so."""
+        if self.storage.plain:
+            return self.forward
+        read = [self.arrays[name] for name, plane in self._planes.items() if plane.read]
+        values = np.empty(self.forward.size, self.storage.computes)
+        for part, tiles in _parts(values.size):
+            given = [
+                devices.to_numpy(a[tiles] if plane.tiled else a[part])
+                for a, plane in zip(read, [x for x in self._planes.values() if x.read], strict=True)
+            ]
+            values[part] = unpack(self.storage, given)
+        return values if isinstance(self.forward, np.ndarray) else devices.to_device(values, self.forward.device)
+
+    def pack(self, values: np.ndarray) -> None:
+        """Take over values in the computing precision, as many as are allocated, each rounded to nearest."""
+        for part, tiles in _parts(values.size):
+            for (name, plane), new in zip(self._planes.items(), pack(self.storage, values[part]), strict=True):
+                devices.copy(self.arrays[name][tiles if plane.tiled else part], new)
+
+
+def _parts(count: int) -> Iterator[tuple[slice, slice]]:
+    """Divide elements, and their tiles, into parts that are packed at a time: temporary arrays take memory."""
+    for first in range(0, count, _PART):
+        last = min(first + _PART, count)
+        yield slice(first, last), slice(first // TILE, -(-last // TILE))
+
+
+_PART = 4096 * TILE
+
+
+def numpy_type(plane: Plane) -> np.dtype:
+    """Give the type in which users see a plane."""
+    return devices.bfloat16() if plane.view == "bfloat16" else np.dtype(plane.view or plane.dtype)
 
 
 def padded(count: int) -> int:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastopt.buffers import allocate
-from fastopt.kernels import cpu, intrinsics, launch, threads
+from fastopt.kernels import cpu, launch, threads
 
 _FEWEST_RUNS = 5
 
@@ -37,7 +37,7 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
 
     `run` calls it; a job of 0 makes one thread do all n elements.
     """
-    kind = np.dtype(dtype).name
+    kind, strip = np.dtype(dtype).name, cpu.strip(np.dtype(dtype).itemsize)
     name = f"traffic_r{reads}_w{writes}_{kind}"
     arrays = [f"w{k}" for k in range(writes)] + [f"r{k}" for k in range(reads)]
     added = " + ".join(f"r{k}[i]" for k in range(reads)) or f"{kind}(1)"
@@ -58,10 +58,10 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
             "    first = claim(job, -chunk, chunk)",
             "    while first < n:",
             "        last = min(first + chunk, n)",
-            f"        for strip in range(first, last, {intrinsics.STRIP}):",
+            f"        for strip in range(first, last, {strip}):",
             *(f"            {a} = buffer({a}_at, strip, {kind}, {k}, {len(arrays)})" for k, a in enumerate(arrays)),
-            *(f"            prefetch({a}, {intrinsics.STRIP})" for a in arrays),
-            f"            for i in range(min({intrinsics.STRIP}, last - strip)):",
+            *(f"            prefetch({a}, {strip})" for a in arrays),
+            f"            for i in range(min({strip}, last - strip)):",
             f"                added = {added}",
             *(f"                w{k}[i] = w{k}[i] + added" for k in range(writes)),
             "        first = claim(job, first, chunk)",

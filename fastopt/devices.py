@@ -28,6 +28,16 @@ def is_cupy(value: Any) -> bool:
     return cupy is not None and isinstance(value, cupy.ndarray)
 
 
+def bfloat16() -> np.dtype:
+    """Give the type by which NumPy and CuPy know bfloat16, or raise a BackendError where it is not installed."""
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        what, do = "NumPy knows of bfloat16 through the package ml_dtypes.", "pip install 'fastopt[bf16]', or ml_dtypes"
+        raise BackendError(explain("bfloat16", what, got=str(error), do=do)) from error
+    return np.dtype(ml_dtypes.bfloat16)
+
+
 def place(array: Any) -> str:
     """Say where an array lives."""
     return CPU if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
@@ -102,6 +112,14 @@ def copy(target: Any, source: Any) -> None:
                 target.set(np.ascontiguousarray(source).reshape(target.shape))
             else:
                 target[...] = source
+
+
+def to_device(array: np.ndarray, device: Any) -> Any:
+    """Copy an array to new memory on a device."""
+    with device:
+        made = load_cupy("to_device").empty(array.shape, array.dtype)
+        made.set(array)
+    return made
 
 
 def duplicate(array: Any) -> Any:

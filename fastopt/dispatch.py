@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastopt.devices import (
     CPU,
     CUDA,
     address,
+    bfloat16,
     device,
     device_of,
     is_cupy,
@@ -23,8 +25,10 @@ from fastopt.devices import (
     view,
 )
 from fastopt.errors import BackendError, FastoptError, LayoutError, SettingError, explain, suggest
-from fastopt.kernels.program import Program, plan
-from fastopt.kernels.storage import NAMES, noise_keys
+from fastopt.kernels.form import require_rule
+from fastopt.kernels.noise import noise_keys
+from fastopt.kernels.program import Program, formats, parameters, plan
+from fastopt.kernels.storage import NAMES, PRESETS, STORAGES, TILE
 
 BACKENDS = ("auto", "reference", "cpu", "cuda")
 
@@ -42,22 +46,28 @@ def update(
     seed: int = 0,
     offset: int = 0,
     stream: Any = None,
+    storage: str | Mapping[str, str] | None = None,
 ) -> None:
     """Take step `t` of `rule` on `buffers` in place, in one fused pass. Stateless: the caller keeps the buffers.
 
     Args:
         rule: any rule, for example `fastopt.Adam(lr=1e-3)`, or the user's own.
         t: number of this step, 1, 2, …
-        buffers: the parameter "p", the gradient "g" and the rule's state by name ("m", "v", …). All float32 or all
-            float64, of one shape, C-contiguous, writable (all but "g") and not overlapping: NumPy arrays or whatever
-            on the CPU speaks DLPack or the buffer protocol; or, all on one CUDA device, CuPy arrays or whatever speaks
-            DLPack or `__cuda_array_interface__`. Nothing is copied; state starts at zero unless the rule says
-            otherwise.
+        buffers: the parameter "p", the gradient "g" and the rule's state by name ("m", "v", …): float64, or each
+            float32, float16 or bfloat16. Of one shape, C-contiguous, writable (all but "g") and not overlapping: NumPy
+            arrays or whatever on the CPU speaks DLPack or the buffer protocol; or, all on one CUDA device, CuPy arrays
+            or whatever speaks DLPack or `__cuda_array_interface__`. Nothing is copied; state starts at zero unless the
+            rule says otherwise.
         backend: "auto", "cpu" (compiled), "reference" (NumPy) or "cuda". Auto follows where the arrays live.
         seed: seed of gradient noise, used by rules that have some; any integer of 64 bits.
-        offset: index of the first element, for noise that does not depend on how a long buffer is divided.
+        offset: index of the first element, for noise that does not depend on how a long buffer is divided; where there
+            is noise, or stochastic rounding, a multiple of 256.
         stream: on a device, the stream to launch on, of CuPy, torch or another library; None is CuPy's current one.
             Nothing waits for the device.
+        storage: how the buffers are kept, where their types do not say it: a preset ("split", "8bit", …) or a dict of
+            formats, as for `Optimizer`. What a format keeps besides goes by the name of the buffer, a dot and its own:
+            "p.low" of split and split24 (uint16, uint8), "p.error" of bf16_kahan, "p.copy" of f32_bf16 and f32_f16, all
+            of p's shape, and "m.scale" of f8 and uf8 (uint32, one element for every 256).
 
     Raises:
         LayoutError: a buffer is missing, misspelt, read-only, overlapping, or of the wrong type, shape, order, place.
@@ -83,62 +93,123 @@ def update(
     found = device_of(buffers.get("p"), where)
     if found is None:
         require_no_stream(stream, where)
-        _update(rule, t, buffers, backend, seed, offset)
+        _update(rule, t, buffers, backend, seed, offset, storage)
         return
     with running(found, stream, where):  # lenders order their stream before the current one
         require_not_frozen(where)
-        _update(rule, t, buffers, backend, seed, offset)
+        _update(rule, t, buffers, backend, seed, offset, storage)
 
 
-def _update(rule: Any, t: int, buffers: Mapping[str, Any], backend: str, seed: int, offset: int) -> None:
+def _update(rule: Any, t: int, buffers: Mapping[str, Any], backend: str, seed: int, offset: int, storage: Any) -> None:
     where = "update"
     for name in ("p", "g"):
         if name not in buffers:
             raise LayoutError(
                 explain(where, f"the buffer {name!r} is missing.", got=", ".join(map(str, buffers)) or "none")
             )
-    p = in_place(buffers["p"], "p", where, written=True)
-    program, scalars = plan(rule, p.dtype)
-    arrays = _collect(program, buffers, p, where)
+    given = {
+        name: array if type(array) is np.ndarray else adopt(array, name, where, written=name != "g")
+        for name, array in buffers.items()
+    }
+    program, scalars = plan(rule, _kept(rule, given, storage))
+    arrays = _collect(program, given, where)
     require_disjoint(dict(zip([b.name for b in program.buffers], arrays, strict=True)), where)
     t = whole(t, "t", where, 1, 63, do="pass t=1 at the first step")
     seed, offset = seed_number(seed, where), whole(offset, "offset", where, 0, 62)
-    chosen = choose(backend, place(p), where)
+    if program.noise and offset % TILE:
+        what, expected = "the offset of noise or stochastic rounding is no multiple of a tile.", f"a multiple of {TILE}"
+        raise SettingError(explain(where, what, got=offset, expected=expected))
+    chosen = choose(backend, place(arrays[0]), where)
     launch = bind(program, rule, arrays, chosen)
     launch((*noise_keys(seed, t), offset) if program.noise else (), scalars(t))
 
 
-def _collect(program: Program, buffers: Mapping[str, Any], p: np.ndarray, where: str) -> list[np.ndarray]:
+def _kept(rule: Any, given: Mapping[str, Any], storage: Any) -> Any:
+    """Give what `plan` wants to know of the buffers' formats: their type if they share one, or each one's format."""
+    if storage is not None:
+        require_rule(rule, "update")
+        return tuple(layout([rule], storage, "update")[0].items())
+    first = given["p"].dtype
+    if first in NAMES:
+        for array in given.values():
+            if array.dtype != first:
+                break
+        else:
+            return first
+    require_rule(rule, "update")
+    names = parameters(rule).buffers
+    found = {b: _FORMATS.get(given[b].dtype.name) for b in names if b in given}
+    for b, name in found.items():
+        if name is None:
+            what, expected = f"the buffer {b!r} has a type that cannot be updated in place.", ", ".join(_FORMATS)
+            do = "say by storage= how integers hold the values" if given[b].dtype.kind == "u" else None
+            raise LayoutError(explain("update", what, got=describe(given[b]), expected=expected, do=do))
+        if STORAGES[name].computes != STORAGES[found["p"] or "f32"].computes:
+            what, own = f"the buffer {b!r} does not match the parameter.", f"{describe(given['p'])}, as p"
+            raise LayoutError(explain("update", what, got=describe(given[b]), expected=own))
+    return tuple(formats(rule, found).items())
+
+
+_FORMATS = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
+
+
+def layout(rules: Sequence[Any], storage: Any, where: str) -> list[dict[str, str]]:
+    """Give the format of each buffer of each rule that a storage, a preset's name or a dict, means.
+
+    Raises:
+        SettingError: there is no such preset, format or buffer, or it does not hold what it is to hold.
+
+    """
+    buffers = [parameters(rule).buffers for rule in rules]
+    if isinstance(storage, str):
+        if storage not in PRESETS:
+            what, do = "there is no such storage.", suggest(storage, list(PRESETS))
+            raise SettingError(explain(where, what, got=repr(storage), do=do))
+        preset = PRESETS[storage]
+        return [formats(r, preset.formats(r, names)) for r, names in zip(rules, buffers, strict=True)]
+    if not isinstance(storage, Mapping):
+        expected = f'{", ".join(PRESETS)}; or for example {{"p": "split", "g": "bf16", "m": "f8", "v": "uf8"}}'
+        raise SettingError(explain(where, "a storage is a name or a dict.", got=repr(storage)[:60], expected=expected))
+    known = sorted({b for names in buffers for b in names})
+    for b in storage:
+        if b not in known:
+            raise SettingError(explain(f"{where}, storage", f"there is no buffer {b!r}.", do=suggest(str(b), known)))
+    return [
+        formats(r, {b: x for b, x in storage.items() if b in names}) for r, names in zip(rules, buffers, strict=True)
+    ]
+
+
+def _collect(program: Program, given: Mapping[str, Any], where: str) -> list[Any]:
     expected = [b.name for b in program.buffers]
-    unknown = [str(name) for name in buffers if name not in expected]
-    missing = [name for name in expected if name not in buffers]
+    unknown = [str(name) for name in given if name not in expected]
+    missing = [name for name in expected if name not in given]
     if unknown or missing:
         what = f"the buffer {missing[0]!r} is missing." if missing else f"there is no buffer {unknown[0]!r}."
         raise LayoutError(
             explain(
                 f"{where}({program.rule})",
                 what,
-                got=", ".join(map(str, buffers)),
+                got=", ".join(map(str, given)),
                 expected=", ".join(expected),
                 do=suggest(unknown[0], missing or expected)
                 if unknown
                 else f"pass zeros like p as {missing[0]!r} at first",
             )
         )
-    arrays = [p]
-    for b in program.buffers[1:]:
-        array = in_place(buffers[b.name], b.name, where, written=b.written)
-        if array.dtype != p.dtype or array.shape != p.shape or place(array) != place(p):
-            raise LayoutError(
-                explain(
-                    where,
-                    f"the buffer {b.name!r} does not match the parameter.",
-                    got=describe(array),
-                    expected=f"{describe(p)}, as p",
-                )
-            )
-        arrays.append(array)
-    return [array if array.ndim == 1 else array.reshape(-1) for array in arrays]
+    p = given["p"]
+    arrays = []
+    for b in program.buffers:
+        array = given[b.name]
+        require_in_place(array, b.name, where, written=b.written)
+        shape = (b.size(p.size),) if b.tiled else p.shape
+        if array.dtype != b.dtype and array.dtype.name == b.view:
+            array = array.view(b.dtype)
+        if array.dtype != b.dtype or array.shape != shape or place(array) != place(p):
+            own = f"{b.view or b.dtype}{list(shape)}" + (f" on {place(p)}" if place(p) != CPU else "")
+            what = f"the buffer {b.name!r} does not match the parameter."
+            raise LayoutError(explain(where, what, got=describe(array), expected=own))
+        arrays.append(array if array.ndim == 1 else array.reshape(-1))
+    return arrays
 
 
 def describe(array: Any) -> str:
@@ -146,23 +217,11 @@ def describe(array: Any) -> str:
     return f"{array.dtype}{list(array.shape)}" + (f" on {place(array)}" if place(array) != CPU else "")
 
 
-def in_place(value: Any, name: str, where: str, *, written: bool) -> Any:
-    """View an array, or what lends its memory, as a NumPy or CuPy array whose memory a step can walk.
-
-    Raises:
-        LayoutError: it cannot be viewed without a copy, or must be written and is read-only.
-
-    """
-    array = value if type(value) is np.ndarray else adopt(value, name, where, written=written)
-    if array.dtype not in NAMES or not array.dtype.isnative:
-        raise LayoutError(
-            explain(
-                where,
-                f"the buffer {name!r} has a type that cannot be updated in place.",
-                got=f"{array.dtype.str if not array.dtype.isnative else array.dtype}{list(array.shape)}",
-                expected=" or ".join(str(d) for d in NAMES),
-            )
-        )
+def require_in_place(array: Any, name: str, where: str, *, written: bool) -> None:
+    """Raise a LayoutError unless a NumPy or CuPy array is memory that a step can walk."""
+    if not array.dtype.isnative:
+        what, got = f"the buffer {name!r} has the other byte order.", f"{array.dtype.str}{list(array.shape)}"
+        raise LayoutError(explain(where, what, got=got, do="convert it to the machine's own"))
     flags, on_cpu = array.flags, isinstance(array, np.ndarray)
     aligned = flags.aligned if on_cpu else address(array) % array.itemsize == 0
     if not flags.c_contiguous or not aligned:
@@ -178,7 +237,6 @@ def in_place(value: Any, name: str, where: str, *, written: bool) -> Any:
         raise LayoutError(
             explain(where, f"the buffer {name!r} is read-only.", do="pass the array that owns the memory")
         )
-    return array
 
 
 def adopt(value: Any, name: str, where: str, *, written: bool = False) -> Any:
@@ -199,6 +257,8 @@ def adopt(value: Any, name: str, where: str, *, written: bool = False) -> Any:
         if hasattr(value, "__dlpack_device__"):
             kind, number = value.__dlpack_device__()
             if kind in _CPU:
+                if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which NumPy's DLPack does not know
+                    return np.from_dlpack(value.view(sys.modules["torch"].int16), copy=False).view(bfloat16())
                 return np.from_dlpack(value, copy=False)
             if kind not in CUDA:
                 got = f"{_DEVICES.get(int(kind), f'device type {int(kind)}')} device {number}"

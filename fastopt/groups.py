@@ -16,7 +16,7 @@ from fastopt.errors import LayoutError, RuleError, SettingError, explain, sugges
 from fastopt.kernels import settings
 from fastopt.kernels.form import exact, is_rule, require_rule
 from fastopt.kernels.program import Program
-from fastopt.kernels.storage import NAMES, STORAGES
+from fastopt.kernels.storage import NAMES
 
 
 def take_values(params: Any) -> dict[str, np.ndarray]:
@@ -30,13 +30,9 @@ def take_values(params: Any) -> dict[str, np.ndarray]:
             what = f"the names {name!r} and {name + '.npy'!r} are the same to np.load."
             raise LayoutError(explain("Optimizer", what, do="rename one of them"))
         values[name] = array = dispatch.lend(value, name, "Optimizer")
-        if array.dtype not in NAMES:
-            expected = " or ".join(str(d) for d in NAMES)
-            raise LayoutError(
-                explain(
-                    "Optimizer", f"the parameter {name!r} has the wrong type.", got=str(array.dtype), expected=expected
-                )
-            )
+        if array.dtype.name not in ("float32", "float64", "float16", "bfloat16"):
+            what, expected = f"the parameter {name!r} has the wrong type.", "floating-point numbers"
+            raise LayoutError(explain("Optimizer", what, got=str(array.dtype), expected=expected))
     if not values:
         raise LayoutError(
             explain("Optimizer", "there are no parameters.", got="{}", expected='for example {"w": w, "b": b}')
@@ -44,16 +40,16 @@ def take_values(params: Any) -> dict[str, np.ndarray]:
     return values
 
 
-def precision(values: dict[str, np.ndarray], storage: Any) -> np.dtype:
-    """Give the type in which these values are kept and computed: the one of `storage`, or the one they share."""
-    if storage is not None:
-        if not isinstance(storage, str) or storage not in STORAGES:
-            do = suggest(str(storage), list(STORAGES))
-            raise SettingError(explain("Optimizer", "there is no such storage.", got=repr(storage), do=do))
-        return STORAGES[storage]
+def precision(values: dict[str, np.ndarray]) -> np.dtype:
+    """Give the type that these values share, or raise a LayoutError."""
     dtypes = {array.dtype for array in values.values()}
+    first = {dtype: next(name for name, a in values.items() if a.dtype == dtype) for dtype in dtypes}
+    for dtype, name in first.items():
+        if dtype not in NAMES:
+            what, expected = f"the parameter {name!r} has the wrong type.", " or ".join(str(d) for d in NAMES)
+            do = "choose how parameters are kept, for example storage='split' or 'bf16_sr'"
+            raise LayoutError(explain("Optimizer", what, got=str(dtype), expected=expected, do=do))
     if len(dtypes) > 1:
-        first = {dtype: next(name for name, a in values.items() if a.dtype == dtype) for dtype in dtypes}
         raise LayoutError(
             explain(
                 "Optimizer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from itertools import starmap
 from operator import call
@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from fastopt import devices, dispatch
-from fastopt.buffers import allocate, padded, views
+from fastopt.buffers import Packed, allocate, numpy_type, padded, views
 from fastopt.errors import BackendError, LayoutError, SettingError, explain, suggest
 from fastopt.groups import initial_state, own_groups, precision, sort, take_values
 from fastopt.kernels.cuda import counter
 from fastopt.kernels.form import describe, require_rule
 from fastopt.kernels.launch import run
-from fastopt.kernels.program import Program, plan
-from fastopt.kernels.storage import noise_keys
+from fastopt.kernels.noise import noise_keys
+from fastopt.kernels.program import Program, formats, plan, planes
+from fastopt.kernels.storage import NAMES, STORAGES, TILE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,8 +33,7 @@ class Group:
     program: Program
     shapes: dict[str, tuple[int, ...]]
     offset: int  # of its first element in the flat buffers
-    state: dict[str, np.ndarray]  # flat, one array for each state buffer
-    views: dict[str, Mapping[str, np.ndarray]]  # the same memory by state buffer, then by parameter
+    packed: dict[str, Packed]  # the parameters, "p", and each state buffer
     scalars: Callable[[int], tuple[float, ...]]
     launch: Any  # a kernels.launch.Launch
 
@@ -50,13 +50,17 @@ class Optimizer:
             those of the shell (`"*.bias"`), or a whole name; every pattern that fits a name applies, in the order
             given. A setting may be one of a rule inside the rule. Parameters that end up with equal rules are one
             group and one pass.
-        storage: "f32" or "f64" to keep and compute in that precision whatever that of `params`; None follows it.
+        storage: how each buffer is kept. None follows the precision of `params`; otherwise the name of a preset
+            ("f32", "bf16", "split", "8bit", …: `fastopt.PRESETS`), or a dict, name of a buffer → format
+            (`fastopt.STORAGES`); what the dict leaves out is kept in the computing precision, which is float32 unless
+            p is "f64".
         backend: "auto", "cpu", "reference" or "cuda". Auto follows where the values live; "cuda" with values in the
             CPU's memory puts the parameters on CuPy's current device.
         seed: seed of gradient noise, used by rules that have some; any integer of 64 bits.
 
     Attributes:
-        params: name → view into the flat parameter buffer. Assign into it: `opt.params["w"][...] = value`.
+        params: name → view into the flat parameter buffer, in the type that a forward pass reads. Assign into it,
+            `opt.params["w"][...] = value`; where the format keeps more than that, it is read-only: use `assign`.
         grads: name → view into the flat gradient buffer, zero at first. A step reads it and leaves it as it is.
         flat_params, flat_grads: the buffers themselves, in the groups' order, padded to whole tiles with zeros.
         t: steps taken.
@@ -67,7 +71,8 @@ class Optimizer:
         RuleError: the rule cannot be traced.
         BackendError: the backend does not exist or is not for where the values live; something of CUDA is missing.
 
-    Memory: the parameter, its gradient and the rule's state; 16 bytes a parameter for float32 Adam.
+    Memory: the parameter, its gradient and the rule's state; 16 bytes a parameter for float32 Adam, 6 with
+    storage="bf16_8bit".
 
     >>> import numpy as np, fastopt
     >>> opt = fastopt.Optimizer(fastopt.SGD(lr=0.1), {"w": np.ones((2, 2)), "b": np.zeros(2)})
@@ -87,49 +92,125 @@ class Optimizer:
         params: Mapping[str, Any],
         *,
         groups: Mapping[str, Any] | None = None,
-        storage: str | None = None,
+        storage: str | Mapping[str, str] | None = None,
         backend: str = "auto",
         seed: int = 0,
     ):
         require_rule(rule, "Optimizer")
         values = take_values(params)
-        dtype = precision(values, storage)
         self._seed = dispatch.seed_number(seed, "Optimizer")
         self._t = 0
         chosen, self._device = dispatch.settle(backend, values, "Optimizer")
         self._row: Any = None  # on a device, once `capturable` was called: which of its prepared steps is next
         groups = own_groups(groups)
         members = sort(rule, list(values), groups)
+        rules = [own for own, _ in members]
+        if storage is None:
+            shared = precision(values)
+            kept = [formats(own, shared) for own in rules]
+        else:
+            kept = dispatch.layout(rules, storage, "Optimizer")
         self._arguments = {
             "rule": rule,
             "groups": groups,
-            "storage": storage,
+            "storage": dict(storage) if isinstance(storage, Mapping) else storage or NAMES[_computes(kept[0])],
             "backend": "cuda" if chosen == "cuda" else backend,
         }
         counts = [padded(sum(values[name].size for name in names)) for _, names in members]
-        self.flat_params, self.flat_grads = (allocate(sum(counts), dtype, 0.0, self._device) for _ in range(2))
-        all_params: dict[str, Any] = {}
-        all_grads: dict[str, Any] = {}
+        p, g = (
+            {
+                name: allocate(sum(counts), plane.dtype, 0.0, self._device)
+                for name, plane in planes(b, STORAGES[kept[0][b]]).items()
+            }
+            for b in ("p", "g")
+        )
         self._groups: list[Group] = []
         offset = 0
-        for (group_rule, names), count in zip(members, counts, strict=True):
-            program, scalars = plan(group_rule, dtype)
+        for (group_rule, names), count, own_kept in zip(members, counts, kept, strict=True):
+            program, scalars = plan(group_rule, tuple(own_kept.items()))
             shapes = {name: values[name].shape for name in names}
             n = sum(math.prod(shape) for shape in shapes.values())
-            initial = initial_state(group_rule, program)
-            state = {s: allocate(count, dtype, initial.get(s, 0.0), self._device) for s in program.state}
-            all_params |= views(self.flat_params[offset:], shapes)
-            all_grads |= views(self.flat_grads[offset:], shapes)
-            flat = [self.flat_params[offset:], self.flat_grads[offset:], *state.values()]
-            launch = dispatch.bind(program, group_rule, [a[:n] for a in flat], chosen)
-            named = {s: views(a, shapes) for s, a in state.items()}
-            self._groups.append(Group(group_rule, program, shapes, offset, state, named, scalars, launch))
+            packed = {}
+            for b, kept_as in program.storages.items():
+                if b in ("p", "g"):
+                    arrays = {name: a[offset : offset + count] for name, a in (p if b == "p" else g).items()}
+                else:
+                    arrays = {
+                        name: allocate(count // TILE if plane.tiled else count, plane.dtype, 0.0, self._device)
+                        for name, plane in planes(b, kept_as).items()
+                    }
+                packed[b] = Packed(b, kept_as, n, arrays)
+            for b, value in initial_state(group_rule, program).items():
+                packed[b].pack(np.full(count, value, program.dtype))
+            flat = [packed[b.buffer].arrays[b.name][: b.size(n)] for b in program.buffers]
+            launch = dispatch.bind(program, group_rule, flat, chosen)
+            del packed["g"]
+            self._groups.append(Group(group_rule, program, shapes, offset, packed, scalars, launch))
             offset += count
-        self.params: Mapping[str, Any] = MappingProxyType({name: all_params[name] for name in values})
-        self._own_grads = {name: all_grads[name] for name in values}
+        storage_p, storage_g = self._groups[0].program.storages["p"], self._groups[0].program.storages["g"]
+        self.flat_params = list(p.values())[storage_p.forward].view(numpy_type(storage_p.planes[storage_p.forward]))
+        self.flat_grads = g["g"].view(numpy_type(storage_g.planes[0]))
+        if len(p) > 1 and isinstance(self.flat_params, np.ndarray):
+            self.flat_params.flags.writeable = False
+        self.params: Mapping[str, Any] = MappingProxyType(self._named(self.flat_params, values))
+        self._own_grads = self._named(self.flat_grads, values)
         self.grads: Mapping[str, Any] = MappingProxyType(self._own_grads)
-        for name, value in values.items():
-            devices.copy(self.params[name], value)
+        self._write("p", {name: _converted(value, self._dtype) for name, value in values.items()})
+
+    @property
+    def _dtype(self) -> np.dtype:
+        """The precision in which steps are computed."""
+        return self._groups[0].program.dtype
+
+    def _named(self, flat: Any, order: Iterable[str]) -> dict[str, Any]:
+        """Divide a flat array of all groups among the parameters."""
+        found = {
+            name: view for group in self._groups for name, view in views(flat[group.offset :], group.shapes).items()
+        }
+        return {name: found[name] for name in order}
+
+    def _read(self, buffer: str) -> dict[str, Any]:
+        """Give one buffer as parameter → values; views of the memory itself where it is kept in full precision."""
+        found = {}
+        for group in self._groups:
+            if buffer in group.packed:
+                found |= views(group.packed[buffer].unpack(), group.shapes)
+        return {name: found[name] for name in self.params if name in found}
+
+    def _write(self, buffer: str, values: Mapping[str, Any]) -> None:
+        """Take over values of one buffer, of those parameters that are named and have it."""
+        for group in self._groups:
+            if buffer not in group.packed or not group.shapes.keys() & values.keys():
+                continue
+            packed = group.packed[buffer]
+            whole = group.shapes.keys() <= values.keys()
+            flat = packed.forward
+            if not packed.storage.plain:
+                flat = np.zeros(flat.size, self._dtype) if whole else devices.to_numpy(packed.unpack())
+            for name, own in views(flat, group.shapes).items():
+                if name in values:
+                    devices.copy(own, values[name])
+            if not packed.storage.plain:
+                packed.pack(flat)
+
+    def assign(self, params: Mapping[str, Any]) -> None:
+        """Set parameters to values of the computing precision, rounded to nearest where they are kept in less.
+
+        Those that are not named stay as they are. State and t do too.
+
+        Raises:
+            LayoutError: a name is unknown, or a value has another shape or type. Nothing is changed then.
+
+        """
+        where = "Optimizer.assign"
+        given = dispatch.mapping(params, where, "parameters")
+        templates = self._templates()
+        own = {name: templates[f"p/{name}"] for name in self.params}
+        _require_names({**own, **given}, own, where, "the parameter")
+        arrays = {name: dispatch.lend(value, name, where) for name, value in given.items()}
+        for name, array in arrays.items():
+            _require_like(array, own[name], where, f"the parameter {name!r} does not match.")
+        self._write("p", arrays)
 
     @property
     def t(self) -> int:
@@ -284,15 +365,14 @@ class Optimizer:
             LayoutError: no group's rule has a buffer of that name.
 
         """
-        found = {p: devices.duplicate(view) for group in self._groups for p, view in group.views.get(name, {}).items()}
-        if not found:
-            known = sorted({s for group in self._groups for s in group.state})
+        known = sorted({s for group in self._groups for s in group.program.state})
+        if name not in known:
             raise LayoutError(explain("Optimizer.state", f"there is no state {name!r}.", do=suggest(str(name), known)))
-        return {p: found[p] for p in self.params if p in found}
+        return {p: devices.duplicate(value) for p, value in self._read(name).items()}
 
     def master(self) -> dict[str, np.ndarray]:
         """Give the parameters in the computing precision, by name (a copy)."""
-        return {name: devices.duplicate(view) for name, view in self.params.items()}
+        return {name: devices.duplicate(value) for name, value in self._read("p").items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that a later run needs to go on bit for bit: one flat dict of arrays, numbers and strings (copies).
@@ -302,11 +382,14 @@ class Optimizer:
         `np.load(path)`. Rules and groups are code, not state: build the optimizer as before, then load. Gradients are
         not kept. With gradient noise, a later run goes on bit for bit only with the same parameters in the same order
         and the same groups. The arrays are NumPy's, also of a device, so a run can move between the CPU and a device.
+
+        They hold values in the computing precision, whatever the storage, so a run can also move from one storage to
+        another; to the same one it goes on bit for bit.
         """
         if self._device is not None:
             devices.wait_for(self._device, "Optimizer.state_dict")  # for steps on any stream
         t = self.t
-        arrays = {f"{buffer}/{name}": devices.to_numpy(view) for buffer, name, view in self._all()}
+        arrays = {key: devices.to_numpy(value) for key, value in self._all().items()}
         return {"t": t, "seed": self._seed, "rules": self._rules(), **arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -320,7 +403,7 @@ class Optimizer:
         """
         where = "Optimizer.load_state_dict"
         given = dispatch.mapping(state, where, "entries")
-        own = {f"{buffer}/{name}": view for buffer, name, view in self._all()}
+        own = self._templates()
         if self._device is not None:
             devices.wait_for(self._device, where)
         _require_names(given, {"t": 0, "seed": 0, "rules": 0, **own}, where, "the entry")
@@ -333,8 +416,9 @@ class Optimizer:
             _require_like(array, own[key], where, f"the entry {key!r} does not match.")
         t = dispatch.whole(given["t"], "the entry 't'", where, 0, 63, error=LayoutError)
         seed = dispatch.seed_number(given["seed"], where, "the entry 'seed'", LayoutError)
-        for key, array in arrays.items():
-            devices.copy(own[key], array)
+        for buffer in dict.fromkeys(key.split("/", 1)[0] for key in arrays):
+            mine = {key.split("/", 1)[1]: array for key, array in arrays.items() if key.split("/", 1)[0] == buffer}
+            self._write(buffer, mine)
         self._t, self._seed = t, seed
         if self._row is not None:
             self._prepare(t, self._steps)
@@ -348,12 +432,22 @@ class Optimizer:
         device = None if self._device is None else self._device.id
         return _restored, (type(self), self._arguments, self.state_dict(), grads, device)
 
-    def _all(self) -> list[tuple[str, str, np.ndarray]]:
-        """List every kept array as (buffer, parameter, view)."""
-        entries = [("p", name, view) for name, view in self.params.items()]
-        for group in self._groups:
-            entries += [(s, name, view) for s, named in group.views.items() for name, view in named.items()]
-        return entries
+    def _all(self) -> dict[str, Any]:
+        """Give every kept value as "buffer/parameter" → array."""
+        buffers = ["p", *dict.fromkeys(s for group in self._groups for s in group.program.state)]
+        return {f"{b}/{name}": value for b in buffers for name, value in self._read(b).items()}
+
+    def _templates(self) -> dict[str, np.ndarray]:
+        """Give an array of the shape and type of every kept value, without its memory."""
+        element = np.empty((), self._dtype)
+        buffers = ["p", *dict.fromkeys(s for group in self._groups for s in group.program.state)]
+        return {
+            f"{b}/{name}": np.broadcast_to(element, shape)
+            for b in buffers
+            for group in self._groups
+            for name, shape in group.shapes.items()
+            if b in group.packed
+        }
 
     def _rules(self) -> str:
         return ", ".join(sorted({describe(group.rule) for group in self._groups}))
@@ -379,6 +473,15 @@ def _restored(
     for name, value in grads.items():
         devices.copy(opt.grads[name], value)
     return opt
+
+
+def _computes(kept: Mapping[str, str]) -> np.dtype:
+    return STORAGES[kept["p"]].computes
+
+
+def _converted(value: Any, dtype: np.dtype) -> Any:
+    """Give a parameter's first value in the computing precision."""
+    return value if value.dtype == dtype else value.astype(dtype)
 
 
 def _require_names(given: Mapping, own: Mapping, where: str, what: str) -> None:

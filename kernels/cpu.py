@@ -8,6 +8,8 @@ costs about 2 µs.
 from __future__ import annotations
 
 import hashlib
+import re
+import sys
 import textwrap
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -20,7 +22,9 @@ import numpy as np
 from fastopt.kernels import cache as files
 from fastopt.kernels import intrinsics, threads
 from fastopt.kernels.launch import Launch
-from fastopt.kernels.program import Node, Program, Statement, Text, infix, own_names, statements, walk
+from fastopt.kernels.printing import Loop, Text, infix, loops, own_names
+from fastopt.kernels.program import Node, Program
+from fastopt.kernels.storage import TILE
 
 CHUNK = 32_768
 """Elements a thread claims at a time, a multiple of the tile: long enough that a claim costs nothing, short enough that
@@ -36,20 +40,34 @@ _CALLS = {name: name for name in ("sqrt", "rint", "floor", "ceil", "trunc", "cop
     "abs": "fabs"
 }
 
+
+def strip(itemsize: int) -> int:
+    """Give the elements that a large step works on, and prefetches, at a time, for the size of its widest.
+
+    Four cache lines of float32, of shorter types too: four times as many of each buffer are more than a core can have
+    under way (see docs/decisions/0003).
+    """
+    return 256 // min(itemsize, 4)
+
+
 # Names of the printed skeleton, which a rule's own names must not hide.
-_SKELETON = "job n chunk first last far length count strip i offset low index_low index_high key0 key1 min range"
-_IMPORTED = "float32 float64 intp njit types buffer claim prefetch scratch wide_vectors word to_float from_bits"
-_RESERVED = frozenset([*_SKELETON.split(), *_IMPORTED.split(), *_CALLS.values()])
+_SKELETON = (
+    "job n chunk first last far length count strip i offset tile tile_low tile_high place key0 key1 step step_0 step_1"
+    " step_2 step_3 min range"
+)
+_IMPORTED = "buffer claim prefetch scratch low high both larger wide_vectors word to_float from_bits"
+_FROM_NUMBA = frozenset(["float32", "float64", "uint8", "uint16", "uint32", "intp", "njit", "types"])
+_RESERVED = frozenset([*_SKELETON.split(), *_IMPORTED.split(), *_FROM_NUMBA, *_CALLS.values()])
 
 
 def _render(node: Node, operands: list[Text], names: dict[str, str]) -> Text:
     kind = "word" if node.dtype == np.uint32 else node.dtype.name
     match node.op:
-        case "buffer":
+        case "buffer" | "tile":
             return Text(f"{names[node.value]}_i")
         case "scalar":
             return Text(names[node.value])
-        case "key" | "index":
+        case "key" | "tile_number" | "place":
             return Text(node.value)
         case "constant":
             return Text(f"{kind}({_number(node.value)})")
@@ -93,53 +111,76 @@ def printed_name(program: Program) -> str:
 def print_module(program: Program) -> str:
     """Print `program` as one complete Python module with one compiled function, `printed_name(program)`."""
     names = own_names(program, _RESERVED)
-    lines, results = statements(program, lambda node, operands: _render(node, operands, names))
+    divided = loops(program, names, lambda node, operands: _render(node, operands, names), keep=program.stages)
     buffers = [names[b.name] for b in program.buffers]
-    kinds = [b.dtype.name for b in program.buffers]
     scalars = [names[s] for s in program.scalars]
     noise = ["key0", "key1", "offset"] if program.noise else []
     arguments = ["job", "n", "chunk", *(f"{b}_at" for b in buffers), *noise, *scalars]
     types = ["intp"] * (len(arguments) - len(scalars)) + ["float64"] * len(scalars)
-    stages, lines = _stages(program, lines)
-    body = [f"{s.name} = {s.text}" for s in lines] + [f"{names[b]}[i] = {text}" for b, text in results.items()]
-    text = "\n".join([*(s.text for stage in stages for s in stage), *body])
-    calls = {"buffer", "claim", "prefetch"}
-    calls |= {name for name in (*_CALLS.values(), "word", "to_float", "from_bits") if f"{name}(" in text}
-    dtypes = {*kinds, program.dtype.name, "float64", *(["float32"] if "float32" in text else [])}
+    # Words that hold two elements each, where every buffer is short enough: see _printed_pairs.
+    paired = sys.byteorder == "little" and all(b.tiled or b.dtype.itemsize <= 2 for b in program.buffers)
+    halves = ("_0", "_1") if paired else ("",)
+    kept = [(f"{v.name}_all{half}", v.dtype) for loop in divided for v in loop.kept for half in halves]
+    count = len(buffers) + len(kept)
+    functions, printed = [], []
+    for k, loop in enumerate(divided):
+        if paired:
+            function, lines = _printed_pairs(loop, f"step{f'_{k}' if len(divided) > 1 else ''}", names, program, count)
+            functions += function
+            printed.append(lines)
+        else:
+            printed.append(_printed_loop(loop, names))
+
+    convert = [f"{s} = {program.dtype.name}({s})" for s in scalars]
+    if noise:
+        convert += ["key0, key1 = word(key0), word(key1)"]
+    if kept or any(b.dtype.itemsize < 4 for b in program.buffers):
+        convert.insert(0, "wide_vectors()")
+    convert += [f"{name}_at = scratch({dtype.name})" for name, dtype in kept]
+    views = []
+    for b in program.buffers:
+        first, kind = (f"strip // {TILE}" if b.tiled else "strip"), b.dtype.name
+        if paired and not b.tiled:
+            first, kind = "strip // 2", f"uint{16 * b.dtype.itemsize}"
+        views.append(f"{names[b.name]} = buffer({names[b.name]}_at, {first}, {kind}")
+    views += [f"{name} = buffer({name}_at, 0, {dtype.name}" for name, dtype in kept]
+    views = [f"{view}, {k}, {count})" for k, view in enumerate(views)]
+    elements, length = strip(max(b.dtype.itemsize for b in program.buffers if not b.tiled)), "chunk"
+    if program.noise or program.tiled:
+        elements, length = TILE, str(TILE)
+    tile = [f"{names[b.name]}_i = {names[b.name]}[0]" for b in program.buffers if b.tiled]
+    if noise:
+        tile += [f"tile = (offset + strip) // {TILE}", "tile_low, tile_high = word(tile), word(tile >> 32)"]
+    # In front of a loop that does little else with memory, where there is one; an 8-bit tile is only four cache lines.
+    ahead = [
+        f"prefetch({names[b.name]}, {elements // 2 if paired else elements})"
+        for b in program.buffers
+        if not b.tiled and b.dtype.itemsize > 1
+    ]
+    printed.insert(len(printed) > 1, ["if far:", *(f"    {line}" for line in ahead)])
+    steps = [*tile, *(line for part in printed for line in part)]
+
+    text = "\n".join([*convert, *views, *functions, *steps])
+    imported = {name for name in (*_IMPORTED.split(), *_CALLS.values()) if re.search(rf"\b{name}\(", text)}
+    dtypes = {name for name in _FROM_NUMBA if re.search(rf"\b{name}\b", text)} | {"float64", "intp", "njit", "types"}
     read = [b.name for b in program.buffers if not b.written]
     written = [b.name for b in program.buffers if b.written]
-    convert = [f"{s} = {program.dtype.name}({s})" for s in scalars]
-    views = [f"{b} = buffer({b}_at, strip, {kind}, {k}" for k, (b, kind) in enumerate(zip(buffers, kinds, strict=True))]
-    loops, strip, length = [], intrinsics.STRIP, "chunk"
-    if noise:
-        calls |= {"scratch", "wide_vectors", "word"}
-        kept = [(stage[-1].name, stage[-1].dtype.name) for stage in stages]
-        convert.insert(0, "wide_vectors()")
-        convert.append("key0, key1, index_high = word(key0), word(key1), word(offset >> 32)")
-        convert += [f"{name}_at = scratch({kind})" for name, kind in kept]
-        views += [f"{name}_all = buffer({name}_at, 0, {kind}, {len(views) + k}" for k, (name, kind) in enumerate(kept)]
-        loops, strip, length = ["low = word(offset + strip)"], intrinsics.SCRATCH, str(intrinsics.SCRATCH)
-        for k, stage in enumerate(stages):
-            taken = [f"{name} = {name}_all[i]" for name, _ in kept[:k]]
-            given = [f"{s.name} = {s.text}" for s in stage] + [f"{kept[k][0]}_all[i] = {kept[k][0]}"]
-            index = [] if k else ["index_low = low + word(i)"]
-            loops += ["for i in range(count):", *(f"    {line}" for line in [*index, *taken, *given])]
-        body = [f"{name} = {name}_all[i]" for name, _ in kept] + body
     return "\n".join(
         [
             f'"""{program.name}: one step on the CPU in {program.dtype.name}. Printed by fastopt; do not edit.',
             "",
             f"Reads and writes {', '.join(written) or 'nothing'}; reads {', '.join(read) or 'nothing else'}:"
-            f" {program.bytes_per_parameter} bytes a parameter.",
+            f" {program.bytes_per_parameter:g} bytes a parameter.",
             '"""',
             "",
-            f"from numba import {', '.join(sorted({*dtypes, 'intp', 'njit', 'types'}))}",
+            f"from numba import {', '.join(sorted(dtypes))}",
             "",
-            f"from fastopt.kernels.intrinsics import {', '.join(sorted(calls))}",
+            f"from fastopt.kernels.intrinsics import {', '.join(sorted({'claim', 'prefetch', *imported}))}",
             "",
             *_listed("SIGNATURE = types.void(", types, ")", "    "),
             "",
             "",
+            *functions,
             '@njit(nogil=True, cache=True, error_model="numpy")',
             *_listed(f"def {printed_name(program)}(", arguments, "):", "    "),
             *(f"    {line}" for line in convert),
@@ -147,33 +188,93 @@ def print_module(program: Program) -> str:
             "    while first < n:",
             "        last = min(first + chunk, n)",
             f"        far = n > {STRIPS_FROM}",
-            f"        length = {strip} if far else {length}" if length != str(strip) else f"        length = {strip}",
+            f"        length = {elements}{f' if far else {length}' if length != str(elements) else ''}",
             "        for strip in range(first, last, length):",
             "            count = min(length, last - strip)",
-            *(f"            {view}, {len(views)})" for view in views),
-            "            if far:",
-            *(f"                prefetch({b}, {strip})" for b in buffers),
-            *(f"            {line}" for line in loops),
-            "            for i in range(count):",
-            f"                {', '.join(f'{b}_i' for b in buffers)} = {', '.join(f'{b}[i]' for b in buffers)}",
-            *(f"                {line}" for line in body),
+            *(f"            {view}" for view in views),
+            *(f"            {line}" for line in steps),
             "        first = claim(job, first, chunk)",
             "",
         ]
     )
 
 
-def _stages(program: Program, lines: list[Statement]) -> tuple[list[list[Statement]], list[Statement]]:
-    """Divide the lines into those up to each stage of the noise, each its own loop, and the rest.
+def _printed_loop(loop: Loop, names: dict[str, str]) -> list[str]:
+    """Print one loop over the elements of a strip, and what is computed once before it."""
+    before = [f"{v.name} = {v.text}" for v in loop.uniform]
+    before += [f"{names[b]}[0] = {text}" for b, text in loop.tile_stores]
+    before += [f"{v.name} = word(0)" for v in loop.tops]
+    body = [f"{v.name} = {v.name}_all[i]" for v in loop.taken]
+    loads = [names[b] for b in loop.loads]
+    if loads:
+        body.append(f"{', '.join(f'{b}_i' for b in loads)} = {', '.join(f'{b}[i]' for b in loads)}")
+    lines = [f"{v.name} = {v.text}" for v in loop.lines]
+    lines += [f"{v.name} = larger({v.name}, {v.text})" for v in loop.tops]
+    lines += [f"{v.name}_all[i] = {v.name}" for v in loop.kept]
+    lines += [f"{names[b]}[i] = {text}" for b, text in loop.stores]
+    if any(re.search(r"\bplace\b", line) for line in lines):
+        body.append("place = word(i)")
+    return [*before, "for i in range(count):", *(f"    {line}" for line in [*body, *(lines or ["pass"])])]
 
-    A loop of the whole is one long chain for each element, of which a processor overlaps too few: see decision 0004.
+
+def _printed_pairs(
+    loop: Loop, step: str, names: dict[str, str], program: Program, count: int
+) -> tuple[list[str], list[str]]:
+    """Print a loop over words that hold two elements each: a function of one element, `step`, and what calls it.
+
+    To widen 16 bits to 32 and back costs more than what lies between; to take a word's halves costs next to nothing.
     """
-    stages, rest = [], lines
-    for node in program.stages:
-        below = {id(x) for x in walk([node])}
-        stages.append([s for s in rest if id(s.node) in below])
-        rest = [s for s in rest if id(s.node) not in below]
-    return stages, rest
+    bits = {names[b.name]: 8 * b.dtype.itemsize for b in program.buffers}
+    loads, stores = [names[b] for b in loop.loads], [names[b] for b, _ in loop.stores]
+    taken, kept, tops = ([v.name for v in values] for values in (loop.taken, loop.kept, loop.tops))
+    results = [*(text for _, text in loop.stores), *kept, *(v.text for v in loop.tops)]
+    lines = [f"{v.name} = {v.text}" for v in loop.lines] + [f"return {', '.join(results)}"]
+    mentioned = set(re.findall(r"\w+", " ".join(lines)))
+    uniform = [*(names[b.name] + "_i" for b in program.buffers if b.tiled), *(names[s] for s in program.scalars)]
+    own = {f"{b}_i" for b in loads} | {v.name for v in loop.lines} | set(taken)
+    known = ["place", *uniform, *sorted(name for name in mentioned if re.fullmatch(r"(x|top)\d+", name))]
+    used = [name for name in known if name in mentioned - own]
+    parameters = [*(f"{b}_i" for b in loads), *taken, *used]
+
+    def call(half: str, at: str, elements: list[str], place: str) -> str:
+        given = [*elements, *(f"{v}_all{half}[{at}]" for v in taken)]
+        given += [place if name == "place" else name for name in used]
+        return f"{', '.join(f'{x}{half}' for x in (*stores, *kept, *tops))} = {step}({', '.join(given)})"
+
+    def keep(half: str, at: str) -> list[str]:
+        return [f"{v}_all{half}[{at}] = {v}{half}" for v in kept]
+
+    function = [
+        '@njit(inline="always", error_model="numpy")',
+        *_listed(f"def {step}(", parameters, "):", "    "),
+        *(f"    {line}" for line in lines),
+        "",
+        "",
+    ]
+    order = {names[b.name]: k for k, b in enumerate(program.buffers)}
+    first = [f"low({b}[i], {bits[b]})" for b in loads]
+    second = [f"high({b}[i], {bits[b]})" for b in loads]
+    last = [f"{b}_last[0]" for b in loads]
+    return function, [
+        *(f"{v.name} = {v.text}" for v in loop.uniform),
+        *(f"{names[b]}[0] = {text}" for b, text in loop.tile_stores),
+        *(f"{name} = word(0)" for name in tops),
+        "for i in range(count // 2):",
+        f"    {call('_0', 'i', first, 'word(2 * i)')}",
+        f"    {call('_1', 'i', second, 'word(2 * i + 1)')}",
+        *(f"    {b}[i] = both({b}_0, {b}_1, {bits[b]})" for b in stores),
+        *(f"    {line}" for half in ("_0", "_1") for line in keep(half, "i")),
+        *(f"    {name} = larger({name}, larger({name}_0, {name}_1))" for name in tops),
+        "if count % 2:",
+        *(
+            f"    {b}_last = buffer({b}_at, strip + count - 1, uint{bits[b]}, {order[b]}, {count})"
+            for b in dict.fromkeys([*loads, *stores])
+        ),
+        f"    {call('_0', 'count // 2', last, 'word(count - 1)')}",
+        *(f"    {b}_last[0] = {b}_0" for b in stores),
+        *(f"    {line}" for line in keep("_0", "count // 2")),
+        *(f"    {name} = larger({name}, {name}_0)" for name in tops),
+    ]
 
 
 @cache
@@ -267,25 +368,8 @@ def bind(program: Program, arrays: Sequence[np.ndarray]) -> Launch:
     whole = (kernel, 0, n, n, *at)
 
     def calls(noise: tuple, scalars: tuple) -> list[tuple]:
-        if noise and (noise[2] & _LOW) + n > _LOW + 1:
-            return pieces(noise, scalars)
         if n > CHUNK and n * program.bytes_per_parameter >= PARALLEL_FROM:
             return threads.share(kernel, waiting(), n, CHUNK, (*at, *noise, *scalars), keep)
         return [(*whole, *noise, *scalars)]
 
-    def pieces(noise: tuple, scalars: tuple) -> list[tuple]:
-        """Prepare the stretches of elements whose indices share their upper 32 bits, constant to a kernel."""
-        key0, key1, offset = noise
-        found, done = [], 0
-        while done < n:
-            count = min(n - done, _LOW + 1 - (offset + done & _LOW))
-            moved = [a + done * b.dtype.itemsize for a, b in zip(at, program.buffers, strict=True)]
-            arguments = (*moved, key0, key1, offset + done, *scalars)
-            found += threads.share(kernel, waiting(), count, CHUNK, arguments, keep)
-            done += count
-        return found
-
     return Launch(calls)
-
-
-_LOW = 0xFFFFFFFF

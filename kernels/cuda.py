@@ -9,6 +9,7 @@ Printing needs numpy only; `nvrtc` compiles, and imports CuPy, when something is
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,7 +20,8 @@ import numpy as np
 
 from fastopt.kernels.launch import Launch
 from fastopt.kernels.nvrtc import OPTIONS, function, load_cupy
-from fastopt.kernels.program import Node, Program, Text, infix, own_names, statements
+from fastopt.kernels.printing import Loop, Text, Value, infix, loops, own_names
+from fastopt.kernels.program import Node, Program
 from fastopt.kernels.storage import TILE
 
 THREADS = 256
@@ -28,13 +30,28 @@ THREADS = 256
 MOST_BLOCKS = 2**31 - 1
 """Blocks that a grid can have. Below this a warp works on one tile, and the device is never short of blocks."""
 
-_TYPES = {"float32": "float", "float64": "double", "uint32": "Word", "bool": "bool"}
+_TYPES = {
+    "float32": "float",
+    "float64": "double",
+    "uint32": "Word",
+    "uint16": "Word16",
+    "uint8": "Word8",
+    "bool": "bool",
+}
+_NARROW = ("uint16", "uint8")  # a lane holds several in one word
 _CALLS = {"sqrt": "sqrt", "rint": "rint", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "sign": "sign",
           "copysign": "copysign", "abs": "fabs"}  # fmt: skip
 
+_BITWISE = ("and", "or", "xor", "left_shift", "right_shift")
+
 # Names of the skeleton and of the language, which a rule's own names must not hide.
-_SKELETON = "n first count whole step i offset key0 key1 index index_low index_high table keys row rows Index Word Pack"
-_TILE = "TILE LANES HELD THREADS PACK lane place first_tile warps_in_grid packed load store warp_max"
+_SKELETON = (
+    "n first count whole step i offset key0 key1 tile number tile_low tile_high place table keys row rows"
+    " Index Word Word16 Word8"
+)
+_TILE = (
+    "TILE LANES HELD THREADS PACK Pack Narrow lane position first_tile warps_in_grid packed load store larger warp_max"
+)
 _LANGUAGE = (
     "alignas alignof and and_eq asm auto bitand bitor bool case catch char class compl const constexpr const_cast"
     " decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto if"
@@ -48,11 +65,11 @@ _RESERVED = frozenset([*_SKELETON.split(), *_TILE.split(), *_LANGUAGE.split(), *
 
 def _render(node: Node, operands: list[Text], names: dict[str, str]) -> Text:
     match node.op:
-        case "buffer":
+        case "buffer" | "tile":
             return Text(f"{names[node.value]}_i")
         case "scalar":
             return Text(names[node.value])
-        case "key" | "index":
+        case "key" | "tile_number" | "place":
             return Text(node.value)
         case "constant":
             return _constant(node.value)
@@ -71,6 +88,8 @@ def _render(node: Node, operands: list[Text], names: dict[str, str]) -> Text:
             return Text(f"{condition.within(2)} ? {a.within(2)} : {b.within(2)}", 0)
     if node.op in _CALLS:
         return Text(f"{_CALLS[node.op]}({', '.join(operands)})")
+    if node.op in _BITWISE:  # parentheses around arithmetic, without which g++ warns
+        operands = [Text(f"({x})") if x.binding in (2, 3) else x for x in operands]
     return infix(node.op, *operands)
 
 
@@ -78,7 +97,7 @@ def _constant(value: Any) -> Text:
     if value.dtype == np.bool_:
         return Text("true" if value else "false")
     if value.dtype == np.uint32:
-        return Text(f"{value:d}u")
+        return Text(f"{value:d}u" if value < 256 else f"{value:#x}u")
     if not np.isfinite(value):
         bits = f"0x{value.view(np.uint32 if value.dtype == np.float32 else np.uint64):x}"
         return Text(f"__uint_as_float({bits}u)" if value.dtype == np.float32 else f"__longlong_as_double({bits}ll)")
@@ -89,7 +108,7 @@ def _constant(value: Any) -> Text:
 
 def _names(program: Program) -> dict[str, str]:
     """Give the names under which buffers and scalars are printed; two leading underscores are the compiler's."""
-    names = own_names(program, _RESERVED | {f"{b.name}_tile" for b in program.buffers})
+    names = own_names(program, _RESERVED | {f"{b.name}_tile".replace(".", "_") for b in program.buffers})
     return {name: f"u{printed}" if printed.startswith("__") else printed for name, printed in names.items()}
 
 
@@ -103,35 +122,62 @@ def _ascii(text: str) -> str:
     return "".join(c if c.isascii() else f"u{ord(c):x}" for c in text)
 
 
-def _listed(head: str, items: list[str], tail: str) -> list[str]:
+def _listed(head: str, items: list[str], tail: str, between: str = ", ") -> list[str]:
     """Write a call or definition on one line, or with its items wrapped where it is long."""
-    line = f"{head}{', '.join(items)}{tail}"
+    line = f"{head}{between.join(items)}{tail}"
     if len(line) <= 120:
         return [line]
     indent = " " * (len(head) - len(head.lstrip()) + 4)
-    whole = ", ".join(item.replace(" ", "\0") for item in items)  # so that lines break between items only
+    whole = between.join(item.replace(" ", "\0") for item in items)  # so that lines break between items only
     wrapped = textwrap.wrap(whole + tail.replace(" ", "\0"), 120, initial_indent=indent, subsequent_indent=indent)
     return [head, *(line.replace("\0", " ") for line in wrapped)]
+
+
+def _by_one_lane(lines: list[str]) -> list[str]:
+    """Let one lane of the warp do what is done once for a tile, after all have read what it overwrites."""
+    if not lines:
+        return []
+    return ["__syncwarp();", "if (lane() == 0) {", *(f"    {line}" for line in lines), "}"]
+
+
+def _wrapped(line: str) -> list[str]:
+    """Continue a long line on the next."""
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.wrap(line, 120, subsequent_indent=f"{indent}    ", break_long_words=False, break_on_hyphens=False)
 
 
 def print_kernel(program: Program) -> str:
     """Print `program` as a CUDA C++ source that includes tile.cuh; `print_source` gives the same in one piece."""
     names = _names(program)
-    lines, results = statements(program, lambda node, operands: _render(node, operands, names))
-    buffers = [(names[b.name], _TYPES[b.dtype.name], b.written) for b in program.buffers]
+    divided = loops(program, names, lambda node, operands: _render(node, operands, names))
     scalars = [names[s] for s in program.scalars]
     number = _TYPES[program.dtype.name]
-    arrays = [f"{'' if written else 'const '}{kind}* __restrict__ {b}" for b, kind, written in buffers]
+    buffers = [names[b.name] for b in program.buffers]
+    arrays = [
+        f"{'' if b.written else 'const '}{_TYPES[b.dtype.name]}* __restrict__ {names[b.name]}" for b in program.buffers
+    ]
     noise = ["Word key0", "Word key1", "Index offset"] if program.noise else []
     arguments = ["Index n", *arrays, *noise, *(f"{number} {s}" for s in scalars)]
-    body = [f"const {number} {b}_i = {b}_tile[i];" for b, _, _ in buffers]
-    if program.noise:
-        body.append(f"const Index index = offset + first + place<{number}>(i);")
-        body.append("const Word index_low = Word(index), index_high = Word(index >> 32);")
-    body += [f"const {_TYPES[s.dtype.name]} {s.name} = {s.text};" for s in lines]
-    body += [f"{names[b]}_tile[i] = {text};" for b, text in results.items()]
+    walked = [b for b in program.buffers if not b.tiled]
+    pack = 16 // max(b.dtype.itemsize for b in walked)
+    held: dict[str, list[str]] = {}
+    for b in walked:
+        kind, narrow = _TYPES[b.dtype.name], b.dtype.name in _NARROW
+        held.setdefault(f"Narrow<{kind}>" if narrow else kind, []).append(
+            f"{names[b.name]}_tile{'' if narrow else '[HELD]'}"
+        )
+    for v in (v for loop in divided for v in loop.kept):
+        held.setdefault(_TYPES[v.dtype.name], []).append(f"{v.name}_all[HELD]")
+    read = [names[b.name] for b in walked if b.read]
+    narrow = {b.name for b in walked if b.dtype.name in _NARROW}
+    steps = [line for loop in divided for line in _printed_loop(loop, names, narrow)]
     written = [b.name for b in program.buffers if b.written]
-    read = [b.name for b in program.buffers if not b.written]
+    once = ["const Index tile = first / TILE;"] if noise or program.tiled else []
+    once += [f"const Word {names[b.name]}_i = {names[b.name]}[tile];" for b in program.buffers if b.tiled]
+    if noise:
+        once.append("const Index number = offset / TILE + tile;")
+        once.append("const Word tile_low = Word(number), tile_high = Word(number >> 32);")
+    only_read = [b.name for b in program.buffers if not b.written]
     # The same arguments where a row of a table on the device holds what depends on t.
     fixed = ["Index n", *arrays, *(["const Word* keys", "Index offset"] if noise else []), f"const {number}* table"]
     from_row = ["keys[0]", "keys[1]", "offset"] if noise else []
@@ -141,31 +187,25 @@ def print_kernel(program: Program) -> str:
         [
             f"// {program.name}: one step on an NVIDIA GPU in {program.dtype.name}. Printed by fastopt; do not edit.",
             "//",
-            f"// Reads and writes {', '.join(written) or 'nothing'}; reads {', '.join(read) or 'nothing else'}:"
-            f" {program.bytes_per_parameter} bytes a parameter.",
+            f"// Reads and writes {', '.join(written) or 'nothing'}; reads {', '.join(only_read) or 'nothing else'}:"
+            f" {program.bytes_per_parameter:g} bytes a parameter.",
             f"// The bits are those of every backend when compiled with {' '.join(OPTIONS[1:])}.",
             "",
             '#include "tile.cuh"',
             "",
             *_listed("__device__ __forceinline__ void step(", arguments, ") {"),
-            f"    const bool whole = {' && '.join(f'packed({b})' for b, _, _ in buffers)};",
+            f"    constexpr int PACK = {pack};",
+            *_listed("    const bool whole = ", [f"packed<PACK>({names[b.name]})" for b in walked], ";", " && "),
             "    for (Index first = first_tile() * TILE; first < n; first += warps_in_grid() * TILE) {",
             "        const Index count = n - first;",
-            f"        {number} {', '.join(f'{b}_tile[HELD]' for b, _, _ in buffers)};",
+            *(line for kind, items in held.items() for line in _listed(f"        {kind} ", items, ";")),
             "        if (whole && count >= TILE) {",
-            *(f"            load({b}_tile, {b} + first);" for b, _, _ in buffers),
+            *(f"            load<PACK>({b}_tile, {b} + first);" for b in read),
             "        } else {",
-            *(f"            load({b}_tile, {b} + first, count);" for b, _, _ in buffers),
+            *(f"            load<PACK>({b}_tile, {b} + first, count);" for b in read),
             "        }",
-            "#pragma unroll",
-            "        for (int i = 0; i < HELD; ++i) {",
-            *(f"            {line}" for line in body),
-            "        }",
-            "        if (whole && count >= TILE) {",
-            *(f"            store({b} + first, {b}_tile);" for b, _, written in buffers if written),
-            "        } else {",
-            *(f"            store({b} + first, {b}_tile, count);" for b, _, written in buffers if written),
-            "        }",
+            *(f"        {line}" for line in once),
+            *(part for line in steps for part in _wrapped(line if line.startswith("#") else f"        {line}")),
             "    }",
             "}",
             "",
@@ -177,12 +217,53 @@ def print_kernel(program: Program) -> str:
             "    if (*row >= rows) return;",
             *(["    keys += *row * 2;"] if noise else []),
             f"    table += *row * {len(scalars)};",
-            *_listed("    step(", ["n", *(b for b, _, _ in buffers), *from_row], ");"),
+            *_listed("    step(", ["n", *buffers, *from_row], ");"),
             "}",
             "",
         ]
     )
     return _ascii(text)
+
+
+def _printed_loop(loop: Loop, names: dict[str, str], narrow: set[str]) -> list[str]:
+    """Print one loop over the elements that a lane holds, what is computed once before it, and what is stored then."""
+
+    def lines(values: list[Value]) -> list[str]:
+        return [f"const {_TYPES[v.dtype.name]} {v.name} = {v.text};" for v in values]
+
+    body = [f"const {_TYPES[v.dtype.name]} {v.name} = {v.name}_all[i];" for v in loop.taken]
+    body += [
+        f"const {kind} {names[b]}_i = {names[b]}_tile[i];"
+        for b, kind in ((b, _TYPES[dtype.name]) for b, dtype in loop.loads.items())
+    ]
+    made = lines(loop.lines)
+    made += [f"{v.name} = larger({v.name}, position<PACK>(i) < count ? {v.text.within(2)} : 0u);" for v in loop.tops]
+    made += [f"{v.name}_all[i] = {v.name};" for v in loop.kept]
+    made += [
+        f"{names[b]}_tile.set(i, {text});" if b in narrow else f"{names[b]}_tile[i] = {text};"
+        for b, text in loop.stores
+    ]
+    if any(re.search(r"\bplace\b(?!<)", line) for line in made):
+        body.append("const Word place = position<PACK>(i);")
+    stored = [names[b] for b, _ in loop.stores]
+    storing = [
+        "if (whole && count >= TILE) {",
+        *(f"    store<PACK>({b} + first, {b}_tile);" for b in stored),
+        "} else {",
+        *(f"    store<PACK>({b} + first, {b}_tile, count);" for b in stored),
+        "}",
+    ]
+    return [
+        *lines(loop.uniform),
+        *_by_one_lane([f"{names[b]}[tile] = {text};" for b, text in loop.tile_stores]),
+        *([f"Word {', '.join(f'{v.name} = 0' for v in loop.tops)};"] if loop.tops else []),
+        "#pragma unroll",
+        "for (int i = 0; i < HELD; ++i) {",
+        *(f"    {line}" for line in (*body, *made)),
+        "}",
+        *(f"{v.name} = warp_max({v.name});" for v in loop.tops),
+        *(storing if stored else []),
+    ]
 
 
 @lru_cache(maxsize=512)

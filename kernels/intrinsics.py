@@ -21,23 +21,38 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 
 _INT64 = ir.IntType(64)
 
-STRIP = 64
-"""Elements that a large step works on, and prefetches, at a time. Four times as many, 16 lines of each buffer, are more
-than a core can have under way: see docs/decisions/0003."""
-
 AHEAD = 2048
 """Bytes by which `prefetch` runs ahead."""
 
-SCRATCH = 128
-"""Elements that `scratch` has room for: the strip of a step that is divided into several loops, which shorter ones slow
-down (see decision 0004)."""
+SCRATCH = 256
+"""Elements that `scratch` has room for: those of a tile."""
+
+
+class WordType(types.Type):
+    """The type of an unsigned 32-bit integer with wrap-around arithmetic."""
+
+    def __init__(self):
+        super().__init__(name="word")
+
+
+_word = WordType()
+
+
+@register_model(WordType)
+class _WordModel(models.PrimitiveModel):
+    def __init__(self, manager, fe_type):
+        super().__init__(manager, fe_type, ir.IntType(32))
 
 
 class BufferType(types.Type):
-    """The type of buffer number `k` of `count`, with elements of `dtype`."""
+    """The type of buffer number `k` of `count`, with elements of `dtype`, of which integers are read as words."""
 
     def __init__(self, dtype: types.Type, k: int, count: int):
         self.dtype, self.k, self.count = dtype, k, count
+        self.value = dtype if isinstance(dtype, types.Float) else _word
+        self.narrow = dtype in (types.uint8, types.uint16)
+        # of two elements of 16 or of 8 bits, which may begin anywhere
+        self.align = {types.uint32: 2, types.uint16: 1}.get(dtype)
         super().__init__(name=f"buffer({dtype}, {k}, {count})")
 
 
@@ -113,7 +128,7 @@ def prefetch(typingctx, view, count):
 def _type_getitem(context):
     def typer(buffer_type, index):
         if isinstance(buffer_type, BufferType) and isinstance(index, types.Integer):
-            return buffer_type.dtype
+            return buffer_type.value
         return None
 
     return typer
@@ -122,13 +137,14 @@ def _type_getitem(context):
 @lower_builtin(operator.getitem, BufferType, types.Integer)
 def _lower_getitem(context, builder, signature, args):
     element = _element(context, builder, signature.args[0], *args)
-    return _declare_scopes(builder, builder.load(element), signature.args[0])
+    loaded = _declare_scopes(builder, builder.load(element, align=signature.args[0].align), signature.args[0])
+    return builder.zext(loaded, ir.IntType(32)) if signature.args[0].narrow else loaded
 
 
 @type_callable(operator.setitem)
 def _type_setitem(context):
     def typer(buffer_type, index, value):
-        if isinstance(buffer_type, BufferType) and isinstance(index, types.Integer) and value == buffer_type.dtype:
+        if isinstance(buffer_type, BufferType) and isinstance(index, types.Integer) and value == buffer_type.value:
             return types.none
         return None
 
@@ -138,7 +154,8 @@ def _type_setitem(context):
 @lower_builtin(operator.setitem, BufferType, types.Integer, types.Any)
 def _lower_setitem(context, builder, signature, args):
     element = _element(context, builder, signature.args[0], args[0], args[1])
-    _declare_scopes(builder, builder.store(args[2], element), signature.args[0])
+    given = builder.trunc(args[2], element.type.pointee) if signature.args[0].narrow else args[2]
+    _declare_scopes(builder, builder.store(given, element, align=signature.args[0].align), signature.args[0])
     return context.get_dummy_value()
 
 
@@ -186,6 +203,49 @@ def select(typingctx, condition, a, b):
 
 
 @intrinsic
+def larger(typingctx, a, b):
+    """Give the larger of two words."""
+    if a != _word or b != _word:
+        return None
+
+    def codegen(context, builder, signature, args):
+        return builder.select(builder.icmp_unsigned(">", args[1], args[0]), args[1], args[0])
+
+    return _word(a, b), codegen
+
+
+@intrinsic(prefer_literal=True)
+def low(typingctx, pair, bits):
+    """Give the first of the two elements of so many bits that a word holds, on a little-endian machine."""
+
+    def codegen(context, builder, signature, args):
+        return builder.and_(args[0], args[0].type((1 << signature.args[1].literal_value) - 1))
+
+    return _word(pair, bits), codegen
+
+
+@intrinsic(prefer_literal=True)
+def high(typingctx, pair, bits):
+    """Give the second of the two elements of so many bits that a word holds."""
+
+    def codegen(context, builder, signature, args):
+        return builder.lshr(args[0], args[0].type(signature.args[1].literal_value))
+
+    return _word(pair, bits), codegen
+
+
+@intrinsic(prefer_literal=True)
+def both(typingctx, a, b, bits):
+    """Join the lowest so many bits of two words in one, as `low` and `high` take them."""
+
+    def codegen(context, builder, signature, args):
+        width, kind = signature.args[2].literal_value, args[0].type
+        return builder.or_(builder.and_(args[0], kind((1 << width) - 1)), builder.shl(args[1], kind(width)))
+
+    return _word(a, b, bits), codegen
+
+
+@intrinsic
 def sign(typingctx, x):
     """Give −1, +0 or 1, and NaN for NaN, as np.sign does."""
 
@@ -212,22 +272,6 @@ def wide_vectors(typingctx):
         return context.get_dummy_value()
 
     return types.void(), codegen
-
-
-class WordType(types.Type):
-    """The type of an unsigned 32-bit integer with wrap-around arithmetic."""
-
-    def __init__(self):
-        super().__init__(name="word")
-
-
-_word = WordType()
-
-
-@register_model(WordType)
-class _WordModel(models.PrimitiveModel):
-    def __init__(self, manager, fe_type):
-        super().__init__(manager, fe_type, ir.IntType(32))
 
 
 def _word_operator(function, result, build):

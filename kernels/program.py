@@ -1,4 +1,4 @@
-"""A Program: one rule traced in one precision. What every backend runs and prints, and nothing about how.
+"""A Program: one rule traced with one layout in memory. What every backend runs and prints, and nothing about how.
 
 The signature of a rule's `update` is the contract: positional parameters are buffers (p, g, then the state),
 keyword-only parameters are scalars, the returned values are the buffers written, in the order p, state. A state buffer
@@ -8,30 +8,43 @@ whose default is None exists only in those settings in which `update` does somet
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
 import inspect
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from fastopt.errors import RuleError, SettingError, explain
+from fastopt.errors import RuleError, SettingError, explain, suggest
 from fastopt.kernels.form import Number, exact, form, form_of, is_rule, require_rule
+from fastopt.kernels.noise import centred, dither_bits, more_bits, radius, random_bits, stretched, tile_bits
 from fastopt.kernels.settings import follow, to_float
-from fastopt.kernels.storage import NAMES, centred, radius, random_bits, stretched
+from fastopt.kernels.storage import NAMES, STORAGES, TILE, Plane, Scaled, Storage
 from fastopt.kernels.symbols import Node, Symbol, Trace
 
 
 class Buffer(NamedTuple):
-    """One array of the step: its name in the rule, the type of its elements, whether the step writes it."""
+    """One array of the step: a plane of what the rule calls a buffer, "p" for example or "p.low"."""
 
     name: str
+    buffer: str
     dtype: np.dtype
+    read: bool
     written: bool
+    tiled: bool  # one element for each tile
+    view: str  # the type that its bits are of, where `dtype` is an unsigned integer in its stead
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Bytes of it that are read and written for each parameter in one step."""
+        moved = self.dtype.itemsize * (self.read + self.written)
+        return moved / TILE if self.tiled else moved
+
+    def size(self, n: int) -> int:
+        """Give the number of elements it has for n parameters."""
+        return -(-n // TILE) if self.tiled else n
 
 
 class Parameters(NamedTuple):
@@ -45,32 +58,41 @@ class Parameters(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """One rule traced in one precision.
+    """One rule traced with one format for each of its buffers.
 
-    `results` maps each written buffer to the expression of its new value, over the inputs of kind "buffer" (one
-    element), "scalar", and, when `noise` is set, "key" (two uint32, see `storage.noise_keys`) and "index" (the halves
-    of the element's index). `stages` are the values on the way to the noise at which a backend may divide the work.
-    `name` names the rule, the settings that shaped it, and the type of each buffer.
+    `values` maps each buffer that the rule writes to the expression of its new value, `results` each array to that of
+    its new element. The inputs are of kind "buffer" (one element), "tile" (the element of its tile), "scalar", and,
+    when `noise` is set, "key" (two uint32, see `noise.noise_keys`), "tile_number" (the halves of the number of the
+    element's tile) and "place" (the element's place in it). "tile_max" is the largest of a tile's words. `stages` are
+    the values on the way to a rule's noise at which a backend may divide the work. `name` names the rule, the settings
+    that shaped it, and the format of each buffer.
     """
 
     name: str
     rule: str
     dtype: np.dtype
+    storages: dict[str, Storage]
     buffers: tuple[Buffer, ...]
     scalars: tuple[str, ...]
     noise: bool
     stages: tuple[Node, ...]
+    values: dict[str, Node]
     results: dict[str, Node]
 
     @property
     def state(self) -> tuple[str, ...]:
         """Names of the state buffers, in the rule's order."""
-        return tuple(b.name for b in self.buffers[2:])
+        return tuple(self.storages)[2:]
 
     @property
-    def bytes_per_parameter(self) -> int:
+    def tiled(self) -> bool:
+        """Whether some values share a scale with their tile."""
+        return any(b.tiled for b in self.buffers)
+
+    @property
+    def bytes_per_parameter(self) -> float:
         """Bytes read and written for each parameter in one step."""
-        return sum(b.dtype.itemsize * (1 + b.written) for b in self.buffers)
+        return sum(b.bytes_per_parameter for b in self.buffers)
 
 
 def parameters(rule: Any) -> Parameters:
@@ -104,99 +126,202 @@ def parameters(rule: Any) -> Parameters:
     return Parameters(tuple(names), frozenset(optional), tuple(s for s in scalars if s != "noise"), noise)
 
 
-def trace(rule: Any, dtype: Any) -> Program:
-    """Trace `rule` for buffers of `dtype` (float32 or float64), or return the program it already has.
+def trace(rule: Any, kept: Any) -> Program:
+    """Trace `rule`, or return the program it already has.
 
     Rules that differ only in the values of their numbers share a program.
+
+    Args:
+        rule: any rule.
+        kept: float32 or float64, for buffers that are all of that type; or name of a buffer → name of its format.
+            Buffers that are not named are kept in the computing precision, which the format of p decides.
 
     Raises:
         RuleError: the rule branches on a value, uses an unknown function, changes the precision, reads a number from
             self, or returns the wrong number of results.
+        SettingError: there is no such buffer or format, or the buffer cannot be kept in it.
 
     """
     require_rule(rule, "trace")
     traced = form(rule)
-    return _trace(exact(traced), traced, np.dtype(dtype))
+    return _trace(exact(traced), traced, tuple(formats(rule, kept).items()))
+
+
+def formats(rule: Any, kept: Any) -> dict[str, str]:
+    """Give the name of the format of each buffer of `rule`, the optional ones too, in the rule's order."""
+    names = parameters(rule).buffers
+    if not isinstance(kept, Mapping):
+        return dict.fromkeys(names, NAMES[np.dtype(kept)])
+    where = f"storage of {type(rule).__name__}"
+    for b, name in kept.items():
+        if b not in names:
+            raise SettingError(explain(where, f"there is no buffer {b!r}.", do=suggest(str(b), list(names))))
+        if name not in STORAGES:
+            do = suggest(str(name), list(STORAGES))
+            raise SettingError(explain(where, f"{b!r}: there is no such format.", got=repr(name), do=do))
+    computes = STORAGES[kept.get("p", "f32")].computes
+    chosen = {b: kept.get(b, NAMES[computes]) for b in names}
+    for b, name in chosen.items():
+        kind = b if b in ("p", "g") else "state"
+        if kind not in STORAGES[name].holds:
+            what = f"{b!r}, {_KINDS[kind]}, is not kept in the format {name}."
+            known = [s.name for s in STORAGES.values() if kind in s.holds and s.computes == computes]
+            raise SettingError(explain(where, what, expected=", ".join(known)))
+        if STORAGES[name].computes != computes:
+            what = f"the format {name} of {b!r} holds {STORAGES[name].computes}, and p is computed in {computes}."
+            known = [s.name for s in STORAGES.values() if kind in s.holds and s.computes == computes]
+            raise SettingError(explain(where, what, expected=", ".join(known)))
+    return chosen
+
+
+_KINDS = {"p": "the parameter", "g": "a gradient, which others write", "state": "a state"}
 
 
 @lru_cache(maxsize=512)
-def _trace(key: tuple, rule: Any, dtype: np.dtype) -> Program:
+def _trace(key: tuple, rule: Any, kept: tuple[tuple[str, str], ...]) -> Program:
     where = f"{type(rule).__name__}.update"
-    names, optional, scalars, noise = parameters(rule)
-    inputs, results, stages = _call(rule, dtype, frozenset())
-    absent = frozenset({b for b in optional if results[b] in (None, inputs[b])})
-    present = [node for b, node in results.items() if b not in absent]
+    _, optional, scalars, _ = parameters(rule)
+    storages = {b: STORAGES[name] for b, name in kept}
+    call = _Call(rule, storages, frozenset())
+    absent = frozenset({b for b in optional if call.after[b] in (None, call.before[b])})
+    present = [node for b, node in call.after.items() if b not in absent]
     for b in sorted(absent & {n.value for n in walk(present) if n.op == "buffer"}):
         raise RuleError(explain(where, f"the optional buffer {b} is read but never written.", do=f"return its new {b}"))
     if absent:  # None stands for them at every step, and the rule may ask
-        inputs, results, stages = _call(rule, dtype, absent)
+        call = _Call(rule, storages, absent)
     for b in sorted(absent):
-        if results.pop(b) is not None:
+        if call.after.pop(b) is not None:
             what = f"the optional buffer {b} is returned as it came, but as something else where it is None."
             raise RuleError(explain(where, what, do=f"return {b} as it came, or its new value in every case"))
-    new = {b: node for b, node in results.items() if node is not inputs[b]}
-    names = [b for b in names if b not in absent]
+        del storages[b]
+    values = {b: node for b, node in call.after.items() if node is not call.before[b]}
+    results: dict[str, Node] = {}
+    for b, node in values.items():
+        results |= call.encode(b, node)
+    buffers = [
+        Buffer(name, b, plane.dtype, plane.read, name in results, plane.tiled, plane.view)
+        for b, storage in storages.items()
+        for name, plane in planes(b, storage).items()
+    ]
     return Program(
-        name=_name(rule, names, dtype),
+        name=_name(rule, storages),
         rule=type(rule).__name__,
-        dtype=dtype,
-        buffers=tuple(Buffer(b, dtype, written=b in new) for b in names),
+        dtype=storages["p"].computes,
+        storages=storages,
+        buffers=tuple(b for b in buffers if b.read or b.written),
         scalars=scalars,
-        noise=noise,
-        stages=stages,
-        results=new,
+        noise=call.uses_bits,
+        stages=call.stages,
+        values=values,
+        results=results,
     )
 
 
-def _call(
-    rule: Any, dtype: np.dtype, absent: frozenset[str]
-) -> tuple[dict[str, Node], dict[str, Any], tuple[Node, ...]]:
-    """Call `update` on symbols, on None for the absent buffers.
+def _plane_name(buffer: str, plane: Plane) -> str:
+    return f"{buffer}.{plane.suffix}" if plane.suffix else buffer
 
-    Gives the node of each buffer before and after, and the stages of the noise.
+
+def planes(buffer: str, storage: Storage) -> dict[str, Plane]:
+    """Give the planes of a buffer by the names of their arrays."""
+    return {_plane_name(buffer, plane): plane for plane in storage.planes}
+
+
+class _Call:
+    """One call of `update` on symbols, on None for the absent buffers, and what comes before and after it.
+
+    `before` and `after` are the nodes of each buffer's value, `stages` those of the rule's noise.
     """
-    where = f"{type(rule).__name__}.update"
-    names, optional, scalars, noise = parameters(rule)
-    tracing = Trace(where)
-    buffers = {b: tracing.input("buffer", b, dtype, array=True) for b in names if b not in absent}
-    before = {b: symbol._node for b, symbol in buffers.items()}
-    inputs = {s: tracing.input("scalar", s, dtype, array=False) for s in scalars}
-    stages: tuple[Node, ...] = ()
-    if noise:
-        inputs["noise"], stages = _noise(tracing, dtype)
-    try:
-        returned = rule.update(*[buffers.get(b) for b in names], **inputs)
-    except AttributeError as error:
-        if not is_rule(error.obj):
-            raise
-        what = f"update reads self.{error.name}, which is not a field of {type(error.obj).__name__}."
-        do = "declare it as a field, with dataclasses.field(init=False) if __post_init__ computes it"
-        raise RuleError(explain(where, what, do=do)) from error
-    values = returned if isinstance(returned, tuple) else (returned,)
-    targets = [b for b in names if b != "g"]
-    if len(values) != len(targets):
-        raise RuleError(
-            explain(
-                where,
-                "a rule returns the new value of p and of each state buffer, in the order of its parameters.",
-                got=f"{len(values)} result{'s' * (len(values) != 1)}",
-                expected=f"{len(targets)}: {', '.join(targets)}",
+
+    def __init__(self, rule: Any, storages: dict[str, Storage], absent: frozenset[str]):
+        self.where = f"{type(rule).__name__}.update"
+        self.storages, self.dtype = storages, storages["p"].computes
+        self.tracing = Trace(self.where)
+        self._bits: Any = None  # 32 random bits of the element, of which …
+        self._left = 0  # … so many are not used yet
+        names, optional, scalars, noise = parameters(rule)
+        buffers = {b: self._decode(b) for b in names if b not in absent}
+        self.before = {b: symbol._node for b, symbol in buffers.items()}
+        inputs = {s: self.tracing.input("scalar", s, self.dtype, array=False) for s in scalars}
+        self.stages: tuple[Node, ...] = ()
+        if noise:
+            x = centred(random_bits(self._more_bits()))
+            s = radius(x)
+            inputs["noise"], self.stages = stretched(x, s).astype(self.dtype), (x._node, s._node)
+        returned = self._run(rule, [buffers.get(b) for b in names], inputs)
+        values = returned if isinstance(returned, tuple) else (returned,)
+        targets = [b for b in names if b != "g"]
+        if len(values) != len(targets):
+            raise RuleError(
+                explain(
+                    self.where,
+                    "a rule returns the new value of p and of each state buffer, in the order of its parameters.",
+                    got=f"{len(values)} result{'s' * (len(values) != 1)}",
+                    expected=f"{len(targets)}: {', '.join(targets)}",
+                )
             )
-        )
-    after = {
-        b: None if value is None and b in optional else _result(where, b, value, dtype)
-        for b, value in zip(targets, values, strict=True)
-    }
-    return before, after, stages
+        self.after: dict[str, Any] = {
+            b: None if value is None and b in optional else _result(self.where, b, value, self.dtype)
+            for b, value in zip(targets, values, strict=True)
+        }
 
+    @property
+    def uses_bits(self) -> bool:
+        return self._bits is not None
 
-def _noise(tracing: Trace, dtype: np.dtype) -> tuple[Symbol, tuple[Node, ...]]:
-    word = np.dtype(np.uint32)
-    keys = [tracing.input("key", name, word, array=False) for name in ("key0", "key1")]
-    index = [tracing.input("index", name, word, array=True) for name in ("index_low", "index_high")]
-    x = centred(random_bits(*keys, *index))
-    s = radius(x)
-    return stretched(x, s).astype(dtype), (x._node, s._node)
+    def _run(self, rule: Any, buffers: list, inputs: dict) -> Any:
+        try:
+            return rule.update(*buffers, **inputs)
+        except AttributeError as error:
+            if not is_rule(error.obj):
+                raise
+            what = f"update reads self.{error.name}, which is not a field of {type(error.obj).__name__}."
+            do = "declare it as a field, with dataclasses.field(init=False) if __post_init__ computes it"
+            raise RuleError(explain(self.where, what, do=do)) from error
+
+    def _decode(self, name: str) -> Symbol:
+        """Make the symbols of a buffer's planes, words for what is narrower than 32 bits, and decode them."""
+        found = [
+            self.tracing.input(
+                "tile" if plane.tiled else "buffer",
+                _plane_name(name, plane),
+                plane.dtype if plane.dtype.kind == "f" else np.dtype(np.uint32),
+                array=True,
+            )
+            for plane in self.storages[name].planes
+            if plane.read
+        ]
+        return Symbol(self.tracing, self.storages[name].decode(*found)._node, True)
+
+    def encode(self, name: str, value: Node) -> dict[str, Node]:
+        """Give the new elements of a buffer's planes that hold a value."""
+        storage, x = self.storages[name], Symbol(self.tracing, value, True)
+        bits = self._sixteen_bits() if storage.random else None
+        if isinstance(storage, Scaled):
+            peak = storage.peak(x)
+            largest = self.tracing.node("tile_max", peak.dtype, (peak._node,))
+            scale = storage.scale(Symbol(self.tracing, largest, True))
+            encoded = (*storage.encode(x, bits, scale), scale)
+        else:
+            encoded = storage.encode(x, bits)
+        return {_plane_name(name, plane): e._node for plane, e in zip(storage.planes, encoded, strict=True)}
+
+    def _more_bits(self) -> Symbol:
+        if self._bits is None:
+            word = np.dtype(np.uint32)
+            keys = [self.tracing.input("key", name, word, array=False) for name in ("key0", "key1")]
+            tile = [self.tracing.input("tile_number", name, word, array=True) for name in ("tile_low", "tile_high")]
+            place = self.tracing.input("place", "place", word, array=True)
+            self._bits = dither_bits(tile_bits(*keys, *tile), place)
+        else:
+            self._bits = more_bits(self._bits)
+        return self._bits
+
+    def _sixteen_bits(self) -> Symbol:
+        """Give a word whose upper half are random bits that nobody has had: those of a word, then its lower half."""
+        if not self._left:
+            self._more_bits()
+        self._left = 16 - self._left
+        return self._bits if self._left else self._bits << 16
 
 
 def _result(where: str, name: str, value: Any, dtype: np.dtype) -> Node:
@@ -213,9 +338,8 @@ def _result(where: str, name: str, value: Any, dtype: np.dtype) -> Node:
     )
 
 
-def _name(rule: Any, buffers: list[str], dtype: np.dtype) -> str:
-    types = "_".join(f"{b}{NAMES[dtype]}" for b in buffers)
-    return f"{'_'.join(_words(rule))}_{types}"
+def _name(rule: Any, storages: Mapping[str, Storage]) -> str:
+    return f"{'_'.join(_words(rule))}_{'_'.join(f'{b}{s.name}' for b, s in storages.items())}"
 
 
 def _words(rule: Any) -> list[str]:
@@ -247,114 +371,30 @@ def walk(roots: Any) -> list[Node]:
     return list(order.values())
 
 
-DEEPEST = 100
-"""Operations inside one another in one expression: each may cost a pair of parentheses, of which Python reads 200."""
-
-
-class Statement(NamedTuple):
-    """One line of a kernel's body: a name, its type, the text of the expression it is given, and what it computes."""
-
-    name: str
-    dtype: np.dtype
-    text: str
-    node: Node
-
-
-class Text(str):
-    """The text of an expression; `binding` says how tightly its outermost operator binds (a name or call tightest)."""
-
-    binding: int
-
-    def __new__(cls, text: str, binding: int = 9):  # noqa: D102
-        self = super().__new__(cls, text)
-        self.binding = binding
-        return self
-
-    def within(self, binding: int) -> str:
-        """Write it as an operand of an operator that binds this tightly."""
-        return self if self.binding >= binding else f"({self})"
-
-
-_OPERATORS = {
-    "add": "+", "subtract": "-", "multiply": "*", "divide": "/", "and": "&", "or": "|", "xor": "^",
-    "less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">=", "equal": "==", "not_equal": "!=",
-    "left_shift": "<<", "right_shift": ">>",
-}  # fmt: skip
-
-
-def infix(operation: str, left: Text, right: Text) -> Text:
-    """Write a binary operation in C's and Python's common notation, with parentheses where either needs them."""
-    operator = _OPERATORS[operation]
-    binding = {"+": 2, "-": 2, "*": 3, "/": 3}.get(operator, 1)
-    shared = max(binding, 2)  # around an operand of a comparison or bit operation, only arithmetic goes without
-    return Text(f"{left.within(shared)} {operator} {right.within(shared + (binding > 1))}", binding)
-
-
-def own_names(program: Program, reserved: frozenset[str]) -> dict[str, str]:
-    """Give the name under which each buffer and scalar is printed: its own, or one that hides nothing of Python's."""
-    names: dict[str, str] = {}
-    for name in (*(b.name for b in program.buffers), *program.scalars):
-        printed = name
-        while (
-            printed in reserved
-            or hasattr(builtins, printed)
-            or re.fullmatch(r"x\d+|.*_(new|at|i)", printed)
-            or printed in names.values()
-        ):
-            printed += "_"
-        names[name] = printed
-    return names
-
-
-def statements(program: Program, render: Callable[[Node, list[Text]], Text]) -> tuple[list[Statement], dict[str, str]]:
-    """Turn the program's graph into lines in a backend's language.
-
-    `render(node, operands)` gives the text of one operation. A value used more than once gets a name, and so do one
-    that is `DEEPEST` operations deep and a stage of the noise; others are written where they are used. The names are
-    <buffer>_new and x0, x1, …, which `own_names` keeps free. Returns the lines, and the text of each written buffer's
-    new value.
-    """
-    nodes = walk(program.results.values())
-    uses: dict[int, int] = {}
-    for node in nodes:
-        for a in node.args:
-            uses[id(a)] = uses.get(id(a), 0) + 1
-    new = {id(node): f"{b}_new" for b, node in program.results.items() if node.args}
-    texts: dict[int, Text] = {}
-    depths: dict[int, int] = {}
-    lines: list[Statement] = []
-    for node in nodes:
-        text = render(node, [texts[id(a)] for a in node.args])
-        depth = 1 + max([depths[id(a)] for a in node.args], default=0)
-        if node.args and (id(node) in new or uses[id(node)] > 1 or depth > DEEPEST or node in program.stages):
-            name = new.get(id(node), f"x{len(lines)}")
-            lines.append(Statement(name, node.dtype, text, node))
-            text, depth = Text(name), 0
-        texts[id(node)], depths[id(node)] = text, depth
-    return lines, {b: texts[id(node)] for b, node in program.results.items()}
-
-
 Planned: TypeAlias = tuple[Program, Callable[[int], tuple[float, ...]]]
 
 
-def plan(rule: Any, dtype: np.dtype) -> Planned:
-    """Give the program of a rule and the function of t that computes its scalars; remembered while rules come again."""
+def plan(rule: Any, kept: Hashable) -> Planned:
+    """Give the program of a rule and the function of t that computes its scalars; remembered while rules come again.
+
+    `kept` is a type, or a tuple of (buffer, name of its format).
+    """
     try:
-        known = _planned(rule, dtype)
+        known = _planned(rule, kept)
     except TypeError:  # not hashable
         require_rule(rule, "trace")
         raise
     for same, key, planned in known:
         if same is rule or key == exact(rule):
             return planned
-    program = trace(rule, dtype)
+    program = trace(rule, dict(kept) if isinstance(kept, tuple) else kept)
     planned = program, host_scalars(program, rule)
     known.append((rule, exact(rule), planned))
     return planned
 
 
 @lru_cache(maxsize=256)
-def _planned(rule: Any, dtype: np.dtype) -> list[tuple[Any, tuple, Planned]]:
+def _planned(rule: Any, kept: Hashable) -> list[tuple[Any, tuple, Planned]]:
     """Give the list of what is planned for rules that equal this one; they may differ in a zero's sign or a type."""
     return []
 

@@ -138,6 +138,9 @@ class ndarray:  # noqa: N801 — CuPy's name
     def reshape(self, *shape: Any) -> ndarray:
         return ndarray(self._host.reshape(*shape), self.device.id)
 
+    def view(self, dtype: Any) -> ndarray:
+        return ndarray(self._host.view(dtype), self.device.id)
+
     def copy(self) -> ndarray:
         return ndarray(self._host.copy())  # on the current device, as CuPy does
 

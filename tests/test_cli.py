@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 import subprocess
 import sys
 from itertools import chain
@@ -24,7 +25,11 @@ from fastopt import ceiling
 from fastopt.cli import main
 from fastopt.demo import digits, pictures, race
 from fastopt.demo.commands import app
+from fastopt.demo.parsing import parse_storage
 from fastopt.demo.surfaces import SURFACES
+from fastopt.dispatch import layout
+from fastopt.kernels.cpu import print_module
+from fastopt.kernels.cuda import print_source
 from fastopt.kernels.program import host_scalars, trace
 
 
@@ -243,7 +248,7 @@ def test_help_lists_every_rule():
     [
         ("adam", fastopt.Adam(), "f4"),
         ("adam --set betas=0.0,0.99 --set amsgrad=TRUE", fastopt.Adam(betas=(0.0, 0.99), amsgrad=True), "f4"),
-        ("momentum --set nesterov=true --set dampening=none --dtype f64", fastopt.Momentum(nesterov=True), "f8"),
+        ("momentum --set nesterov=true --set dampening=none --storage f64", fastopt.Momentum(nesterov=True), "f8"),
     ],
 )
 def test_show_prints_a_module_that_compiles_to_the_rule(arguments: str, rule: Any, dtype: str, tmp_path: Path):
@@ -266,6 +271,21 @@ def test_show_prints_a_module_that_compiles_to_the_rule(arguments: str, rule: An
     kernel(0, 1000, 1000, *addresses, *host_scalars(program, rule)(1))
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, expected[name], strict=True)
+
+
+@pytest.mark.parametrize("storage", ["split_8bit", "p=bf16_sr,g=bf16,v=uf8"])
+def test_show_prints_any_storage(storage: str):
+    kept = layout([fastopt.Adam()], parse_storage(storage), "test")[0]
+    program = trace(fastopt.Adam(), kept)
+    assert run("show", "adam", "--storage", storage) == print_module(program)
+    assert run("show", "adam", "--storage", storage, "--backend", "cuda") == print_source(program)
+
+
+def test_training_in_ten_bytes_reads_digits_too(tmp_path: Path):
+    text = run("train", "--epochs", "3", "--storage", "bf16_8bit", "--out", str(tmp_path / "x.png"))
+    found = re.search(r"(\d+\.\d+)%", text)
+    assert found is not None
+    assert float(found[1]) > 90
 
 
 # --- info and the ceiling
@@ -310,7 +330,11 @@ def test_the_ceiling_moves_what_it_says(reads: int, writes: int, dtype: type, n:
         ("train --out nowhere/digits.png", ["folder does not exist", "nowhere"]),
         ("race --out race.docx", ["no kind of picture", ".png"]),
         ("show adam --backend metal", ["'metal' prints nothing", "cpu"]),
-        ("show adam --dtype f16", ["there is no precision 'f16'"]),
+        ("show adam --storage f23", ["no such storage", "'f32'"]),
+        ("show adam --storage m=f9", ["no such format", "'f8'"]),
+        ("show adam --storage m=split", ["'m', a state, is not kept in the format split"]),
+        ("show adam --storage p=f64,v=uf8", ["computed in float64"]),
+        ("train --storage m", ["no such storage"]),
         ("show momentum --set netserov=true", ["no setting 'netserov'", "did you mean 'nesterov'?"]),
         ("show momentum --set nesterov", ["has no value", "NAME=VALUE"]),
         ("show momentum --set nesterov=ja", ["'ja'", "true or false"]),

@@ -1,4 +1,4 @@
-"""Every example in a docstring, in README and in CONTRIBUTING runs and prints what it says."""
+"""Every example in a docstring, in README, in CONTRIBUTING and in docs/storage.md runs and prints what it says."""
 
 import doctest
 import importlib
@@ -34,7 +34,7 @@ def test_every_rule_and_public_call_shows_an_example():
         assert ">>>" in (thing.__doc__ or ""), f"{thing.__name__} has no example"
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/storage.md"])
 def test_python_blocks_of_documents_run_in_order(document, tmp_path, monkeypatch):
     text = (ROOT / document).read_text()
     blocks = re.findall(r"^(<!-- needs a GPU -->\n)?```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)

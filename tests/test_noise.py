@@ -1,21 +1,24 @@
-"""The noise is normal, independent, keyed by seed, step and element, and nothing else."""
+"""Random bits are uniform, noise is normal, both uncorrelated and keyed by seed, step and element, and nothing else."""
 
 import math
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
 from values import assert_same_bits
 
 import fastopt
-from fastopt.kernels import cpu
-from fastopt.kernels.storage import indices, noise_keys, normal, random_bits
+from fastopt.kernels import cpu, reference
+from fastopt.kernels.noise import dither_bits, element_bits, more_bits, noise_keys, normal, random_bits, tile_bits
+from fastopt.kernels.program import host_scalars, trace
+from fastopt.kernels.storage import TILE
 
 N = 1 << 20
 
 
 def noise(seed: int = 0, t: int = 1, first: int = 0, count: int = N) -> np.ndarray:
-    key0, key1 = (np.uint32(k) for k in noise_keys(seed, t))
-    return normal(random_bits(key0, key1, *indices(first, count))).astype(np.float64)
+    return normal(random_bits(element_bits(*noise_keys(seed, t), first, count))).astype(np.float64)
 
 
 def test_the_map_from_bits_is_the_inverse_of_the_normal_distribution_function():
@@ -38,9 +41,9 @@ def test_moments_and_correlations_are_those_of_independent_normal_numbers(seed):
     # Five standard errors: 1, √2, √15, √96 over √N for the first four moments, 1/√N for a correlation.
     for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs((z**power).mean() - moment) < 5 * math.sqrt(spread / N)
-    for lag in (1, 2, 31, 256, 4096):
+    for lag in (1, 2, 3, 31, 128, 255, 256, 257, 4096):
         assert abs((z[:-lag] * z[lag:]).mean()) < 5 / math.sqrt(N - lag)
-    others = [noise(seed, t=2), noise(seed, t=3), noise(seed + 1), noise(seed, first=1 << 32)]
+    others = [noise(seed, t=2), noise(seed, t=3), noise(seed + 1), noise(seed, first=N), noise(seed, first=1 << 40)]
     for other in others:
         assert abs((z * other).mean()) < 5 / math.sqrt(N)
 
@@ -51,17 +54,112 @@ def test_one_element_over_many_steps_is_independent_too():
     assert np.all(np.abs((z[:-1] * z[1:]).mean(0)) < 5 / math.sqrt(len(z)))
 
 
-def test_no_two_elements_share_their_bits():
-    key0, key1 = (np.uint32(k) for k in noise_keys(3, 4))
-    assert len(np.unique(random_bits(key0, key1, *indices(0, N)))) == N
+def test_sums_over_a_tile_and_of_its_squares_are_those_of_independent_normal_numbers():
+    z = np.concatenate([noise(t=t) for t in range(1, 9)]).reshape(-1, TILE)
+    tiles = len(z)
+    # Of k independent numbers the sum over √k is normal, with a variance that has the standard error √(2/tiles) and a
+    # kurtosis of 3 ± √(24/tiles); the sum of squares is χ² with k degrees of freedom, of variance 2k and kurtosis
+    # 3 + 12/k, whose own estimate has about the standard error of the normal one.
+    for x, variance, kurtosis in ((z.sum(1), TILE, 3), ((z**2).sum(1) - TILE, 2 * TILE, 3 + 12 / TILE)):
+        assert abs(x.mean()) < 5 * math.sqrt(variance / tiles)
+        assert abs((x**2).mean() / variance - 1) < 5 * math.sqrt(2 / tiles)
+        assert abs((x**4).mean() / variance**2 - kurtosis) < 6 * math.sqrt(24 / tiles)
+
+
+def test_elements_of_a_tile_have_different_bits_and_those_of_all_as_many_equal_ones_as_chance():
+    words = element_bits(*noise_keys(3, 4), 0, N)
+    tiles = np.sort(words.reshape(-1, TILE), axis=1)
+    assert np.all(tiles[:, 1:] != tiles[:, :-1])
+    chance = N * (N - 1) / 2 / 2**32  # pairs that are equal: 128, Poisson
+    assert abs(N - len(np.unique(words)) - chance) < 5 * math.sqrt(chance)
+
+
+# Bits for rounding: for each element random over the steps, in both halves of a word, any two uncorrelated.
+
+STEPS = 1 << 15
+
+
+@cache
+def _keys(seed: int, first: int, steps: int) -> np.ndarray:
+    return np.array([noise_keys(seed, t) for t in range(first, first + steps)], np.uint32).T
+
+
+def dither(seed: int = 0, first: int = 1, tile: int = 0, steps: int = STEPS) -> np.ndarray:
+    """Give the words of one tile's elements: a row for each step, a column for each place."""
+    key0, key1 = _keys(seed, first, steps)
+    of_tile = tile_bits(key0, key1, np.uint32(tile & 0xFFFFFFFF), np.uint32(tile >> 32))
+    return dither_bits(of_tile[:, None], np.arange(TILE, dtype=np.uint32))
+
+
+def halves(words: np.ndarray) -> np.ndarray:
+    """Give the two halves of each word as uniform numbers in (0, 1): first all upper ones, then all lower ones."""
+    return (np.hstack([words >> 16, words & 0xFFFF]).astype(np.float32) + 0.5) / 65536
+
+
+def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Correlate the columns of two tables, in standard errors of what independent columns show."""
+    x, y = ((a - a.mean(0)) / a.std(0) for a in (x, y))
+    return x.T @ y / math.sqrt(len(x))
+
+
+def test_bits_of_elements_are_the_hash_of_their_tile_and_place():
+    for tile in (0, 5, 2**32 - 1, 2**32, 2**54):
+        words = element_bits(*noise_keys(0, 1), tile * TILE, TILE + 3)
+        assert np.array_equal(words[:TILE], dither(tile=tile, steps=1)[0])
+        assert np.array_equal(words[TILE:], dither(tile=tile + 1, steps=1)[0, :3])
+
+
+def test_bits_for_rounding_are_uniform_over_the_steps_at_each_place_in_both_halves():
+    bins = (halves(dither()) * 256).astype(np.int64)
+    for place in range(2 * TILE):
+        counts = np.bincount(bins[:, place], minlength=256)
+        chi2 = ((counts - STEPS / 256) ** 2).sum() / (STEPS / 256)
+        # The cube root of χ²/k is normal but for its mean, 1 − 2/9k, and variance, 2/9k (Wilson & Hilferty 1931).
+        z = ((chi2 / 255) ** (1 / 3) - (1 - 2 / (9 * 255))) / math.sqrt(2 / (9 * 255))
+        assert abs(z) < 5, f"place {place % TILE}, {'lower' if place >= TILE else 'upper'} half"
+
+
+ROUNDINGS: dict[str, Callable] = {
+    "bits": lambda u: u,
+    "up with probability 1/2": lambda u: (u > 1 / 2).astype(np.float32),
+    "up with probability 1/8": lambda u: (u > 7 / 8).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("what", ROUNDINGS)
+def test_any_two_places_of_a_tile_are_uncorrelated_in_and_across_halves(what):
+    x = ROUNDINGS[what](halves(dither()))
+    found = correlations(x, x) - math.sqrt(STEPS) * np.eye(2 * TILE)
+    # 130,816 different pairs: the largest of as many normal numbers is beyond 6 once in 4,000 times.
+    assert np.abs(found).max() < 6
+    assert (
+        abs(found[~np.eye(2 * TILE, dtype=bool)].std() - 1) < 0.02
+    )  # as broad as chance makes them, 1 ± 1/√(2·130,816)
+
+
+OTHERS: dict[str, Callable[[], np.ndarray]] = {
+    "the next tile": lambda: dither(tile=1),
+    "a tile far away": lambda: dither(tile=2**32),
+    "the next step": lambda: dither(first=2),
+    "another seed": lambda: dither(seed=1),
+    "the same element's second word": lambda: more_bits(dither()),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_bits_for_rounding_are_uncorrelated_with_those_of(other):
+    # 262,144 pairs, as above; for the second word the pairs of one element are among them.
+    assert np.abs(correlations(halves(dither()), halves(OTHERS[other]()))).max() < 6
 
 
 RULE = fastopt.GradientNoise(fastopt.SGD(lr=1.0), eta=1.0)
+PROGRAM = trace(RULE, np.float32)
 
 
 def step(n: int, *, seed: int = 7, t: int = 3, offset: int = 0, backend: str = "cpu") -> np.ndarray:
-    p = np.zeros(n, np.float32)
-    fastopt.update(RULE, t, {"p": p, "g": np.zeros_like(p)}, seed=seed, offset=offset, backend=backend)
+    p, g = np.zeros(n, np.float32), np.zeros(n, np.float32)
+    launch = cpu.bind(PROGRAM, [p, g]) if backend == "cpu" else reference.bind(PROGRAM, RULE, [p, g])
+    launch((*noise_keys(seed, t), offset), host_scalars(PROGRAM, RULE)(t))
     return p
 
 
@@ -80,20 +178,19 @@ def test_it_replays_and_depends_on_seed_and_step():
     assert not np.any(step(1000) == step(1000, t=4))
 
 
-def test_how_a_buffer_is_divided_does_not_matter():
+def test_how_a_buffer_is_divided_between_tiles_does_not_matter():
     whole = step(1000)
-    parts = [step(300), step(1, offset=300), step(699, offset=301)]
+    parts = [step(256), step(512, offset=256), step(232, offset=768)]
     assert_same_bits(np.concatenate(parts), whole)
 
 
-@pytest.mark.parametrize("offset", [2**32 - 500, 2**32 - 1, 2**32, 2**33 - 2, 2**40 + 3])
-def test_indices_beyond_32_bits(offset, monkeypatch):
+@pytest.mark.parametrize("offset", [2**32 - 512, 2**32, 2**40 - 768, 2**40, 2**41 - 256, 2**48 + 512])
+def test_elements_and_tiles_beyond_32_bits(offset, monkeypatch):
     monkeypatch.setattr(cpu, "PARALLEL_FROM", 0)
     monkeypatch.setattr(cpu, "CHUNK", 256)
     assert_same_bits(step(2000, offset=offset), step(2000, offset=offset, backend="reference"))
-    assert not np.any(
-        step(500, offset=offset) == step(500, offset=offset % 2**32 if offset >= 2**32 else offset + 2**32)
-    )
+    assert not np.any(step(500, offset=offset) == step(500, offset=offset + 2**40))  # 2³² tiles: only the upper half
+    assert not np.any(step(500, offset=offset) == step(500, offset=offset % 2**32 + 2**50))
 
 
 def test_noise_leaves_a_saddle_that_gradient_descent_never_leaves():

@@ -1,21 +1,80 @@
-"""Every rule in every form, on the CPU backend, equals the reference bit for bit."""
+"""Every rule in every form and every storage format, on the CPU backend, equals the reference bit for bit."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from cases import CASES
-from values import SIZES, assert_same_bits, filled, guards_intact
+from values import SIZES, assert_same_bits, filled, guarded, guards_intact
 
 import fastopt
-from fastopt.kernels import cpu, intrinsics
-from fastopt.kernels.program import trace
+from fastopt.kernels import cpu, reference
+from fastopt.kernels.noise import noise_keys
+from fastopt.kernels.program import Program, host_scalars, parameters, trace
+from fastopt.kernels.storage import PRESETS, STORAGES, TILE
 
 DTYPES = (np.float32, np.float64)
 IN_STRIPS = 131_072 + 2 * 64 + 13  # so large that a step runs in prefetched strips, the last of them not a whole one
 
 
+@dataclass(frozen=True)
+class SignMomentum:
+    """A rule that is not ours, with two states."""
+
+    lr: float = 0.01
+    beta: float = 0.9
+
+    unsigned: ClassVar = ("size",)
+
+    def scalars(self, t):
+        return {"lr": self.lr, "beta": self.beta, "rest": 1 - self.beta}
+
+    def update(self, p, g, m, size, *, lr, beta, rest):
+        m = beta * m + rest * g
+        size = beta * size + rest * np.abs(m)
+        return p - lr * np.sign(m) * size, m, size
+
+
+MIXED = {
+    "noise-adam-bf16_8bit": (CASES["noise-adam"], "bf16_8bit"),
+    "adam-amsgrad-split_8bit": (CASES["adam-amsgrad"], "split_8bit"),
+    "rmsprop-centered-momentum-8bit": (CASES["rmsprop-centered-momentum"], "8bit"),
+    "adadelta-bf16_sr": (CASES["adadelta"], "bf16_sr"),
+    "momentum-bf16_kahan": (CASES["momentum"], "bf16_kahan"),
+    "adam-mixed_f16": (CASES["adam"], "mixed_f16"),
+    "mine-bf16_8bit": (SignMomentum(), "bf16_8bit"),
+}
+
+
+def preset(rule: Any, name: str) -> Program:
+    return trace(rule, PRESETS[name].formats(rule, parameters(rule).buffers))
+
+
+def steps(program: Program, rule: Any, arrays: dict[str, np.ndarray], ts: Iterable[int], backend: str = "cpu") -> None:
+    """Take the steps ts on arrays that were `filled`, which are in the order of the program's buffers."""
+    bound = list(arrays.values())
+    launch = cpu.bind(program, bound) if backend == "cpu" else reference.bind(program, rule, bound)
+    scalars = host_scalars(program, rule)
+    for t in ts:
+        launch((*noise_keys(5, t), 0) if program.noise else (), scalars(t))
+
+
+def assert_equals_the_reference(program: Program, rule: Any, ours: dict[str, np.ndarray], ts: Iterable[int]) -> None:
+    truth = {name: a.copy() for name, a in ours.items()}
+    steps(program, rule, truth, ts, "reference")
+    steps(program, rule, ours, ts)
+    for name, array in ours.items():
+        assert_same_bits(array, truth[name], f"{program.name}, {name}, {array.size} elements")
+        assert guards_intact(array), f"{program.name}: wrote beyond {name}"
+
+
 def test_the_large_size_is_one_that_runs_in_strips():
     assert cpu.STRIPS_FROM < IN_STRIPS < cpu.STRIPS_FROM + 1000
-    assert IN_STRIPS % intrinsics.STRIP
+    assert IN_STRIPS % 64
+    assert IN_STRIPS % TILE
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -24,53 +83,91 @@ def test_the_cpu_kernel_equals_the_reference(case, dtype):
     rule, rng = CASES[case], np.random.default_rng(0)
     program = trace(rule, dtype)
     for n in (*SIZES, IN_STRIPS):
-        ours = filled(program, rng, n)
-        truth = {name: a.copy() for name, a in ours.items()}
-        for t in (1, 2, 3, 100) if n < IN_STRIPS else (1, 100):
-            fastopt.update(rule, t, ours, backend="cpu", seed=5)
-            fastopt.update(rule, t, truth, backend="reference", seed=5)
-        for name, array in ours.items():
-            assert_same_bits(array, truth[name], f"{case}, n = {n}, {name}")
-            assert guards_intact(array), f"{case}, n = {n}: wrote beyond {name}"
+        assert_equals_the_reference(
+            program, rule, filled(program, rng, n), (1, 2, 3, 100) if n < IN_STRIPS else (1, 100)
+        )
+
+
+# Together they keep each kind of buffer in every format that holds it; what is not named is float32.
+LAYOUTS = {
+    "bf16": ("bf16", "bf16", "bf16"),
+    "f16": ("f16", "f16", "f16"),
+    "bf16_sr": ("bf16_sr", "f32", "bf16_sr"),
+    "f16_sr": ("f16_sr", "f16", "f16_sr"),
+    "f8": ("bf16_kahan", "bf16", "f8"),
+    "uf8": ("split", "bf16", "uf8"),
+    "f32_bf16": ("f32_bf16", "bf16", "f32"),
+    "f32_f16": ("f32_f16", "f16", "f8"),
+    "split24": ("split24", "f32", "f32"),
+}
+RULED = {name: CASES[name] for name in ("momentum", "rmsprop-centered", "adam", "adam-amsgrad", "lion")}
+RULED["mine"] = SignMomentum()
+
+
+def test_the_layouts_keep_each_kind_of_buffer_in_every_format_that_holds_it():
+    for k, kind in enumerate(("p", "g", "state")):
+        formats = {name for name, s in STORAGES.items() if kind in s.holds and name not in ("f32", "f64")}
+        assert formats <= {layout[k] for layout in LAYOUTS.values()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", RULED)
+def test_the_cpu_kernel_equals_the_reference_in_every_format(case, layout):
+    rule, rng = RULED[case], np.random.default_rng(1)
+    p, g, state = LAYOUTS[layout]
+    program = trace(rule, {b: {"p": p, "g": g}.get(b, state) for b in parameters(rule).buffers})
+    for n in (*SIZES, IN_STRIPS):
+        assert_equals_the_reference(program, rule, filled(program, rng, n), (1, 2, 3, 100) if n < 10_000 else (1, 2))
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_the_cpu_kernel_equals_the_reference_in_presets(case):
+    rule, name = MIXED[case]
+    program, rng = preset(rule, name), np.random.default_rng(2)
+    for n in (*SIZES, IN_STRIPS):
+        assert_equals_the_reference(program, rule, filled(program, rng, n), (1, 2, 3))
+
+
+@cache
+def _after_steps(case: str) -> tuple[Program, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Give a program, arrays, and what the reference makes of them."""
+    rule = MIXED[case][0] if case in MIXED else CASES[case]
+    program = preset(rule, MIXED[case][1]) if case in MIXED else trace(rule, np.float32)
+    before = filled(program, np.random.default_rng(1), IN_STRIPS)
+    after = {name: a.copy() for name, a in before.items()}
+    steps(program, rule, after, range(1, 6), "reference")
+    return program, before, after
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-@pytest.mark.parametrize("case", ["sgd", "adam-amsgrad-l2", "rmsprop-centered-momentum", "noise-adam"])
+@pytest.mark.parametrize("case", ["sgd", "adam-amsgrad-l2", "rmsprop-centered-momentum", "noise-adam", *MIXED])
 def test_the_number_of_threads_does_not_matter(case, threads, monkeypatch):
     monkeypatch.setattr(cpu, "PARALLEL_FROM", 0)
     monkeypatch.setattr(cpu, "CHUNK", 512)
-    rule, rng = CASES[case], np.random.default_rng(1)
-    ours = filled(trace(rule, np.float32), rng, IN_STRIPS)
-    truth = {name: a.copy() for name, a in ours.items()}
-    before = fastopt.get_threads()
+    rule = MIXED[case][0] if case in MIXED else CASES[case]
+    program, before, after = _after_steps(case)
+    ours = {name: guarded(a) for name, a in before.items()}
+    default = fastopt.get_threads()
     try:
         fastopt.set_threads(threads)
-        for t in range(1, 6):
-            fastopt.update(rule, t, ours)
-            fastopt.update(rule, t, truth, backend="reference")
+        steps(program, rule, ours, range(1, 6))
     finally:
-        fastopt.set_threads(before)
+        fastopt.set_threads(default)
     for name, array in ours.items():
-        assert_same_bits(array, truth[name], f"{case}, {threads} threads, {name}")
+        assert_same_bits(array, after[name], f"{case}, {threads} threads, {name}")
         assert guards_intact(array)
 
 
 @pytest.mark.parametrize("misalignment", range(4, 64, 4))
-def test_any_alignment_of_whole_elements_works(misalignment):
-    rule, rng = CASES["adam"], np.random.default_rng(2)
-    n = 1003
-    ours = {}
-    for k, b in enumerate(trace(rule, np.float32).buffers):
-        shift = (misalignment * (k + 1)) % 64
-        raw = np.zeros(n * 4 + 128, np.uint8)
-        start = -raw.ctypes.data % 64 + shift
-        ours[b.name] = raw[start : start + 4 * n].view(np.float32)
-        ours[b.name][...] = rng.standard_normal(n)
-    truth = {name: a.copy() for name, a in ours.items()}
-    fastopt.update(rule, 1, ours)
-    fastopt.update(rule, 1, truth, backend="reference")
-    for name, array in ours.items():
-        assert_same_bits(array, truth[name], name)
+@pytest.mark.parametrize("case", ["adam-f32", "noise-adam-bf16_8bit", "adam-amsgrad-split_8bit"])
+def test_any_alignment_of_whole_elements_works(case, misalignment):
+    rule, name = MIXED.get(case, (CASES["adam"], "f32"))
+    program = preset(rule, name)
+    arrays = filled(program, np.random.default_rng(2), 1003)
+    shifts = [(misalignment // 4 * a.itemsize * (k + 1)) % 64 for k, a in enumerate(arrays.values())]
+    ours = {name: guarded(a, shift) for (name, a), shift in zip(arrays.items(), shifts, strict=True)}
+    assert any(a.ctypes.data % 64 for a in ours.values())
+    assert_equals_the_reference(program, rule, ours, (1,))
 
 
 @pytest.mark.slow

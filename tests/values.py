@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.kernels.program import Program
+from fastopt.kernels.program import Program, planes
+from fastopt.kernels.storage import TILE, pack
 
 SIZES = (0, 1, 255, 256, 257, 1003, 70_001)
 
@@ -27,8 +28,23 @@ def nasty(rng: np.random.Generator, count: int, dtype: Any) -> np.ndarray:
 
 
 def filled(program: Program, rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
-    """Give a program's buffers, each inside guard bytes that `guards_intact` looks at."""
-    return {b.name: guarded(nasty(rng, count, b.dtype)) for b in program.buffers}
+    """Give a program's arrays, each inside guard bytes that `guards_intact` looks at.
+
+    Where values are not kept as they are computed, one tile in four, and one element in eight of the others, is of bits
+    drawn at random: words, codes and scales that no encoder makes.
+    """
+    made: dict[str, np.ndarray] = {}
+    for b, storage in program.storages.items():
+        values = nasty(rng, count, storage.computes)
+        if storage.plain:
+            made[b] = values
+            continue
+        raw = np.repeat(rng.random(-(-count // TILE)) < 0.25, TILE)[:count] | (rng.random(count) < 0.125)
+        kept = pack(storage, values, rng.integers(0, 2**32, count, np.uint32))
+        for (name, plane), array in zip(planes(b, storage).items(), kept, strict=True):
+            patterns = rng.integers(0, 256, array.nbytes, np.uint8).view(array.dtype)
+            made[name] = np.where(raw[::TILE] if plane.tiled else raw, patterns, array)
+    return {b.name: guarded(made[b.name]) for b in program.buffers}
 
 
 _GUARD, _PATTERN = 64, 0xA5
@@ -58,8 +74,10 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, what: str = "") -
     """Compare bit for bit; a NaN equals a NaN whatever its payload."""
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape
-    word = {4: np.uint32, 8: np.uint64}[actual.dtype.itemsize]
-    differ = (actual.view(word) != expected.view(word)) & ~(np.isnan(actual) & np.isnan(expected))
+    word = np.dtype(f"u{actual.dtype.itemsize}")
+    differ = actual.view(word) != expected.view(word)
+    if actual.dtype.kind == "f":
+        differ &= ~(np.isnan(actual) & np.isnan(expected))
     first = np.flatnonzero(differ)[:3]
     assert not first.size, (
         f"{what}: {differ.sum()} of {differ.size} differ, at {first}: {actual[first]} ≠ {expected[first]}"

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 import fastopt
-from fastopt.demo.parsing import parse_setting, rule_names
-from fastopt.errors import BackendError, SettingError, explain, suggest
+from fastopt.demo.parsing import parse_setting, parse_storage, rule_names
+from fastopt.dispatch import layout
+from fastopt.errors import BackendError, explain, suggest
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
@@ -19,6 +20,14 @@ Rules = Annotated[
     list[str], typer.Option("--rule", metavar="RULE", help="An update rule; give it several times to compare.")
 ]
 Backend = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu (compiled) or reference (NumPy): the same bits.")]
+Storage = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"How buffers are kept: {', '.join(fastopt.PRESETS)}; or formats by buffer, p=split,g=bf16,m=f8,v=uf8, of"
+        f" {', '.join(fastopt.STORAGES)}.",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of everything that is random.")]
 
 
@@ -62,6 +71,7 @@ def train(
     noise: Annotated[
         float | None, typer.Option(metavar="ETA", help="Add gradient noise of variance ETA / (1 + t)^0.55.")
     ] = None,
+    storage: Storage = "f32",
     seed: Seed = 0,
     backend: Backend = "auto",
     out: Annotated[Path, typer.Option(metavar="FILE", dir_okay=False, help="The picture to write.")] = Path(
@@ -83,6 +93,8 @@ def train(
         fastopt train --rule sgd --batch-size 1437 --epochs 300 --schedule constant
 
         fastopt train --rule sgd --noise 0.01 --seed 7 --out noisy.png
+
+        fastopt train --storage bf16_8bit
     """
     from fastopt.demo import digits, pictures
     from fastopt.demo.console import open_console, print_table, progress_bars
@@ -104,6 +116,7 @@ def train(
                 data,
                 epochs=epochs,
                 batch_size=batch_size,
+                storage=parse_storage(storage),
                 seed=seed,
                 backend=backend,
                 on_epoch=lambda bar=bar: progress.advance(bar),
@@ -176,7 +189,7 @@ def race(
 def show(
     rule: Annotated[str, typer.Argument(help="An update rule, for example adam.")],
     backend: Annotated[str, typer.Option(metavar="NAME", help="cpu: a Python module; cuda: CUDA C++.")] = "cpu",
-    dtype: Annotated[str, typer.Option(metavar="NAME", help="The precision: f32 or f64.")] = "f32",
+    storage: Storage = "f32",
     setting: Annotated[
         list[str], typer.Option("--set", metavar="NAME=VALUE", help="A setting of the rule; give it several times.")
     ] = [],  # noqa: B006 — typer copies it
@@ -192,14 +205,17 @@ def show(
 
         fastopt show momentum --set nesterov=true --set weight_decay=0.1
 
-        fastopt show adam --set betas=0.9,0.95 --dtype f64 > adam.py
+        fastopt show adam --set betas=0.9,0.95 --storage f64 > adam.py
+
+        fastopt show adam --storage split_8bit
+
+        fastopt show adam --storage p=split,g=bf16,m=f8,v=uf8 --backend cuda
 
         fastopt show adam --backend cuda > adam.cu && nvcc -cubin --fmad=false adam.cu
     """
     from fastopt.demo.console import open_console
     from fastopt.kernels import cpu, cuda
     from fastopt.kernels.program import trace
-    from fastopt.kernels.storage import STORAGES
 
     (name,) = rule_names([rule], "fastopt show")
     printers = {"cpu": (cpu.print_module, "python"), "cuda": (cuda.print_source, "cpp")}
@@ -207,11 +223,9 @@ def show(
         what = f"the backend {backend!r} prints nothing."
         raise BackendError(explain("fastopt show", what, do=suggest(backend, list(printers))))
     print_text, language = printers[backend]
-    if dtype not in STORAGES:
-        do = suggest(dtype, list(STORAGES))
-        raise SettingError(explain("fastopt show", f"there is no precision {dtype!r}.", do=do))
     made = fastopt.RULES[name](**dict(parse_setting(fastopt.RULES[name], text) for text in setting))
-    text = print_text(trace(made, STORAGES[dtype]))
+    (kept,) = layout([made], parse_storage(storage), "fastopt show")
+    text = print_text(trace(made, kept))
     console = open_console()
     if not console.is_terminal:
         typer.echo(text, nl=False)

@@ -1,7 +1,7 @@
 """A real training run, small enough for a classroom: handwritten digits and a multilayer perceptron in NumPy.
 
-The network computes its gradients straight into `opt.grads`, views into fastopt's flat gradient buffer, so nothing is
-copied between the backward pass and the step.
+In float32 the network computes its gradients straight into `opt.grads`, views into fastopt's flat gradient buffer, so
+nothing is copied between the backward pass and the step.
 """
 
 from __future__ import annotations
@@ -150,6 +150,13 @@ def make_rule(name: str, *, lr: float | None, schedule: str, steps: int, noise: 
     return rule if noise is None else fastopt.GradientNoise(rule, eta=noise)
 
 
+def _float32(params: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Give parameters as the network computes with them: NumPy multiplies no matrices of shorter types."""
+    if all(p.dtype == np.float32 for p in params.values()):
+        return params
+    return {name: p.astype(np.float32) for name, p in params.items()}
+
+
 def train(
     rule: Any,
     data: Digits,
@@ -157,13 +164,15 @@ def train(
     epochs: int,
     batch_size: int,
     seed: int,
+    storage: Any = "f32",
     backend: str = "auto",
     on_epoch: Callable[[], object] = lambda: None,
 ) -> Run:
     """Train a fresh network with `rule`; the same seed gives every rule the same start and the same batches."""
     from threadpoolctl import threadpool_limits
 
-    opt = fastopt.Optimizer(rule, initial(seed), backend=backend, seed=seed)
+    opt = fastopt.Optimizer(rule, initial(seed), storage=storage, backend=backend, seed=seed)
+    grads = {name: grad if grad.dtype == np.float32 else grad.astype(np.float32) for name, grad in opt.grads.items()}
     random = np.random.default_rng(seed)
     losses, accuracies = [], []
     training = stepping = 0.0
@@ -173,11 +182,14 @@ def train(
             start = time.perf_counter()
             images = data.x_train + np.float32(JITTER) * random.standard_normal(data.x_train.shape, np.float32)
             for x, y in fastopt.minibatches(images, data.y_train, size=batch_size, seed=seed, epoch=epoch):
-                losses.append(loss_and_gradients(opt.params, opt.grads, x, y))
+                losses.append(loss_and_gradients(_float32(opt.params), grads, x, y))
+                if opt.flat_grads.dtype != np.float32:
+                    for name, grad in grads.items():
+                        opt.grads[name][...] = grad
                 before = time.perf_counter()
                 opt.step()
                 stepping += time.perf_counter() - before
             training += time.perf_counter() - start
-            accuracies.append(accuracy(opt.params, data.x_test, data.y_test))
+            accuracies.append(accuracy(_float32(opt.params), data.x_test, data.y_test))
             on_epoch()
     return Run(np.array(losses), np.array(accuracies), len(losses) / training, stepping / training)

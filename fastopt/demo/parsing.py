@@ -18,6 +18,14 @@ def rule_names(names: list[str], where: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def parse_storage(text: str) -> str | dict[str, str]:
+    """Parse a storage: the name of a preset, or "p=split,g=bf16,m=f8"."""
+    if "=" not in text:
+        return text
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    return {buffer.strip(): name.strip() for buffer, _, name in pairs}
+
+
 def parse_setting(rule: type, text: str) -> tuple[str, Any]:
     """Parse "name=value" to the type of the rule's setting of that name."""
     where = f"fastopt show {rule.__name__.lower()}"

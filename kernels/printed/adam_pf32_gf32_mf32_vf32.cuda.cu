@@ -9,20 +9,21 @@ __device__ __forceinline__ void step(
     Index n, float* __restrict__ p, const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v,
     float beta1, float rest1, float beta2, float rest2, float step_size, float root, float eps, float decay,
     float keep) {
-    const bool whole = packed(p) && packed(g) && packed(m) && packed(v);
+    constexpr int PACK = 4;
+    const bool whole = packed<PACK>(p) && packed<PACK>(g) && packed<PACK>(m) && packed<PACK>(v);
     for (Index first = first_tile() * TILE; first < n; first += warps_in_grid() * TILE) {
         const Index count = n - first;
         float p_tile[HELD], g_tile[HELD], m_tile[HELD], v_tile[HELD];
         if (whole && count >= TILE) {
-            load(p_tile, p + first);
-            load(g_tile, g + first);
-            load(m_tile, m + first);
-            load(v_tile, v + first);
+            load<PACK>(p_tile, p + first);
+            load<PACK>(g_tile, g + first);
+            load<PACK>(m_tile, m + first);
+            load<PACK>(v_tile, v + first);
         } else {
-            load(p_tile, p + first, count);
-            load(g_tile, g + first, count);
-            load(m_tile, m + first, count);
-            load(v_tile, v + first, count);
+            load<PACK>(p_tile, p + first, count);
+            load<PACK>(g_tile, g + first, count);
+            load<PACK>(m_tile, m + first, count);
+            load<PACK>(v_tile, v + first, count);
         }
 #pragma unroll
         for (int i = 0; i < HELD; ++i) {
@@ -38,13 +39,13 @@ __device__ __forceinline__ void step(
             v_tile[i] = v_new;
         }
         if (whole && count >= TILE) {
-            store(p + first, p_tile);
-            store(m + first, m_tile);
-            store(v + first, v_tile);
+            store<PACK>(p + first, p_tile);
+            store<PACK>(m + first, m_tile);
+            store<PACK>(v + first, v_tile);
         } else {
-            store(p + first, p_tile, count);
-            store(m + first, m_tile, count);
-            store(v + first, v_tile, count);
+            store<PACK>(p + first, p_tile, count);
+            store<PACK>(m + first, m_tile, count);
+            store<PACK>(v + first, v_tile, count);
         }
     }
 }

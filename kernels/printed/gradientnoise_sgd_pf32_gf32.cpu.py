@@ -18,48 +18,54 @@ def gradientnoise_sgd_pf32_gf32(
     lr = float32(lr)
     decay = float32(decay)
     noise_scale = float32(noise_scale)
-    key0, key1, index_high = word(key0), word(key1), word(offset >> 32)
-    x6_at = scratch(float32)
-    x11_at = scratch(float32)
+    key0, key1 = word(key0), word(key1)
+    x11_all_at = scratch(float32)
+    x16_all_at = scratch(float32)
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
         far = n > 131072
-        length = 128
+        length = 256
         for strip in range(first, last, length):
             count = min(length, last - strip)
             p = buffer(p_at, strip, float32, 0, 4)
             g = buffer(g_at, strip, float32, 1, 4)
-            x6_all = buffer(x6_at, 0, float32, 2, 4)
-            x11_all = buffer(x11_at, 0, float32, 3, 4)
-            if far:
-                prefetch(p, 128)
-                prefetch(g, 128)
-            low = word(offset + strip)
+            x11_all = buffer(x11_all_at, 0, float32, 2, 4)
+            x16_all = buffer(x16_all_at, 0, float32, 3, 4)
+            tile = (offset + strip) // 256
+            tile_low, tile_high = word(tile), word(tile >> 32)
+            x0 = tile_low ^ key0
+            x1 = (x0 ^ (x0 >> word(16))) * word(2246822507)
+            x2 = (x1 ^ (x1 >> word(13))) * word(3266489909)
+            x3 = tile_high ^ key1
+            x4 = (x3 ^ (x3 >> word(16))) * word(2246822507)
+            x5 = (x4 ^ (x4 >> word(13))) * word(3266489909)
+            x6 = ((x2 ^ (x2 >> word(16))) ^ (x5 ^ (x5 >> word(16)))) * word(2654435761)
+            x7 = (x6 ^ (x6 >> word(16))) * word(2246822507)
+            x8 = (x7 ^ (x7 >> word(13))) * word(3266489909)
+            x9 = (x8 ^ (x8 >> word(16))) | word(1)
             for i in range(count):
-                index_low = low + word(i)
-                x0 = index_low ^ key0
-                x1 = (x0 ^ (x0 >> word(16))) * word(2246822507)
-                x2 = (x1 ^ (x1 >> word(13))) * word(3266489909)
-                x3 = index_high ^ key1
-                x4 = (x3 ^ (x3 >> word(16))) * word(2246822507)
-                x5 = (x4 ^ (x4 >> word(13))) * word(3266489909)
-                x6 = to_float((((x2 ^ (x2 >> word(16))) ^ (x5 ^ (x5 >> word(16)))) * word(2654435761) >> word(9)) << word(1), float32) * float32(1.1920929e-07) + float32(-0.9999999)
-                x6_all[i] = x6
-            for i in range(count):
-                x6 = x6_all[i]
-                x7 = word((float32(1.0) - x6) * (float32(1.0) + x6)) + word(4913933)
-                x8 = from_bits((x7 & word(8388607)) + word(1060439283))
-                x9 = (x8 - float32(1.0)) / (x8 + float32(1.0))
-                x10 = x9 * x9
-                x11 = sqrt(-((to_float(x7 >> word(23), float32) - float32(127.0)) * float32(0.6931472) + x9 * (float32(2.0) + x10 * (float32(0.6666667) + x10 * float32(0.4)))))
+                place = word(i)
+                x10 = (place ^ x6) * x9
+                x11 = to_float(((x10 ^ (x10 >> word(16))) * word(3266489909) >> word(9)) << word(1), float32) * float32(1.1920929e-07) + float32(-0.9999999)
                 x11_all[i] = x11
+            if far:
+                prefetch(p, 256)
+                prefetch(g, 256)
             for i in range(count):
-                p_i, g_i = p[i], g[i]
-                x6 = x6_all[i]
                 x11 = x11_all[i]
-                x12 = x11 * x11
-                x13 = x12 * x12
-                p_new = p_i - lr * (g_i + noise_scale * (x6 * (float32(1.2533671) + float32(-0.0015589065) * x11 + (float32(0.33414847) + float32(0.002180625) * x11) * x12 + (float32(-0.02334358) + float32(0.06963132) * x11 + (float32(-0.056836393) + float32(0.019680353) * x11) * x12 + (float32(-0.0031776035) + float32(0.0001982846) * x11) * x13) * x13)))
+                x12 = word((float32(1.0) - x11) * (float32(1.0) + x11)) + word(4913933)
+                x13 = from_bits((x12 & word(8388607)) + word(1060439283))
+                x14 = (x13 - float32(1.0)) / (x13 + float32(1.0))
+                x15 = x14 * x14
+                x16 = sqrt(-((to_float(x12 >> word(23), float32) - float32(127.0)) * float32(0.6931472) + x14 * (float32(2.0) + x15 * (float32(0.6666667) + x15 * float32(0.4)))))
+                x16_all[i] = x16
+            for i in range(count):
+                x11 = x11_all[i]
+                x16 = x16_all[i]
+                p_i, g_i = p[i], g[i]
+                x17 = x16 * x16
+                x18 = x17 * x17
+                p_new = p_i - lr * (g_i + noise_scale * (x11 * (float32(1.2533671) + float32(-0.0015589065) * x16 + (float32(0.33414847) + float32(0.002180625) * x16) * x17 + (float32(-0.02334358) + float32(0.06963132) * x16 + (float32(-0.056836393) + float32(0.019680353) * x16) * x17 + (float32(-0.0031776035) + float32(0.0001982846) * x16) * x18) * x18)))
                 p[i] = p_new
         first = claim(job, first, chunk)

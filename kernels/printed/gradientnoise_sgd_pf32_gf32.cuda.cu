@@ -8,44 +8,55 @@
 __device__ __forceinline__ void step(
     Index n, float* __restrict__ p, const float* __restrict__ g, Word key0, Word key1, Index offset, float lr,
     float decay, float noise_scale) {
-    const bool whole = packed(p) && packed(g);
+    constexpr int PACK = 4;
+    const bool whole = packed<PACK>(p) && packed<PACK>(g);
     for (Index first = first_tile() * TILE; first < n; first += warps_in_grid() * TILE) {
         const Index count = n - first;
         float p_tile[HELD], g_tile[HELD];
         if (whole && count >= TILE) {
-            load(p_tile, p + first);
-            load(g_tile, g + first);
+            load<PACK>(p_tile, p + first);
+            load<PACK>(g_tile, g + first);
         } else {
-            load(p_tile, p + first, count);
-            load(g_tile, g + first, count);
+            load<PACK>(p_tile, p + first, count);
+            load<PACK>(g_tile, g + first, count);
         }
+        const Index tile = first / TILE;
+        const Index number = offset / TILE + tile;
+        const Word tile_low = Word(number), tile_high = Word(number >> 32);
+        const Word x0 = tile_low ^ key0;
+        const Word x1 = (x0 ^ (x0 >> 16u)) * 0x85ebca6bu;
+        const Word x2 = (x1 ^ (x1 >> 13u)) * 0xc2b2ae35u;
+        const Word x3 = tile_high ^ key1;
+        const Word x4 = (x3 ^ (x3 >> 16u)) * 0x85ebca6bu;
+        const Word x5 = (x4 ^ (x4 >> 13u)) * 0xc2b2ae35u;
+        const Word x6 = ((x2 ^ (x2 >> 16u)) ^ (x5 ^ (x5 >> 16u))) * 0x9e3779b1u;
+        const Word x7 = (x6 ^ (x6 >> 16u)) * 0x85ebca6bu;
+        const Word x8 = (x7 ^ (x7 >> 13u)) * 0xc2b2ae35u;
+        const Word x9 = (x8 ^ (x8 >> 16u)) | 1u;
 #pragma unroll
         for (int i = 0; i < HELD; ++i) {
             const float p_i = p_tile[i];
             const float g_i = g_tile[i];
-            const Index index = offset + first + place<float>(i);
-            const Word index_low = Word(index), index_high = Word(index >> 32);
-            const Word x0 = index_low ^ key0;
-            const Word x1 = (x0 ^ (x0 >> 16u)) * 2246822507u;
-            const Word x2 = (x1 ^ (x1 >> 13u)) * 3266489909u;
-            const Word x3 = index_high ^ key1;
-            const Word x4 = (x3 ^ (x3 >> 16u)) * 2246822507u;
-            const Word x5 = (x4 ^ (x4 >> 13u)) * 3266489909u;
-            const float x6 = float((((x2 ^ (x2 >> 16u)) ^ (x5 ^ (x5 >> 16u))) * 2654435761u >> 9u) << 1u) * 1.1920929e-07f + -0.9999999f;
-            const Word x7 = __float_as_uint((1.0f - x6) * (1.0f + x6)) + 4913933u;
-            const float x8 = __uint_as_float((x7 & 8388607u) + 1060439283u);
-            const float x9 = (x8 - 1.0f) / (x8 + 1.0f);
-            const float x10 = x9 * x9;
-            const float x11 = sqrt(-((float(x7 >> 23u) - 127.0f) * 0.6931472f + x9 * (2.0f + x10 * (0.6666667f + x10 * 0.4f))));
-            const float x12 = x11 * x11;
-            const float x13 = x12 * x12;
-            const float p_new = p_i - lr * (g_i + noise_scale * (x6 * (1.2533671f + -0.0015589065f * x11 + (0.33414847f + 0.002180625f * x11) * x12 + (-0.02334358f + 0.06963132f * x11 + (-0.056836393f + 0.019680353f * x11) * x12 + (-0.0031776035f + 0.0001982846f * x11) * x13) * x13)));
+            const Word place = position<PACK>(i);
+            const Word x10 = (place ^ x6) * x9;
+            const float x11 = float((((x10 ^ (x10 >> 16u)) * 0xc2b2ae35u) >> 9u) << 1u) * 1.1920929e-07f + -0.9999999f;
+            const Word x12 = __float_as_uint((1.0f - x11) * (1.0f + x11)) + 0x4afb0du;
+            const float x13 = __uint_as_float((x12 & 0x7fffffu) + 0x3f3504f3u);
+            const float x14 = (x13 - 1.0f) / (x13 + 1.0f);
+            const float x15 = x14 * x14;
+            const float x16 = sqrt(-((float(x12 >> 23u) - 127.0f) * 0.6931472f + x14 * (2.0f + x15 * (0.6666667f + x15 *
+                0.4f))));
+            const float x17 = x16 * x16;
+            const float x18 = x17 * x17;
+            const float p_new = p_i - lr * (g_i + noise_scale * (x11 * (1.2533671f + -0.0015589065f * x16 + (0.33414847f
+                + 0.002180625f * x16) * x17 + (-0.02334358f + 0.06963132f * x16 + (-0.056836393f + 0.019680353f * x16) *
+                x17 + (-0.0031776035f + 0.0001982846f * x16) * x18) * x18)));
             p_tile[i] = p_new;
         }
         if (whole && count >= TILE) {
-            store(p + first, p_tile);
+            store<PACK>(p + first, p_tile);
         } else {
-            store(p + first, p_tile, count);
+            store<PACK>(p + first, p_tile, count);
         }
     }
 }

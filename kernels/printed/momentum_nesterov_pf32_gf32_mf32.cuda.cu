@@ -8,18 +8,19 @@
 __device__ __forceinline__ void step(
     Index n, float* __restrict__ p, const float* __restrict__ g, float* __restrict__ m, float beta, float rest,
     float m_size, float g_size, float decay) {
-    const bool whole = packed(p) && packed(g) && packed(m);
+    constexpr int PACK = 4;
+    const bool whole = packed<PACK>(p) && packed<PACK>(g) && packed<PACK>(m);
     for (Index first = first_tile() * TILE; first < n; first += warps_in_grid() * TILE) {
         const Index count = n - first;
         float p_tile[HELD], g_tile[HELD], m_tile[HELD];
         if (whole && count >= TILE) {
-            load(p_tile, p + first);
-            load(g_tile, g + first);
-            load(m_tile, m + first);
+            load<PACK>(p_tile, p + first);
+            load<PACK>(g_tile, g + first);
+            load<PACK>(m_tile, m + first);
         } else {
-            load(p_tile, p + first, count);
-            load(g_tile, g + first, count);
-            load(m_tile, m + first, count);
+            load<PACK>(p_tile, p + first, count);
+            load<PACK>(g_tile, g + first, count);
+            load<PACK>(m_tile, m + first, count);
         }
 #pragma unroll
         for (int i = 0; i < HELD; ++i) {
@@ -32,11 +33,11 @@ __device__ __forceinline__ void step(
             m_tile[i] = m_new;
         }
         if (whole && count >= TILE) {
-            store(p + first, p_tile);
-            store(m + first, m_tile);
+            store<PACK>(p + first, p_tile);
+            store<PACK>(m + first, m_tile);
         } else {
-            store(p + first, p_tile, count);
-            store(m + first, m_tile, count);
+            store<PACK>(p + first, p_tile, count);
+            store<PACK>(m + first, m_tile, count);
         }
     }
 }

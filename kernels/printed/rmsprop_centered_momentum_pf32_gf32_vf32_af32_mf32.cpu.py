@@ -45,8 +45,8 @@ def rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
                 p_i, g_i, v_i, a_i, m_i = p[i], g[i], v[i], a[i], m[i]
                 v_new = alpha * v_i + rest * (g_i * g_i)
                 a_new = alpha * a_i + rest * g_i
-                x2 = v_new - a_new * a_new
-                m_new = momentum * m_i + g_i / (sqrt(select(x2 < float32(0.0), float32(0.0), x2)) + eps)
+                x0 = v_new - a_new * a_new
+                m_new = momentum * m_i + g_i / (sqrt(select(x0 < float32(0.0), float32(0.0), x0)) + eps)
                 p_new = p_i - lr * m_new
                 p[i] = p_new
                 v[i] = v_new

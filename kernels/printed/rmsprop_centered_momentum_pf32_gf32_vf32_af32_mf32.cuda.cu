@@ -8,22 +8,23 @@
 __device__ __forceinline__ void step(
     Index n, float* __restrict__ p, const float* __restrict__ g, float* __restrict__ v, float* __restrict__ a,
     float* __restrict__ m, float lr, float alpha, float rest, float eps, float momentum, float decay) {
-    const bool whole = packed(p) && packed(g) && packed(v) && packed(a) && packed(m);
+    constexpr int PACK = 4;
+    const bool whole = packed<PACK>(p) && packed<PACK>(g) && packed<PACK>(v) && packed<PACK>(a) && packed<PACK>(m);
     for (Index first = first_tile() * TILE; first < n; first += warps_in_grid() * TILE) {
         const Index count = n - first;
         float p_tile[HELD], g_tile[HELD], v_tile[HELD], a_tile[HELD], m_tile[HELD];
         if (whole && count >= TILE) {
-            load(p_tile, p + first);
-            load(g_tile, g + first);
-            load(v_tile, v + first);
-            load(a_tile, a + first);
-            load(m_tile, m + first);
+            load<PACK>(p_tile, p + first);
+            load<PACK>(g_tile, g + first);
+            load<PACK>(v_tile, v + first);
+            load<PACK>(a_tile, a + first);
+            load<PACK>(m_tile, m + first);
         } else {
-            load(p_tile, p + first, count);
-            load(g_tile, g + first, count);
-            load(v_tile, v + first, count);
-            load(a_tile, a + first, count);
-            load(m_tile, m + first, count);
+            load<PACK>(p_tile, p + first, count);
+            load<PACK>(g_tile, g + first, count);
+            load<PACK>(v_tile, v + first, count);
+            load<PACK>(a_tile, a + first, count);
+            load<PACK>(m_tile, m + first, count);
         }
 #pragma unroll
         for (int i = 0; i < HELD; ++i) {
@@ -34,8 +35,8 @@ __device__ __forceinline__ void step(
             const float m_i = m_tile[i];
             const float v_new = alpha * v_i + rest * (g_i * g_i);
             const float a_new = alpha * a_i + rest * g_i;
-            const float x2 = v_new - a_new * a_new;
-            const float m_new = momentum * m_i + g_i / (sqrt((x2 < 0.0f) ? 0.0f : x2) + eps);
+            const float x0 = v_new - a_new * a_new;
+            const float m_new = momentum * m_i + g_i / (sqrt((x0 < 0.0f) ? 0.0f : x0) + eps);
             const float p_new = p_i - lr * m_new;
             p_tile[i] = p_new;
             v_tile[i] = v_new;
@@ -43,15 +44,15 @@ __device__ __forceinline__ void step(
             m_tile[i] = m_new;
         }
         if (whole && count >= TILE) {
-            store(p + first, p_tile);
-            store(v + first, v_tile);
-            store(a + first, a_tile);
-            store(m + first, m_tile);
+            store<PACK>(p + first, p_tile);
+            store<PACK>(v + first, v_tile);
+            store<PACK>(a + first, a_tile);
+            store<PACK>(m + first, m_tile);
         } else {
-            store(p + first, p_tile, count);
-            store(v + first, v_tile, count);
-            store(a + first, a_tile, count);
-            store(m + first, m_tile, count);
+            store<PACK>(p + first, p_tile, count);
+            store<PACK>(v + first, v_tile, count);
+            store<PACK>(a + first, a_tile, count);
+            store<PACK>(m + first, m_tile, count);
         }
     }
 }

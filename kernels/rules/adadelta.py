@@ -1,6 +1,7 @@
 """Adadelta: a step in units of the parameter, from the ratio of the sizes of past steps and past gradients."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,6 +33,8 @@ class Adadelta:
 
     Source: Zeiler, "ADADELTA: An Adaptive Learning Rate Method", 2012, arXiv:1212.5701.
     """
+
+    unsigned: ClassVar = ("v", "u")
 
     lr: Setting = 1.0
     rho: Setting = 0.9

@@ -1,6 +1,7 @@
 """Adagrad: the gradient divided by the root of the sum of all its squares so far."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -35,6 +36,8 @@ class Adagrad:
     Source: Duchi, Hazan & Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization",
     Journal of Machine Learning Research 12, 2011 (not on arXiv; an analysis is Ward, Wu & Bottou, arXiv:1806.01811).
     """
+
+    unsigned: ClassVar = ("v",)
 
     lr: Setting = 1e-2
     lr_decay: Setting = 0.0

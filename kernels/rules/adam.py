@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import ClassVar
 
 import numpy as np
 
@@ -38,6 +39,8 @@ class Adam:
     "Decoupled Weight Decay Regularization", ICLR 2019, arXiv:1711.05101; Reddi, Kale & Kumar, "On the Convergence of
     Adam and Beyond", ICLR 2018, arXiv:1904.09237.
     """
+
+    unsigned: ClassVar = ("v", "vmax")
 
     lr: Setting = 1e-3
     betas: tuple[Setting, Setting] = (0.9, 0.999)

@@ -1,6 +1,7 @@
 """Adamax: Adam with the largest recent gradient in place of the root mean square."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,6 +34,8 @@ class Adamax:
 
     Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization", section 7.1, ICLR 2015, arXiv:1412.6980.
     """
+
+    unsigned: ClassVar = ("u",)
 
     lr: Setting = 2e-3
     betas: tuple[Setting, Setting] = (0.9, 0.999)

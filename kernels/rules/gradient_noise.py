@@ -19,7 +19,7 @@ class GradientNoise:
     and then the inner rule. z is a hash of (seed, t, index of the element): it replays bit for bit on every backend,
     whatever the threads. An element's index is its place in the flat buffers, so an `Optimizer` repeats the noise of
     another, or goes on with it, only with the same parameters in the same order and the same groups. See
-    `fastopt.kernels.storage.normal` for how z is made from exactly rounded operations.
+    `fastopt.kernels.noise.normal` for how z is made from exactly rounded operations.
 
     Settings: rule, any rule, the user's own included; eta, gamma ≥ 0. Buffers and bytes: the inner rule's.
 
@@ -51,6 +51,16 @@ class GradientNoise:
                 )
             )
         check(self, eta=NONNEGATIVE, gamma=NONNEGATIVE)
+
+    @property
+    def unsigned(self):
+        """The inner rule's state that is never negative."""
+        return getattr(self.rule, "unsigned", ())
+
+    @property
+    def exact(self):
+        """The inner rule's state of which it takes differences."""
+        return getattr(self.rule, "exact", ())
 
     def initial(self):
         """Give the inner rule's initial state."""

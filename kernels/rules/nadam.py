@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
+from typing import ClassVar
 
 import numpy as np
 
@@ -40,6 +41,8 @@ class NAdam:
     Source: Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop (not on arXiv); Adam is
     arXiv:1412.6980, decoupled decay arXiv:1711.05101.
     """
+
+    unsigned: ClassVar = ("v",)
 
     lr: Setting = 2e-3
     betas: tuple[Setting, Setting] = (0.9, 0.999)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import ClassVar
 
 import numpy as np
 
@@ -41,6 +42,8 @@ class RAdam:
     Source: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", ICLR 2020, arXiv:1908.03265;
     decoupled decay: arXiv:1711.05101.
     """
+
+    unsigned: ClassVar = ("v",)
 
     lr: Setting = 1e-3
     betas: tuple[Setting, Setting] = (0.9, 0.999)

@@ -1,6 +1,7 @@
 """RMSprop: the gradient divided by the root of a running average of its square."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,6 +37,8 @@ class RMSprop:
     "Generating Sequences With Recurrent Neural Networks", 2013, arXiv:1308.0850.
     """
 
+    unsigned: ClassVar = ("v",)
+
     lr: Setting = 1e-2
     alpha: Setting = 0.99
     eps: Setting = 1e-8
@@ -46,6 +49,11 @@ class RMSprop:
 
     def __post_init__(self):
         check(self, lr=NONNEGATIVE, alpha=DECAY_RATE, eps=NONNEGATIVE, momentum=NONNEGATIVE, weight_decay=NONNEGATIVE)
+
+    @property
+    def exact(self):
+        """The averages whose difference is the variance."""
+        return ("v", "a") if self.centered else ()
 
     def scalars(self, t):
         """Compute the step's scalars in float64; rest = 1 − α."""

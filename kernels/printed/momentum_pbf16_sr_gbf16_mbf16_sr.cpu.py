@@ -1,0 +1,74 @@
+"""momentum_pbf16_sr_gbf16_mbf16_sr: one step on the CPU in float32. Printed by fastopt; do not edit.
+
+Reads and writes p, m; reads g: 10 bytes a parameter.
+"""
+
+from numba import float32, float64, intp, njit, types, uint16, uint32
+
+from fastopt.kernels.intrinsics import both, buffer, claim, from_bits, high, low, prefetch, select, wide_vectors, word
+
+SIGNATURE = types.void(
+    intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64,
+    float64,
+)
+
+
+@njit(inline="always", error_model="numpy")
+def step(p_i, g_i, m_i, place, beta, rest, m_size, x6, x9):
+    m_new = beta * from_bits(m_i << word(16)) + rest * from_bits(g_i << word(16))
+    p_new = from_bits(p_i << word(16)) - m_size * m_new
+    x10 = (place ^ x6) * x9
+    x11 = x10 ^ (x10 >> word(16))
+    return select(p_new != p_new, word(32704), word(p_new) + (x11 >> word(16)) >> word(16)), select(m_new != m_new, word(32704), word(m_new) + ((x11 << word(16)) >> word(16)) >> word(16))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def momentum_pbf16_sr_gbf16_mbf16_sr(
+    job, n, chunk, p_at, g_at, m_at, key0, key1, offset, beta, rest, m_size, g_size, decay,
+):
+    wide_vectors()
+    beta = float32(beta)
+    rest = float32(rest)
+    m_size = float32(m_size)
+    g_size = float32(g_size)
+    decay = float32(decay)
+    key0, key1 = word(key0), word(key1)
+    first = claim(job, -chunk, chunk)
+    while first < n:
+        last = min(first + chunk, n)
+        far = n > 131072
+        length = 256
+        for strip in range(first, last, length):
+            count = min(length, last - strip)
+            p = buffer(p_at, strip // 2, uint32, 0, 3)
+            g = buffer(g_at, strip // 2, uint32, 1, 3)
+            m = buffer(m_at, strip // 2, uint32, 2, 3)
+            tile = (offset + strip) // 256
+            tile_low, tile_high = word(tile), word(tile >> 32)
+            if far:
+                prefetch(p, 128)
+                prefetch(g, 128)
+                prefetch(m, 128)
+            x0 = tile_low ^ key0
+            x1 = (x0 ^ (x0 >> word(16))) * word(2246822507)
+            x2 = (x1 ^ (x1 >> word(13))) * word(3266489909)
+            x3 = tile_high ^ key1
+            x4 = (x3 ^ (x3 >> word(16))) * word(2246822507)
+            x5 = (x4 ^ (x4 >> word(13))) * word(3266489909)
+            x6 = ((x2 ^ (x2 >> word(16))) ^ (x5 ^ (x5 >> word(16)))) * word(2654435761)
+            x7 = (x6 ^ (x6 >> word(16))) * word(2246822507)
+            x8 = (x7 ^ (x7 >> word(13))) * word(3266489909)
+            x9 = (x8 ^ (x8 >> word(16))) | word(1)
+            for i in range(count // 2):
+                p_0, m_0 = step(low(p[i], 16), low(g[i], 16), low(m[i], 16), word(2 * i), beta, rest, m_size, x6, x9)
+                p_1, m_1 = step(high(p[i], 16), high(g[i], 16), high(m[i], 16), word(2 * i + 1), beta, rest, m_size, x6, x9)
+                p[i] = both(p_0, p_1, 16)
+                m[i] = both(m_0, m_1, 16)
+            if count % 2:
+                p_last = buffer(p_at, strip + count - 1, uint16, 0, 3)
+                g_last = buffer(g_at, strip + count - 1, uint16, 1, 3)
+                m_last = buffer(m_at, strip + count - 1, uint16, 2, 3)
+                p_0, m_0 = step(p_last[0], g_last[0], m_last[0], word(count - 1), beta, rest, m_size, x6, x9)
+                p_last[0] = p_0
+                m_last[0] = m_0
+        first = claim(job, first, chunk)

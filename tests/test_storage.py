@@ -1,0 +1,598 @@
+"""Each storage format against an oracle that shares nothing with it, on every pattern of bits where it can be."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import CASES, fresh_buffers
+from values import assert_same_bits
+
+import fastopt
+from fastopt import SettingError
+from fastopt.kernels import reference
+from fastopt.kernels.noise import noise_keys
+from fastopt.kernels.program import formats, host_scalars, parameters, trace
+from fastopt.kernels.rules import RULES
+from fastopt.kernels.storage import NAMES, NEAREST, PRESETS, STORAGES, TILE, Scaled, Storage, pack, unpack
+
+WORDS = np.arange(2**16, dtype=np.uint32)
+# Low halves of a float32: ties, even and odd, and what is next to them, at whatever bit a format cuts.
+LOWS = np.unique([min(max(d * 2**k + s, 0), 0xFFFF) for k in range(17) for d in (1, 3) for s in (-1, 0, 1)])
+ONES = np.uint32(0xFFFFFFFF)
+
+EVERY = pytest.mark.parametrize("storage", STORAGES.values(), ids=STORAGES.keys())
+SCALED = [s for s in STORAGES.values() if isinstance(s, Scaled)]
+UNSCALED = [s for s in STORAGES.values() if not isinstance(s, Scaled)]
+EVERY_SCALED = pytest.mark.parametrize("storage", SCALED, ids=lambda s: s.name)
+EVERY_RANDOM = pytest.mark.parametrize("storage", [s for s in STORAGES.values() if s.random], ids=lambda s: s.name)
+
+
+def floats(bits: Any) -> np.ndarray:
+    return np.asarray(bits, np.uint32).reshape(-1).view(np.float32)
+
+
+def sample() -> np.ndarray:
+    """Give 6 million float32 that are next to every rounding boundary of every format."""
+    return floats((WORDS[:, None] << 16) | LOWS.astype(np.uint32))
+
+
+def all_floats() -> Iterator[np.ndarray]:
+    for start in range(0, 2**32, 2**20):
+        yield floats(np.arange(start, start + 2**20, dtype=np.uint32))
+
+
+def number_of(x: np.ndarray) -> np.ndarray:
+    return x[~np.isnan(x)]
+
+
+def read_planes(storage: Storage, planes: list[np.ndarray]) -> list[np.ndarray]:
+    return [a for plane, a in zip(storage.planes, planes, strict=True) if plane.read]
+
+
+def back(storage: Storage, planes: list[np.ndarray]) -> np.ndarray:
+    return unpack(storage, read_planes(storage, planes))
+
+
+def encoded(storage: Storage, x: np.ndarray, bits: Any, scale: Any) -> np.ndarray:
+    """Encode with a given scale, where the format has one, and give the first plane."""
+    more = (scale,) if isinstance(storage, Scaled) else ()
+    with np.errstate(all="ignore"):
+        return storage.encode(x, bits, *more)[0].astype(storage.planes[0].dtype)
+
+
+def decoded(storage: Storage, words: np.ndarray, scale: Any) -> np.ndarray:
+    more = (scale,) if isinstance(storage, Scaled) else ()
+    with np.errstate(all="ignore"):
+        return storage.decode(words.astype(np.uint32), *more)
+
+
+def rounded(x: np.ndarray, places: int, to: Any = np.rint) -> np.ndarray:
+    """Round float32 to a number of binary places behind the leading one, in float64, where all is exact."""
+    x = x.astype(np.float64)
+    step = np.ldexp(1.0, np.maximum(np.frexp(x)[1] - 1, -126) - places)
+    y = to(x / step) * step
+    return np.where(np.abs(y) < 2.0**128, y, np.copysign(np.inf, y)).astype(np.float32)
+
+
+def away(q: np.ndarray) -> np.ndarray:
+    """Round to an integer, ties away from zero; |q| is below 2²⁴, so that nothing is lost."""
+    return np.copysign(np.floor(np.abs(q) + 0.5), q)
+
+
+# bfloat16 and float16: ml_dtypes and NumPy ---------------------------------------------------------------------------
+
+PEERS = {
+    "bf16": (0, ml_dtypes.bfloat16, 0x7FC0),
+    "f16": (0, np.float16, 0x7E00),
+    "f32_bf16": (1, ml_dtypes.bfloat16, 0x7FC0),
+    "f32_f16": (1, np.float16, 0x7E00),
+}
+
+
+@pytest.mark.parametrize("name", ["bf16", "bf16_sr", "f16", "f16_sr"])
+def test_all_patterns_of_16_bits_decode_as_numpys(name):
+    words = WORDS.astype(np.uint16)
+    peer = ml_dtypes.bfloat16 if name.startswith("bf16") else np.float16
+    assert_same_bits(unpack(STORAGES[name], [words]), words.view(peer).astype(np.float32), name)
+
+
+def assert_rounds_as_its_peer(name: str, x: np.ndarray) -> None:
+    plane, peer, nan = PEERS[name]
+    with np.errstate(all="ignore"):
+        expected = np.where(np.isnan(x), np.uint16(nan), x.astype(peer).view(np.uint16))
+    assert np.array_equal(pack(STORAGES[name], x)[plane], expected)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_rounding_to_nearest_even_is_that_of_numpy_with_one_nan(name):
+    assert_rounds_as_its_peer(name, sample())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bf16", "f16"])
+def test_rounding_to_nearest_even_is_that_of_numpy_on_all_floats(name):
+    for x in all_floats():
+        assert_rounds_as_its_peer(name, x)
+
+
+@pytest.mark.parametrize("name", ["f32_bf16", "f32_f16"])
+def test_beside_a_copy_the_float32_is_kept_as_it_is(name):
+    x = number_of(sample())
+    kept = pack(STORAGES[name], x)
+    assert_same_bits(kept[0], x)
+    assert_same_bits(back(STORAGES[name], kept), x)
+
+
+@pytest.mark.parametrize("storage", [s for s in STORAGES.values() if "p" in s.holds], ids=lambda s: s.name)
+def test_the_forward_plane_is_the_value_rounded_in_the_type_it_is_viewed_as(storage):
+    x = np.random.default_rng(0).standard_normal(10_000).astype(storage.computes)
+    plane, kept = storage.planes[storage.forward], pack(storage, x)[storage.forward]
+    seen = kept.view(getattr(ml_dtypes, plane.view, None) or plane.view) if plane.view else kept
+    places = {"bfloat16": 7, "float16": 10}.get(seen.dtype.name, 23)
+    # Half a step of the leading one's binade; at random, a whole one. A normal float16 ends at 2⁻¹⁴.
+    step = 2.0**-places * np.maximum(np.abs(x), 2.0**-14)
+    assert np.all(np.abs(seen.astype(np.float64) - x) <= step * (1 if storage.random else 0.5))
+
+
+# What was decoded is encoded without a change ------------------------------------------------------------------------
+
+
+def patterns(storage: Storage) -> list[np.ndarray]:
+    """Give every pattern of a format's planes, or every pattern of the first with many of the second."""
+    first, *others = [p for p in storage.planes if p.read]
+    if first.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            return [sample().astype(first.dtype)]
+    if not others:
+        return [WORDS.astype(first.dtype)]
+    low = np.arange(256) if others[0].dtype == np.uint8 else np.r_[LOWS, 0x7F80, 0xFF80, 0x3F80, 0x3C01, 0xBB83]
+    both = np.meshgrid(WORDS, low, indexing="ij")
+    return [a.reshape(-1).astype(p.dtype) for a, p in zip(both, (first, *others), strict=True)]
+
+
+@pytest.mark.parametrize("storage", UNSCALED, ids=lambda s: s.name)
+def test_what_was_decoded_is_encoded_without_a_change(storage):
+    x = unpack(storage, patterns(storage))
+    if storage.name == "bf16_kahan":  # values that its encoder does not make: see the test of its largest
+        x = x[~(np.abs(x) >= LARGEST_KAHAN)]
+    for bits in (NEAREST, np.uint32(0), ONES, np.uint32(0x0001FFFF)) if storage.random else (NEAREST,):
+        assert np.array_equal(back(storage, pack(storage, x, np.full(x.size, bits))), x, equal_nan=True)
+
+
+REACHABLE = {"f8": range(4, 240), "uf8": range(224)}  # the exponents of all scales that `scale` gives
+
+
+@EVERY_SCALED
+def test_scales_are_powers_of_two_and_these_are_all(storage):
+    x = number_of(sample())
+    found = np.unique(storage.scale(storage.peak(x)))
+    assert np.array_equal(found, np.array(REACHABLE[storage.name], np.uint32) << 23)
+
+
+@EVERY_SCALED
+def test_every_code_at_every_scale_is_encoded_without_a_change(storage):
+    codes = np.arange(256, dtype=np.uint32)[:, None]
+    scales = (np.array(REACHABLE[storage.name], np.uint32) << 23)[None]
+    x = decoded(storage, codes, scales)
+    for bits in (np.uint32(0), NEAREST, ONES):
+        assert_same_bits(decoded(storage, encoded(storage, x, bits, scales), scales), x)
+
+
+def tiles_of_all_sizes(storage: Storage, rng: np.random.Generator, tiles: int = 4000) -> np.ndarray:
+    """Give tiles of all magnitudes, the last not whole; half have a peak near one at which the scale changes."""
+    edge = {"f8": 0x5FFF00, "uf8": 0x600000}[storage.name] + rng.integers(-2000, 2000, tiles // 2)
+    peaks = np.r_[floats((rng.integers(0, 254, tiles // 2) << 23) + edge), 10.0 ** rng.uniform(-45, 38, tiles // 2)]
+    size = peaks[:, None] * 10.0 ** -(rng.uniform(0, 12, (tiles, 1)) * rng.random((tiles, TILE)))
+    size[:, 17] = peaks
+    x = np.where(rng.random(size.shape) < 1e-3, np.nan, size).astype(np.float32).reshape(-1)[: -TILE + 19]
+    return x if storage.name == "uf8" else x * rng.choice([-1, 1], x.size).astype(np.float32)
+
+
+@EVERY_SCALED
+def test_what_was_rounded_at_random_is_packed_again_without_a_change(storage):
+    rng = np.random.default_rng(0)
+    values = tiles_of_all_sizes(storage, rng)
+    assert np.isfinite(values).mean() > 0.99
+    planes = pack(storage, values, rng.integers(0, 2**32, values.size, np.uint32))
+    x = back(storage, planes)
+    assert np.array_equal(np.isnan(x), np.isnan(values))
+    assert_same_bits(back(storage, pack(storage, x)), x)
+    if storage.name == "f8":  # the scale that their own peak asks for is not the one some tiles were rounded at
+        other = back(storage, pack(storage, x, np.full(x.size, NEAREST)))
+        assert not np.array_equal(other, x, equal_nan=True)
+
+
+# Exact values, and error bounds --------------------------------------------------------------------------------------
+
+
+def assert_split_is_exact(x: np.ndarray) -> None:
+    word, low = pack(STORAGES["split"], x)
+    assert_same_bits(unpack(STORAGES["split"], [word, low]), x)
+    assert np.array_equal(word.view(ml_dtypes.bfloat16).astype(np.float32), rounded(x, 7, away))
+
+
+def test_split_is_an_exact_float32_whose_upper_plane_is_the_nearest_bfloat16():
+    assert_split_is_exact(number_of(sample()))
+
+
+@pytest.mark.slow
+def test_split_is_exact_on_all_floats():
+    for x in all_floats():
+        assert_split_is_exact(number_of(x))
+
+
+def test_split24_is_24_bits_to_nearest_even_whose_upper_plane_is_the_nearest_bfloat16_of_them():
+    x = number_of(sample())
+    word, low = pack(STORAGES["split24"], x)
+    held = unpack(STORAGES["split24"], [word, low])
+    assert_same_bits(held, rounded(x, 15))
+    assert_same_bits(word.view(ml_dtypes.bfloat16).astype(np.float32), rounded(held, 7, away))
+
+
+LARGEST_KAHAN = floats(0x7F7F8000)[0]  # half a step beyond bfloat16's largest: what is nearest to it is ∞
+
+
+def test_bf16_kahan_keeps_16_bits_beside_the_nearest_bfloat16():
+    x = number_of(sample())
+    with np.errstate(over="ignore"):
+        nearest = x.astype(ml_dtypes.bfloat16)
+    word, error = pack(STORAGES["bf16_kahan"], x)
+    assert np.array_equal(word, nearest.view(np.uint16))
+    held = unpack(STORAGES["bf16_kahan"], [word, error])
+    # x in [2^e, 2^(e+1)) leaves a rest of at most 2^(e−8), whose own bfloat16 is off by half a step: of 2^(e−9) · 2⁻⁷,
+    # so by 2^(e−17), or, where the rest is denormal, of 2⁻¹³³. Their sum has no more than 24 bits, so nothing is lost.
+    finite = np.abs(x) < LARGEST_KAHAN
+    off = np.abs(held[finite].astype(np.float64) - x[finite])
+    assert np.all(off <= np.maximum(2.0**-17 * np.abs(x[finite].astype(np.float64)), 2.0**-134))
+    assert np.array_equal(held[~finite], np.copysign(np.inf, x[~finite]))
+
+
+# NaN, ±∞, ±0 and what is out of range --------------------------------------------------------------------------------
+
+NAN = {
+    "bf16": (0x7FC0,), "bf16_sr": (0x7FC0,), "bf16_kahan": (0x7FC0, 0), "f16": (0x7E00,), "f16_sr": (0x7E00,),
+    "split": (0x7FC0, 0), "split24": (0x7FC0, 0), "f8": (127,), "uf8": (255,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAN)
+def test_every_nan_is_encoded_as_the_same_nan_and_decoded_as_nan(name):
+    storage, x = STORAGES[name], sample()
+    x = x[np.isnan(x)]
+    more = [(np.uint32(k << 23),) for k in REACHABLE[name]] if isinstance(storage, Scaled) else [()]
+    for bits in (np.uint32(0), NEAREST, ONES):
+        for scale in more:
+            with np.errstate(invalid="ignore"):
+                planes = storage.encode(x, np.full(x.size, bits), *scale)
+                assert np.all(np.isnan(storage.decode(*planes, *scale)))
+            for plane, canonical in zip(planes, NAN[name], strict=True):
+                assert np.all(plane == canonical), f"scale {scale}, bits {bits:#x}"
+
+
+ANY = (0, NEAREST, 0xFFFFFFFF)
+LARGEST = float(np.finfo(np.float32).max)
+LARGEST_BF16 = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
+TINY = float(np.finfo(np.float32).smallest_subnormal)
+STEP_BF16, STEP_F16 = 2.0**-133, 2.0**-24  # the smallest bfloat16 and float16
+# Format, value, random bits, what is kept of it. The scale of f8 and uf8 is 2⁻⁴⁰.
+EDGES = [
+    *[(name, x, ANY, x) for name in STORAGES if name not in ("f8", "uf8") for x in (0.0, 1.0, -1.0, np.inf, -np.inf)],
+    *[(name, -0.0, ANY, -0.0) for name in STORAGES if name not in ("bf16_kahan", "uf8")],
+    *[(name, -0.0, ANY, 0.0) for name in ("bf16_kahan", "uf8")],
+    ("bf16_sr", LARGEST_BF16, ANY, LARGEST_BF16),
+    ("bf16_sr", LARGEST, (0,), LARGEST_BF16),
+    ("bf16_sr", -LARGEST, (0xFFFFFFFF,), -np.inf),
+    ("bf16_sr", TINY, (0,), 0.0),
+    ("bf16_sr", -TINY, (0,), -0.0),
+    ("bf16_sr", -TINY, (0xFFFFFFFF,), -STEP_BF16),
+    ("f16_sr", 65504.0, ANY, 65504.0),
+    ("f16_sr", -65519.0, (0,), -65504.0),
+    ("f16_sr", -65519.0, (0xFFFFFFFF,), -np.inf),
+    ("f16_sr", 65520.0, ANY, np.inf),
+    ("f16_sr", -LARGEST, ANY, -np.inf),
+    ("f16_sr", TINY, ANY, 0.0),
+    ("f16_sr", -TINY, ANY, -0.0),
+    ("f16_sr", -0.9 * STEP_F16, (0,), -0.0),
+    ("f16_sr", -0.9 * STEP_F16, (0xFFFFFFFF,), -STEP_F16),
+    ("f8", 0.0, ANY, 0.0),
+    ("f8", TINY, ANY, 0.0),
+    ("f8", -TINY, ANY, -0.0),
+    ("f8", np.inf, ANY, np.nan),
+    ("f8", -np.inf, ANY, np.nan),
+    ("f8", LARGEST, ANY, np.nan),
+    ("f8", -LARGEST, ANY, np.nan),
+    ("uf8", 0.0, ANY, 0.0),
+    ("uf8", TINY, ANY, 2.0**-40 * 1.125),
+    ("uf8", np.inf, ANY, np.nan),
+    ("uf8", -np.inf, ANY, np.nan),
+    ("uf8", LARGEST, ANY, np.nan),
+    ("uf8", -TINY, ANY, np.nan),
+    ("uf8", -1.0, ANY, np.nan),
+    ("uf8", -LARGEST, ANY, np.nan),
+]
+
+
+@pytest.mark.parametrize(("name", "x", "words", "expected"), EDGES)
+def test_edges_are_kept_as_the_formats_say(name, x, words, expected):
+    storage = STORAGES[name]
+    value, kept = np.full(1, x, storage.computes), np.full(1, expected, storage.computes)
+    for bits in words:
+        if isinstance(storage, Scaled):
+            scale = np.float32(2.0**-40).view(np.uint32)
+            found = decoded(storage, encoded(storage, value, np.uint32(bits), scale), scale)
+        else:
+            found = back(storage, pack(storage, value, np.full(1, bits, np.uint32)))
+        assert_same_bits(found, kept, f"{name}, bits {bits:#x}")
+
+
+# Stochastic rounding -------------------------------------------------------------------------------------------------
+
+DITHERS = WORDS << 16
+SCALES = {"f8": [4, 5, 100, 127, 238, 239], "uf8": [0, 1, 100, 200, 223]}  # exponents, the least and the largest too
+
+
+def binades(storage: Storage) -> Iterator[tuple[np.ndarray, Any, float]]:
+    """Give numbers ≥ 0 in every binade of a format, its scale, and by how many steps their mean may be off."""
+    rng = np.random.default_rng(1)
+
+    def some(low: int, high: int, each: int) -> np.ndarray:
+        """Give numbers with each exponent from low to high, these not included: exponent 0 are denormals."""
+        exponents = np.arange(low, high).repeat(each)
+        return floats((exponents << 23) | rng.integers(0, 2**23, exponents.size))
+
+    match storage.name:
+        case "bf16_sr":
+            yield some(0, 254, 2), None, 0.0  # 16 bits are dropped, each value of which 65,536 dithers meet equally
+        case "f16_sr":
+            yield some(113, 142, 12), None, 0.0  # likewise 13 bits, from 2⁻¹⁴ to 2¹⁵
+            # Below 2⁻¹⁴ more bits are dropped than dithers have: 2⁻¹³ steps are lost. A sum of value and dither that
+            # rounds up to the next step is within 2⁻¹⁵ of it, and then at most one more of the 2¹³ dithers goes up.
+            yield some(95, 113, 12), None, 2.0**-13
+        case "f8":
+            for k in SCALES["f8"]:
+                # 20 bits are dropped of |x| + b, itself rounded by half of the last of them; the dither has the upper
+                # 16 random: 2⁻²¹ and 2⁻¹⁶ steps.
+                yield some(max(k - 12, 0), k + 15, 4), np.uint32(k << 23), 2.0**-16 + 2.0**-21
+        case "uf8":
+            for k in SCALES["uf8"]:
+                x = some(k, k + 31, 4)
+                least = np.uint32(k << 23) + np.uint32(1 << 20)
+                yield x[x.view(np.uint32) >= least], np.uint32(k << 23), 2.0**-16
+
+
+@EVERY_RANDOM
+def test_stochastic_rounding_takes_one_of_two_neighbours_goes_up_with_the_bits_and_is_right_on_average(storage):
+    magnitude = {8: 0x7F, 16: 0x7FFF}[storage.planes[0].dtype.itemsize * 8] if storage.name != "uf8" else 0xFF
+    for numbers, scale, resolution in binades(storage):
+        for x in np.array_split(numbers, max(numbers.size // 32, 1)):
+            up = np.empty((x.size, DITHERS.size), np.uint16)
+            up[...] = encoded(storage, x[:, None], DITHERS, scale) & magnitude
+            assert np.all(np.diff(up.astype(np.int32), axis=1) >= 0), "more does not follow from larger bits"
+            low, high = up[:, 0], up[:, -1]
+            assert np.all(high - low <= 1), "not neighbours"
+            below, above = (decoded(storage, code, scale).astype(np.float64) for code in (low, low + 1))
+            assert np.all((below <= x) & (x < above))
+            mean = below + (above - below) * (up != low[:, None]).mean(axis=1)
+            assert np.all(np.abs(mean - x) <= resolution * (above - below))
+
+
+@EVERY_RANDOM
+def test_the_lower_half_of_the_random_bits_does_not_matter_to_the_mean(storage):
+    """They are the upper half of the next buffer's."""
+    for numbers, scale, _ in binades(storage):
+        x = numbers[::7, None]
+        plain = encoded(storage, x, DITHERS[::16], scale).astype(np.int64)
+        ones = encoded(storage, x, DITHERS[::16] | 0xFFFF, scale).astype(np.int64)
+        # One dither of 65,536 may fall otherwise, so in 4,096 of them at most one.
+        assert np.all((plain != ones).sum(axis=1) <= 1)
+
+
+@pytest.mark.parametrize("name", ["bf16_sr", "f16_sr", "f8"])
+def test_stochastic_rounding_is_the_same_on_either_side_of_zero(name):
+    storage = STORAGES[name]
+    for x, scale, _ in binades(storage):
+        for bits in (np.uint32(0), NEAREST, np.uint32(0x6789ABCD), ONES):
+            one, other = (decoded(storage, encoded(storage, y, bits, scale), scale) for y in (x, -x))
+            assert_same_bits(other, -one)
+
+
+@EVERY
+def test_random_bits_matter_where_the_format_says_so_and_nowhere_else(storage):
+    x = np.random.default_rng(2).random(10_000).astype(storage.computes)
+    one, other = (pack(storage, x, np.full(x.size, bits)) for bits in (np.uint32(0), ONES))
+    same = [np.array_equal(a, b) for a, b in zip(one, other, strict=True)]
+    assert all(same) != storage.random
+
+
+# The scale of a tile -------------------------------------------------------------------------------------------------
+
+TOP = {"f8": (0x7F5FFF00, 126, 118), "uf8": (0x7F600000, 254, 246)}  # the largest peak, its code, the least of a peak
+
+
+@EVERY_SCALED
+def test_a_peak_has_one_of_the_highest_codes_and_is_never_rounded_to_nan(storage):
+    largest, top, least = TOP[storage.name]
+    near = np.array([0, 0x5FFF00, 0x600000, 0x7FFF00, 0x7FFFFF])[:, None] + np.r_[-260:260]
+    peaks = np.unique((np.arange(255)[:, None, None] << 23) + near)
+    peaks = peaks[(peaks >= 0) & (peaks <= largest)].astype(np.uint32)
+    scale = storage.scale(storage.peak(floats(peaks)))
+    codes = [encoded(storage, floats(peaks), bits, scale) for bits in (np.uint32(0), ONES)]
+    assert max(c.max() for c in codes) == top
+    # The scale is as small as may be. One smaller, its half, would have that peak at 8 codes more: above the top.
+    smallest = REACHABLE[storage.name][0] << 23
+    assert codes[0][scale > smallest].min() == least
+    assert np.all(np.isfinite(decoded(storage, codes[1], scale)))
+
+
+@EVERY_SCALED
+def test_a_finite_value_above_all_codes_is_the_largest_of_them_or_nan(storage):
+    largest, top, _ = TOP[storage.name]
+    beyond = largest + (1 << 20)  # one code more; 16 are one part in 65,536 of it
+    between = floats(np.r_[largest + 16 : largest + 300, beyond - 300 : beyond])
+    beyond = floats(np.r_[beyond : beyond + 300, 0x7F7FFF00:0x7F800000])
+    for x, kept in ((between, {top, top + 1}), (beyond, {top + 1})):
+        scale = storage.scale(storage.peak(x))
+        assert np.all(scale == REACHABLE[storage.name][-1] << 23)
+        codes = [encoded(storage, x, bits, scale) for bits in (np.uint32(0), ONES)]
+        assert [np.unique(c).tolist() for c in codes] == [[min(kept)], [max(kept)]]
+    assert np.isnan(decoded(storage, np.array(top + 1), scale[0]))
+
+
+def ordinary(storage: Storage, n: int = TILE, seed: int = 3) -> np.ndarray:
+    x = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
+    return x * x if storage.name == "uf8" else x
+
+
+@EVERY_SCALED
+@pytest.mark.parametrize("bits", [0, 0x80000000, 0xFFFFFFFF])
+def test_zeros_stay_zeros(storage, bits):
+    for x in (np.zeros(TILE, np.float32), np.where(np.arange(TILE) % 2, ordinary(storage), np.float32(0))):
+        assert np.all(back(storage, pack(storage, x, np.full(TILE, bits, np.uint32)))[x == 0] == 0)
+
+
+@EVERY_SCALED
+@pytest.mark.parametrize("n", [0, 1, 255, 256, 257, 1003])
+def test_each_tile_has_a_scale_of_its_own_and_the_last_need_not_be_whole(storage, n):
+    x = ordinary(storage, n) * np.float32(10) ** (np.arange(n) // TILE).astype(np.float32)
+    codes, scale = pack(storage, x)
+    assert codes.shape == (n,)
+    assert scale.shape == (-(-n // TILE),)
+    for k in range(scale.size):
+        alone = pack(storage, x[k * TILE : (k + 1) * TILE])
+        assert np.array_equal(codes[k * TILE : (k + 1) * TILE], alone[0])
+        assert scale[k] == alone[1][0]
+
+
+@EVERY_SCALED
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_not_finite_leaves_the_other_255_alone(storage, bad):
+    x, poisoned = ordinary(storage), ordinary(storage)
+    x[100], poisoned[100] = 0, bad
+    clean, kept = (back(storage, pack(storage, a)) for a in (x, poisoned))
+    assert np.isnan(kept[100])
+    assert_same_bits(np.delete(kept, 100), np.delete(clean, 100))
+
+
+@EVERY_SCALED
+@pytest.mark.parametrize("huge", [1e10, 1e30, 1e38])
+def test_beside_one_huge_value_the_others_are_within_a_step_of_what_they_were(storage, huge):
+    x = ordinary(storage)
+    x[100] = huge
+    codes, scale = pack(storage, x, np.random.default_rng(4).integers(0, 2**32, TILE, np.uint32))
+    x, kept = x.astype(np.float64), unpack(storage, [codes, scale]).astype(np.float64)
+    b = float(scale.view(np.float32)[0])
+    # 3 bits of mantissa: a step is at most an eighth of |x|, or of |x| + b. Below its first code uf8 has that code.
+    least = 1.125 * b
+    bound = np.maximum(x / 8, least - x) if storage.name == "uf8" else (np.abs(x) + b) / 8
+    assert np.all(np.abs(kept - x) <= bound)
+    assert np.all((kept > 0) == (x > 0)) or storage.name == "f8"
+    assert 0 < b < huge * {"f8": 2.0**-14, "uf8": 2.0**-30}[storage.name]
+
+
+@EVERY_SCALED
+def test_a_tile_of_denormals_keeps_them_to_the_step_that_is_left(storage):
+    x = floats(np.random.default_rng(5).integers(0, 1 << 23, TILE))
+    for bits in (np.uint32(0), ONES):
+        kept = back(storage, pack(storage, x, np.full(TILE, bits))).astype(np.float64)
+        # Codes of f8 are 2⁻¹²³ / 8 apart; those of uf8, at scale zero, 2²⁰ · 2⁻¹⁴⁹.
+        assert np.all(np.abs(kept - x) < {"f8": 2.0**-126, "uf8": 2.0**-129}[storage.name])
+
+
+# Presets, and what a rule's buffers may be kept in -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("case", [*RULES, *CASES])
+def test_a_preset_gives_each_buffer_of_each_rule_a_format_that_holds_it(preset, case):
+    rule = CASES[case] if case in CASES else RULES[case]()
+    kept = PRESETS[preset].formats(rule, parameters(rule).buffers)
+    assert formats(rule, kept) == kept
+    program = trace(rule, kept)
+    for b in getattr(rule, "exact", ()):
+        assert kept[b] == NAMES[program.dtype]
+    for b in set(program.state) - set(getattr(rule, "exact", ())):
+        signed = b not in getattr(rule, "unsigned", ())
+        assert kept[b] == (PRESETS[preset].signed if signed else PRESETS[preset].unsigned)
+
+
+@pytest.mark.parametrize("case", [*RULES, *CASES])
+def test_unsigned_and_exact_name_state_of_the_rule(case):
+    rule = CASES[case] if case in CASES else RULES[case]()
+    named = {*getattr(rule, "unsigned", ()), *getattr(rule, "exact", ())}
+    assert named <= set(parameters(rule).buffers[2:])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", CASES)
+def test_unsigned_state_is_never_negative(case, dtype):
+    rule, rng = CASES[case], np.random.default_rng(6)
+    program = trace(rule, dtype)
+    unsigned = set(getattr(rule, "unsigned", ())) & set(program.state)
+    buffers = fresh_buffers(rule, rng.standard_normal(2000).astype(dtype))
+    launch = reference.bind(program, rule, [buffers[b.name] for b in program.buffers])
+    scalars = host_scalars(program, rule)
+    for t in range(1, 21):
+        buffers["g"][...] = rng.standard_normal(2000) * 10.0 ** rng.integers(-12, 12, 2000) * (rng.random(2000) < 0.9)
+        launch((*noise_keys(0, t), 0) if program.noise else (), scalars(t))
+        for b in unsigned:
+            assert np.all(buffers[b] >= 0)
+            assert not np.any(np.signbit(buffers[b]))
+
+
+# Bytes of one parameter and step, design.md §6; a scale, read and written, is 8 bytes in 256 parameters.
+BYTES = [
+    ("adam", "f32", 28), ("adam", "bf16", 14), ("adam", "8bit", 16 + 16 / 256), ("adam", "split_8bit", 14 + 16 / 256),
+    ("adam", "bf16_8bit", 10 + 16 / 256), ("sgd", "f32", 12), ("momentum", "f32", 20), ("lion", "f32", 20),
+    ("sgd", "mixed_bf16", 12), ("sgd", "bf16_kahan", 10),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "preset", "expected"), BYTES)
+def test_bytes_of_a_step_are_those_of_its_planes(rule, preset, expected):
+    chosen = RULES[rule]()
+    assert trace(chosen, PRESETS[preset].formats(chosen, parameters(chosen).buffers)).bytes_per_parameter == expected
+
+
+REFUSED = {
+    "unknown buffer": ({"w": "bf16"}, "there is no buffer 'w'"),
+    "unknown buffer like a known one": ({"vmaxx": "bf16"}, "there is no buffer 'vmaxx'.*vmax"),
+    "unknown format": ({"m": "bf17"}, "'m': there is no such format.*bf16"),
+    "plane as a buffer": ({"p.low": "bf16"}, "there is no buffer 'p.low'"),
+    "dtype as a format": ({"m": np.float32}, "'m': there is no such format"),
+    **{
+        f"{name} for a state": ({"m": name}, f"'m', a state, is not kept in the format {name}.*bf16, bf16_sr")
+        for name in ("bf16_kahan", "split", "split24", "f32_bf16", "f32_f16")
+    },
+    **{
+        f"{name} for a gradient": (
+            {"g": name},
+            f"'g', a gradient, .*, is not kept in the format {name}.*f32, bf16, f16",
+        )
+        for name, s in STORAGES.items()
+        if "g" not in s.holds
+    },
+    "f8 for a parameter": ({"p": "f8"}, "'p', the parameter, is not kept in the format f8"),
+    "uf8 for a parameter": ({"p": "uf8"}, "'p', the parameter, is not kept in the format uf8"),
+    **{
+        f"float64 with {name}": ({"p": "f64", "m": name}, f"the format {name} of 'm' holds float32.* float64.*f64")
+        for name, s in STORAGES.items()
+        if "state" in s.holds and name != "f64"
+    },
+    "float64 gradient of a split parameter": ({"p": "split", "g": "f64"}, "f64 of 'g' holds float64.* float32"),
+    "float64 state, parameter not named": ({"v": "f64"}, "f64 of 'v' holds float64, and p is computed in float32"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_formats_that_do_not_fit_are_refused_with_what_does(case):
+    kept, message = REFUSED[case]
+    with pytest.raises(SettingError, match=f"(?s){message}"):
+        formats(fastopt.Adam(), kept)
+
+
+def test_buffers_that_are_not_named_are_kept_in_the_computing_precision():
+    assert formats(fastopt.Adam(), {"m": "f8"}) == {"p": "f32", "g": "f32", "m": "f8", "v": "f32", "vmax": "f32"}
+    assert formats(fastopt.SGD(), {"p": "f64"}) == {"p": "f64", "g": "f64"}
+    assert formats(fastopt.SGD(), np.float64) == {"p": "f64", "g": "f64"}

@@ -1,0 +1,305 @@
+"""Storages from the outside: what an Optimizer keeps, gives, saves and takes back, and `update` on planes."""
+
+import copy
+import io
+import pickle
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import CASES
+from values import assert_same_bits
+
+import fastopt
+from fastopt import LayoutError, SettingError
+from fastopt.kernels.storage import PRESETS, STORAGES
+
+SHAPES = {"w": (30, 41), "b": (7,), "empty": (0, 2), "scalar": (), "long": (3000,)}  # of tiles, all but one in parts
+COMPRESSED = [name for name in PRESETS if name not in ("f32", "f64")]
+
+
+def values() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def fill(opt: fastopt.Optimizer, t: int) -> None:
+    rng = np.random.default_rng([2, t])
+    for grad in opt.grads.values():
+        grad[...] = rng.standard_normal(grad.shape) * 10.0 ** rng.integers(-3, 2)
+
+
+def run(opt: fastopt.Optimizer, first: int, last: int) -> fastopt.Optimizer:
+    for t in range(first, last):
+        fill(opt, t)
+        opt.step()
+    return opt
+
+
+def assert_equal(a: fastopt.Optimizer, b: fastopt.Optimizer) -> None:
+    ours, truth = a.state_dict(), b.state_dict()
+    assert ours.keys() == truth.keys()
+    for key, value in ours.items():
+        assert np.array_equal(value, truth[key], equal_nan=np.asarray(value).dtype.kind == "f"), key
+    for name in a.params:
+        assert a.params[name].tobytes() == b.params[name].tobytes()
+
+
+@dataclass(frozen=True)
+class SignMomentum:
+    lr: float = 1e-2
+    beta: float = 0.9
+
+    def scalars(self, t):
+        return {"lr": self.lr, "beta": self.beta, "rest": 1 - self.beta}
+
+    def update(self, p, g, m, *, lr, beta, rest):
+        m = beta * m + rest * g
+        return p - lr * np.sign(m), m
+
+
+RULES = {
+    "adam": CASES["adam"],
+    "amsgrad in groups": CASES["adam-amsgrad"],
+    "rmsprop centred": CASES["rmsprop-centered-momentum"],
+    "adagrad from 0.1": CASES["adagrad-initial"],
+    "noise": CASES["noise-adam"],
+    "own": SignMomentum(),
+}
+
+
+@pytest.mark.parametrize("preset", COMPRESSED)
+@pytest.mark.parametrize("case", RULES)
+def test_every_backend_takes_the_same_steps_and_a_checkpoint_goes_on_bit_for_bit(case, preset):
+    groups = {"*b": {"lr": 0.3}} if "groups" in case else None
+
+    def make(backend: str = "auto") -> fastopt.Optimizer:
+        return fastopt.Optimizer(RULES[case], values(), storage=preset, groups=groups, seed=3, backend=backend)
+
+    opt = run(make(), 0, 5)
+    assert_equal(opt, run(make("reference"), 0, 5))
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **opt.state_dict())
+    file.seek(0)
+    resumed = make()
+    resumed.load_state_dict(dict(np.load(file)))
+    copies = [resumed, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))]
+    run(opt, 5, 9)
+    for other in copies:
+        assert_equal(run(other, 5, 9), opt)
+
+
+@pytest.mark.parametrize("g", ["f32", "bf16"])
+def test_split_is_a_float32_run_after_a_thousand_steps(g):
+    rule = fastopt.Adam(lr=lambda t: 1e-2 / t**0.5, weight_decay=0.01)
+    split = fastopt.Optimizer(rule, values(), storage={"p": "split", "g": g})
+    plain = fastopt.Optimizer(rule, values(), storage={"g": g})
+    run(split, 0, 1000)
+    run(plain, 0, 1000)
+    for name, master in split.master().items():
+        assert_same_bits(master, plain.params[name], name)
+        assert_same_bits(split.state("v")[name], plain.state("v")[name], name)
+        assert np.all(np.abs(split.params[name].astype(np.float32) - master) <= np.abs(master) * 2.0**-8)
+
+
+def test_what_a_forward_pass_reads_has_its_own_type():
+    bfloat16 = np.dtype(ml_dtypes.bfloat16)
+    for preset, p, g in (
+        ("bf16", bfloat16, bfloat16),
+        ("split", bfloat16, bfloat16),
+        ("mixed_bf16", bfloat16, bfloat16),
+        ("mixed_f16", np.dtype(np.float16), np.dtype(np.float16)),
+        ("8bit", np.dtype(np.float32), np.dtype(np.float32)),
+        ("bf16_8bit", bfloat16, bfloat16),
+    ):
+        opt = fastopt.Optimizer(fastopt.Adam(), values(), storage=preset)
+        assert {x.dtype for x in (*opt.params.values(), opt.flat_params)} == {p}, preset
+        assert {x.dtype for x in (*opt.grads.values(), opt.flat_grads)} == {g}, preset
+        assert {x.dtype for x in (*opt.master().values(), *opt.state("v").values())} == {np.dtype(np.float32)}
+        for name, shape in SHAPES.items():
+            assert opt.params[name].shape == opt.grads[name].shape == opt.master()[name].shape == shape
+            assert np.shares_memory(opt.params[name], opt.flat_params) or not opt.params[name].size
+
+
+def test_a_copy_for_the_forward_pass_is_the_rounded_master_after_every_step():
+    opt = fastopt.Optimizer(fastopt.Adam(lr=0.1), values(), storage="mixed_bf16")
+    for t in range(3):
+        for name, master in opt.master().items():
+            assert opt.params[name].tobytes() == master.astype(ml_dtypes.bfloat16).tobytes()
+        run(opt, t, t + 1)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_parameters_can_be_assigned_whatever_keeps_them(preset):
+    opt = run(fastopt.Optimizer(fastopt.Adam(), values(), storage=preset), 0, 2)
+    dtype = np.float64 if preset == "f64" else np.float32
+    before = opt.master()
+    new = np.linspace(-3, 3, 7).astype(dtype)
+    opt.assign({"b": new})
+    np.testing.assert_allclose(opt.master()["b"], new, rtol=2**-8)
+    np.testing.assert_allclose(opt.params["b"].astype(dtype), new, rtol=2**-8)
+    for name in set(SHAPES) - {"b"}:
+        assert_same_bits(opt.master()[name], before[name])
+    assert opt.t == 2
+    with pytest.raises(LayoutError, match="'B' fits nothing here"):
+        opt.assign({"B": new})
+    with pytest.raises(LayoutError, match="'b' does not match"):
+        opt.assign({"b": new[:3]})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_view_that_would_lose_what_is_written_to_it_is_read_only(preset):
+    opt = fastopt.Optimizer(fastopt.Adam(), values(), storage=preset)
+    if len(STORAGES[PRESETS[preset].p].planes) == 1:
+        opt.params["b"][...] = 2.0
+        assert np.all(opt.master()["b"] == 2)
+        return
+    with pytest.raises(ValueError, match="read-only"):
+        opt.params["b"][...] = 2.0
+
+
+@pytest.mark.parametrize("to", ["f32", "split", "8bit", "bf16_8bit"])
+@pytest.mark.parametrize("preset", ["f32", "split_8bit", "bf16_sr"])
+def test_a_checkpoint_moves_to_another_storage(preset, to):
+    rule = fastopt.Adam(lr=0.01)
+    opt = run(fastopt.Optimizer(rule, values(), storage=preset), 0, 20)
+    other = fastopt.Optimizer(rule, values(), storage=to)
+    other.load_state_dict(opt.state_dict())
+    assert other.t == 20
+    for name in SHAPES:
+        for mine, theirs, kept in (
+            (opt.master(), other.master(), PRESETS[to].p),
+            (opt.state("v"), other.state("v"), PRESETS[to].unsigned),
+        ):
+            # Half of the last bit kept, of 8 (the first implied) or of 4.
+            bound = {"f32": 0, "split": 0, "bf16_sr": 2.0**-8, "uf8": 2.0**-4}[kept]
+            np.testing.assert_allclose(theirs[name], mine[name], rtol=bound)
+
+
+def test_any_floating_type_is_taken_where_a_storage_is_given():
+    given = {"a": np.ones(3), "b": np.full(3, 1.5, np.float16), "c": np.full(3, 2.5).astype(ml_dtypes.bfloat16)}
+    opt = fastopt.Optimizer(fastopt.SGD(), given, storage="split")
+    assert [opt.master()[name].tolist() for name in "abc"] == [[1.0] * 3, [1.5] * 3, [2.5] * 3]
+    with pytest.raises(LayoutError, match=r"(?s)wrong type.*storage="):
+        fastopt.Optimizer(fastopt.SGD(), {"c": given["c"]})
+
+
+def test_gradients_that_are_passed_in_have_the_type_of_the_buffer():
+    opt = fastopt.Optimizer(fastopt.SGD(lr=1.0), {"w": np.zeros(3, np.float32)}, storage="bf16")
+    with pytest.raises(LayoutError, match="bfloat16"):
+        opt.step({"w": np.ones(3, np.float32)})
+    assert opt.t == 0
+    opt.step({"w": np.ones(3, ml_dtypes.bfloat16)})
+    assert opt.params["w"].tolist() == [-1.0] * 3
+
+
+def test_formats_are_chosen_for_each_buffer_and_the_rest_is_full():
+    rule = fastopt.Adam()
+    opt = fastopt.Optimizer(rule, values(), storage={"v": "uf8"}, groups={"b": fastopt.SGD()})
+    adam, sgd = (group.program for group in opt._groups)
+    assert {b: s.name for b, s in adam.storages.items()} == {"p": "f32", "g": "f32", "m": "f32", "v": "uf8"}
+    assert {b: s.name for b, s in sgd.storages.items()} == {"p": "f32", "g": "f32"}
+    with pytest.raises(SettingError, match=r"(?s)no such storage.*'8bit'"):
+        fastopt.Optimizer(rule, values(), storage="8bits")
+
+
+@pytest.mark.parametrize("preset", COMPRESSED)
+def test_update_walks_the_same_planes(preset):
+    rule = CASES["adam"]
+    opt = fastopt.Optimizer(rule, {"w": values()["long"]}, storage=preset, seed=4)
+    (group,) = opt._groups
+    n = group.packed["p"].n
+    planes = {b.name: group.packed[b.buffer].arrays[b.name] for b in group.program.buffers if b.buffer != "g"}
+    own = {b.name: planes[b.name][: b.size(n)].copy() for b in group.program.buffers if b.buffer != "g"}
+    for t in range(1, 4):
+        run(opt, t, t + 1)
+        fastopt.update(rule, t, {**own, "g": opt.flat_grads[:n]}, storage=preset, seed=4)
+        for name, array in own.items():
+            assert np.array_equal(array, planes[name][: array.size]), name
+
+
+def test_update_reads_the_formats_from_the_types():
+    rule, rng = fastopt.Momentum(lr=0.1), np.random.default_rng(0)
+    p, g, m = (rng.standard_normal(500).astype(t) for t in (np.float32, ml_dtypes.bfloat16, np.float16))
+    words = [p.copy(), g.view(np.uint16), m.view(np.uint16).copy()]
+    fastopt.update(rule, 1, {"p": p, "g": g, "m": m})
+    fastopt.update(rule, 1, dict(zip("pgm", words, strict=True)), storage={"p": "f32", "g": "bf16", "m": "f16"})
+    assert_same_bits(p, words[0])
+    assert np.array_equal(m.view(np.uint16), words[2])
+
+
+def test_update_takes_torchs_bfloat16_in_place():
+    torch = pytest.importorskip("torch")
+    p, g = torch.ones(300, dtype=torch.bfloat16), torch.full((300,), 0.5, dtype=torch.bfloat16)
+    fastopt.update(fastopt.SGD(lr=1.0), 1, {"p": p, "g": g})
+    assert torch.all(p == 0.5)
+    opt = fastopt.Optimizer(fastopt.SGD(lr=1.0), {"w": p}, storage="bf16")
+    opt.step({"w": g})
+    assert not np.any(opt.params["w"])
+
+
+def _adam(**other: np.ndarray) -> dict[str, np.ndarray]:
+    buffers = {"p": np.ones(600, np.float32), "g": np.ones(600, np.float32)}
+    buffers |= {b: np.zeros(600, np.uint8) for b in "mv"} | {f"{b}.scale": np.zeros(3, np.uint32) for b in "mv"}
+    return buffers | other
+
+
+REFUSED = {
+    "no scale": ({k: v for k, v in _adam().items() if k != "m.scale"}, "8bit", "'m.scale' is missing"),
+    "a short scale": (_adam(**{"m.scale": np.zeros(2, np.uint32)}), "8bit", r"uint32\[3\]"),
+    "a scale of floats": (_adam(**{"m.scale": np.zeros(3, np.float32)}), "8bit", r"'m.scale' does not match"),
+    "codes of 16 bits": (_adam(m=np.zeros(600, np.uint16)), "8bit", r"uint8\[600\]"),
+    "codes without a storage": (_adam(), None, "say by storage="),
+    "float32 as bfloat16": (_adam(), "bf16_8bit", r"bfloat16\[600\]"),
+    "an overlap": (_adam(v=(shared := np.zeros(700, np.uint8))[:600], m=shared[100:]), "8bit", "overlap"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_planes_that_do_not_fit_are_refused_and_nothing_is_written(name):
+    buffers, storage, message = REFUSED[name]
+    before = {k: v.tobytes() for k, v in buffers.items()}
+    with pytest.raises(LayoutError, match=message):
+        fastopt.update(fastopt.Adam(), 1, buffers, storage=storage)
+    assert {k: v.tobytes() for k, v in buffers.items()} == before
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_rounding_begins_at_a_tile(backend):
+    buffers = {b: np.ones(300, ml_dtypes.bfloat16) for b in "pg"}
+    with pytest.raises(SettingError, match="a multiple of 256"):
+        fastopt.update(fastopt.SGD(), 1, buffers, storage={"p": "bf16_sr", "g": "bf16"}, offset=100, backend=backend)
+
+
+def test_rounding_depends_on_seed_and_element_and_not_on_how_a_buffer_is_divided():
+    rng = np.random.default_rng(5)
+    kept = {"p": "bf16_sr", "g": "bf16"}
+    whole = {b: rng.standard_normal(1000).astype(ml_dtypes.bfloat16) for b in "pg"}
+    parts = [{b: a[s].copy() for b, a in whole.items()} for s in (slice(0, 512), slice(512, 1000))]
+    other = {b: a.copy() for b, a in whole.items()}
+    rule = fastopt.SGD(lr=1e-3)
+    fastopt.update(rule, 1, whole, storage=kept, seed=1)
+    fastopt.update(rule, 1, other, storage=kept, seed=2)
+    for part, offset in zip(parts, (0, 512), strict=True):
+        fastopt.update(rule, 1, part, storage=kept, seed=1, offset=offset)
+    assert np.concatenate([part["p"] for part in parts]).tobytes() == whole["p"].tobytes()
+    assert np.mean(whole["p"] != other["p"]) > 0.02
+
+
+def test_a_missing_gradient_of_all_parameters_keeps_zero_state_zero():
+    opt = fastopt.Optimizer(fastopt.Adam(), values(), storage="8bit")
+    for _ in range(20):
+        opt.step()
+    assert not any(np.any(a) for s in ("m", "v") for a in opt.state(s).values())
+    assert all(np.array_equal(a, values()[name]) for name, a in opt.master().items())
+
+
+def test_one_nan_spoils_one_element():
+    opt = fastopt.Optimizer(fastopt.Adam(), {"w": np.zeros(600, np.float32)}, storage="8bit")
+    opt.grads["w"][...] = 1.0
+    opt.grads["w"][100] = np.nan
+    for _ in range(3):
+        opt.step()
+    for array in (opt.params["w"], opt.state("m")["w"], opt.state("v")["w"]):
+        assert np.flatnonzero(np.isnan(array)).tolist() == [100]
