@@ -63,7 +63,7 @@ def _values(elements: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal(elements, np.float32), 1e-3 * rng.standard_normal(elements, np.float32)
 
 
-def _optimizer(storage: str, elements: int) -> fastopt.Optimizer:
+def _optimizer(storage: Any, elements: int) -> fastopt.Optimizer:
     p, g = _values(elements)
     opt = fastopt.Optimizer(RULE, {"w": p}, storage=storage)
     opt.grads["w"][...] = g
@@ -122,7 +122,7 @@ def torch_bf16(elements: int) -> Callable[[], object] | None:
         return p, torch.optim.AdamW([p], weight_decay=RULE.weight_decay, fused=True)
 
     p, optimizer = make(peers.CHECKED)
-    ours = _optimizer("bf16", peers.CHECKED)
+    ours = _optimizer(dict.fromkeys("pgmv", "bf16"), peers.CHECKED)  # to nearest, as torch rounds
     for _ in range(peers.STEPS):
         optimizer.step()
         ours.step()

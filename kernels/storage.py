@@ -328,8 +328,7 @@ class Preset(NamedTuple):
 PRESETS: dict[str, Preset] = {
     "f32": Preset("f32", "f32", "f32", "f32"),
     "f64": Preset("f64", "f64", "f64", "f64"),
-    "bf16": Preset("bf16", "bf16", "bf16", "bf16"),
-    "bf16_sr": Preset("bf16_sr", "bf16", "bf16_sr", "bf16_sr"),
+    "bf16": Preset("bf16_sr", "bf16", "bf16_sr", "bf16_sr"),  # rounded to nearest throughout, training stalls
     "bf16_kahan": Preset("bf16_kahan", "bf16", "bf16", "bf16_sr"),
     "mixed_bf16": Preset("f32_bf16", "bf16", "f32", "f32"),
     "mixed_f16": Preset("f32_f16", "f16", "f32", "f32"),

@@ -125,6 +125,8 @@ void launch(void (*kernel)(A...), unsigned blocks, unsigned first, int threads, 
 
 }  // namespace host
 
+inline void __syncwarp() { host::meet(0); }
+
 inline unsigned __shfl_xor_sync(unsigned, unsigned x, int distance) {
     const int meeting = host::meet(x);
     return host::lanes[host::current ^ distance].given[meeting];

@@ -37,14 +37,11 @@ class Player:
     """The kernels of some programs, compiled for the CPU."""
 
     def __init__(self, programs: Iterable[Program], folder: Path):
-        self._library: dict[str, ctypes.CDLL] = {}
-        parts: dict[str, list[Program]] = {}
-        for program in {p.name: p for p in programs}.values():
-            parts.setdefault(program.dtype.name, []).append(program)
+        distinct = list({p.name: p for p in programs}.values())
+        parts = [part for k in range(4) if (part := distinct[k::4])]  # side by side
         with ThreadPoolExecutor() as pool:
-            made = pool.map(lambda part: compile_library(_source(parts[part]), folder / f"{part}.so"), parts)
-        for members, library in zip(parts.values(), made, strict=True):
-            self._library |= dict.fromkeys([p.name for p in members], library)
+            made = pool.map(lambda k: compile_library(_source(parts[k]), folder / f"part{k}.so"), range(len(parts)))
+        self._library = {p.name: library for part, library in zip(parts, made, strict=True) for p in part}
 
     def step(
         self,
@@ -59,11 +56,13 @@ class Player:
     ) -> None:
         """Launch the kernel as the CUDA backend does, or with another number of blocks, or in the other order.
 
-        With `tail_of`, the arrays are the last of so many elements, and only the blocks that own some of them run.
+        With `tail_of`, the arrays are the last of so many elements, from the beginning of a tile on, and only the
+        blocks that own some of them run.
         """
         size = arrays[0].size
         n = tail_of or size
-        places = [np.uint64(a.ctypes.data - (n - size) * a.itemsize) for a in arrays]
+        before = [b.size(n) - b.size(size) for b in program.buffers]
+        places = [np.uint64(a.ctypes.data - k * a.itemsize) for a, k in zip(arrays, before, strict=True)]
         blocks = blocks or cuda.blocks(n)
         arguments = [np.int64(n), *places, *cuda.numbers(program, noise, scalars)]
         first = blocks - cuda.blocks(size) if tail_of else 0

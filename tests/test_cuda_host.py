@@ -16,8 +16,9 @@ from values import SIZES, assert_same_bits, filled, guarded, guards_intact, nast
 
 import fastopt
 from fastopt.kernels import cuda, elementwise, reference
-from fastopt.kernels.program import host_scalars, trace
-from fastopt.kernels.storage import noise_keys
+from fastopt.kernels.noise import noise_keys
+from fastopt.kernels.program import host_scalars, parameters, planes, trace
+from fastopt.kernels.storage import PRESETS, STORAGES, TILE, pack
 
 DTYPES = (np.float32, np.float64)
 
@@ -29,12 +30,14 @@ class AwkwardNames:
     """Scalars and state named like C++'s words, the kernel's own variables, and in other scripts."""
 
     def scalars(self, t):
-        names = ("float_", "NULL", "count", "i", "x0", "p_new", "place", "row", "n", "Word", "η", "uη", "p_tile")
+        names = ("float_", "NULL", "count", "i", "x0", "p_new", "place", "row", "n", "Word", "η", "uη", "p_tile",
+                 "p_low", "p_low_tile", "int_scale", "top0", "tile", "number", "m_new_all")  # fmt: skip
         return {name: float(k + 1) for k, name in enumerate(names)}
 
-    def update(self, p, g, int, first, β, *, float_, NULL, count, i, x0, p_new, place, row, n, Word, η, uη, p_tile):
-        x = np.abs(g) + NULL * float_
-        y = x * count + i * x0
+    def update(self, p, g, int, first, β, *, float_, NULL, count, i, x0, p_new, place, row, n, Word, η, uη, p_tile,
+               p_low, p_low_tile, int_scale, top0, tile, number, m_new_all):  # fmt: skip
+        x = np.abs(g) + NULL * float_ + (p_low - p_low_tile) * int_scale
+        y = x * count + i * x0 - top0 * tile / number * m_new_all
         step = np.where(y > p_new, y, place + row) * (n + Word + η) - uη / p_tile
         return p - step * x, int + y, first - step, β * y
 
@@ -42,9 +45,61 @@ class AwkwardNames:
 RULES = [*CASES.values(), *map(Operation, OPERATIONS), AwkwardNames()]
 
 
+@dataclass(frozen=True)
+class Shuffled:
+    """State that is overwritten, left alone, exchanged, the same for all elements, or huge beyond the last of them."""
+
+    lr: float = 0.1
+
+    def scalars(self, t):
+        return {"lr": self.lr, "one": 1.0}
+
+    def update(self, p, g, last, left, a, b, same, huge, *, lr, one):
+        return (
+            p - lr * (last + left + g),
+            g,
+            left,
+            b,
+            a * p,
+            np.full_like(p, 0.75) * one,
+            np.where(g == 0.0, lr * 1e30, g),
+        )
+
+
+STORED = {
+    **{case: CASES[case] for case in ("momentum", "rmsprop-centered", "adam", "adam-amsgrad", "lion")},
+    "shuffled": Shuffled(),
+}
+NARROW = [s.name for s in STORAGES.values() if s.computes == np.float32 and not s.plain]
+
+
+def everywhere(rule, name):
+    """Keep whatever a format may hold in it."""
+    kinds = {b: b if b in ("p", "g") else "state" for b in parameters(rule).buffers}
+    return {b: name for b, kind in kinds.items() if kind in STORAGES[name].holds}
+
+
+def preset(rule, name):
+    return PRESETS[name].formats(rule, parameters(rule).buffers)
+
+
+LAYOUTS = {
+    **{f"{case}-{name}": (rule, everywhere(rule, name)) for case, rule in STORED.items() for name in NARROW},
+    **{
+        f"{case}-preset-{name}": (rule, preset(rule, name))
+        for case, rule in STORED.items()
+        for name in PRESETS
+        if name not in ("f32", "f64")
+    },
+    "noise-adam-preset-bf16_8bit": (rule := CASES["noise-adam"], preset(rule, "bf16_8bit")),
+    "awkward-names-preset-split_8bit": (rule := AwkwardNames(), preset(rule, "split_8bit")),
+}
+
+
 @pytest.fixture(scope="module")
 def player(tmp_path_factory):
     programs = [trace(rule, dtype) for dtype in DTYPES for rule in RULES]
+    programs += [trace(rule, kept) for rule, kept in LAYOUTS.values()]
     return Player(programs, tmp_path_factory.mktemp("cuda"))
 
 
@@ -138,12 +193,12 @@ def test_steps_from_a_table_equal_steps_from_arguments(case, dtype, player):
     keys = np.array([noise_keys(5, t) for t in range(1, steps + 1)], np.uint32)
     row = np.zeros(1, np.int64)
     for t in range(1, steps + 1):
-        player.captured_step(program, ours, keys, 7, table, row, steps)
-        player.step(program, truth, noise(program, t, 7), scalars(t))
+        player.captured_step(program, ours, keys, 7 * TILE, table, row, steps)
+        player.step(program, truth, noise(program, t, 7 * TILE), scalars(t))
         for array, expected in zip(ours, truth, strict=True):
             assert_same_bits(array, expected, f"t = {t}")
         row += 1
-    player.captured_step(program, ours, keys, 7, table, row, steps)  # no row is left: nothing happens
+    player.captured_step(program, ours, keys, 7 * TILE, table, row, steps)  # no row is left: nothing happens
     for array, expected in zip(ours, truth, strict=True):
         assert_same_bits(array, expected)
 
@@ -155,8 +210,8 @@ def test_elements_beyond_two_to_the_32_are_reached(player):
     size = 2048 + 1003
     ours = list(filled(program, rng, size).values())
     truth = [a.copy() for a in ours]
-    player.step(program, ours, noise(program, 1, 11), scalars, tail_of=n)
-    reference.bind(program, rule, truth)(noise(program, 1, 11 + n - size), scalars)
+    player.step(program, ours, noise(program, 1, 11 * TILE), scalars, tail_of=n)
+    reference.bind(program, rule, truth)(noise(program, 1, 11 * TILE + n - size), scalars)
     for array, expected in zip(ours, truth, strict=True):
         assert_same_bits(array, expected)
         assert guards_intact(array)
@@ -224,3 +279,110 @@ def test_the_forms_written_by_hand_equal_the_reference(rule, dtype, tmp_path):
         reference.bind(program, rule, truth)((), scalars)
     for array, expected in zip(ours, truth, strict=True):
         assert_same_bits(array, expected)
+
+
+def patterns(program, rng, n):
+    """Give each plane random bits, every pattern there is."""
+    return [rng.integers(0, 256, b.size(n) * b.dtype.itemsize, np.uint8).view(b.dtype) for b in program.buffers]
+
+
+def encoded(program, rng, n):
+    """Give planes that hold values of widely different sizes, special ones among them."""
+    held = {}
+    for b, storage in program.storages.items():
+        packed = pack(storage, nasty(rng, n, np.float32))
+        held |= dict(zip(planes(b, storage), packed, strict=True))
+    return [held[b.name] for b in program.buffers]
+
+
+def require_same(program, ours, truth, what=""):
+    for b, array, expected in zip(program.buffers, ours, truth, strict=True):
+        if b.dtype.kind == "f":
+            assert_same_bits(array, expected, f"{what} {b.name}")
+        else:
+            differ = np.flatnonzero(array != expected)
+            assert not differ.size, f"{what} {b.name}: {differ.size} differ, at {differ[:3]}"
+        assert guards_intact(array), f"{what}: wrote beyond {b.name}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_kernel_of_any_storage_equals_the_reference(layout, player):
+    rule, kept = LAYOUTS[layout]
+    program, rng = trace(rule, kept), np.random.default_rng(0)
+    scalars = host_scalars(program, rule)
+    for n in (1, 255, 256, 257, 1003, 10_007):
+        for fill in (patterns, encoded):
+            ours = [guarded(a) for a in fill(program, rng, n)]
+            truth = [a.copy() for a in ours]
+            for t in (1, 2, 100):
+                player.step(program, ours, noise(program, t, 5 * TILE), scalars(t))
+                reference.bind(program, rule, truth)(noise(program, t, 5 * TILE), scalars(t))
+                require_same(program, ours, truth, f"n = {n}, t = {t}")
+
+
+SOME = [
+    "adam-preset-8bit", "adam-preset-split_8bit", "adam-preset-mixed_bf16", "adam-preset-bf16_kahan", "adam-split24",
+    "shuffled-f8", "shuffled-uf8", "noise-adam-preset-bf16_8bit",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("blocks", [1, 3, 100])
+@pytest.mark.parametrize("layout", SOME)
+def test_the_shape_of_the_grid_does_not_matter_to_storages(layout, blocks, descending, player):
+    rule, kept = LAYOUTS[layout]
+    program, rng = trace(rule, kept), np.random.default_rng(1)
+    scalars = host_scalars(program, rule)(3)
+    ours = [guarded(a) for a in encoded(program, rng, 10_007)]
+    truth = [a.copy() for a in ours]
+    player.step(program, ours, noise(program, 3), scalars, blocks=blocks, descending=descending)
+    reference.bind(program, rule, truth)(noise(program, 3), scalars)
+    require_same(program, ours, truth)
+
+
+@pytest.mark.parametrize("layout", SOME)
+def test_planes_may_begin_at_any_element(layout, player):
+    rule, kept = LAYOUTS[layout]
+    program, rng = trace(rule, kept), np.random.default_rng(2)
+    scalars = host_scalars(program, rule)(1)
+    sizes, planes_ = [b.dtype.itemsize for b in program.buffers], range(len(program.buffers))
+    alone = [[size * (j == k) for j, size in enumerate(sizes)] for k in planes_]
+    for shifts in (*alone, *([size * (k * (j + 1) % 16) for j, size in enumerate(sizes)] for k in range(16))):
+        ours = [guarded(a, shift) for a, shift in zip(encoded(program, rng, 1003), shifts, strict=True)]
+        assert [a.ctypes.data % 64 for a in ours] == shifts
+        truth = [a.copy() for a in ours]
+        player.step(program, ours, noise(program, 1), scalars)
+        reference.bind(program, rule, truth)(noise(program, 1), scalars)
+        require_same(program, ours, truth, f"at {shifts}")
+
+
+@pytest.mark.parametrize("layout", SOME)
+def test_steps_of_storages_from_a_table_equal_the_reference(layout, player):
+    rule, kept = LAYOUTS[layout]
+    program, rng, n, steps = trace(rule, kept), np.random.default_rng(3), 1003, 3
+    scalars = host_scalars(program, rule)
+    ours = [guarded(a) for a in encoded(program, rng, n)]
+    truth = [a.copy() for a in ours]
+    table = np.array([scalars(t) for t in range(1, steps + 1)], np.float32)
+    keys = np.array([noise_keys(5, t) for t in range(1, steps + 1)], np.uint32)
+    row = np.zeros(1, np.int64)
+    for t in range(1, steps + 1):
+        player.captured_step(program, ours, keys, 7 * TILE, table, row, steps)
+        reference.bind(program, rule, truth)(noise(program, t, 7 * TILE), scalars(t))
+        require_same(program, ours, truth, f"t = {t}")
+        row += 1
+    player.captured_step(program, ours, keys, 7 * TILE, table, row, steps)  # no row is left: nothing happens
+    require_same(program, ours, truth)
+
+
+@pytest.mark.parametrize("layout", SOME)
+def test_elements_of_storages_beyond_two_to_the_33_are_reached(layout, player):
+    rule, kept = LAYOUTS[layout]
+    program, rng = trace(rule, kept), np.random.default_rng(4)
+    scalars, size = host_scalars(program, rule)(1), 2048 + 1003
+    n, before = 2**33 + 2**31 + 1003, 2**41  # elements before these arrays: the number of a tile has more than 32 bits
+    ours = [guarded(a) for a in encoded(program, rng, size)]
+    truth = [a.copy() for a in ours]
+    player.step(program, ours, noise(program, 1, before), scalars, tail_of=n)
+    reference.bind(program, rule, truth)(noise(program, 1, before + n - size), scalars)
+    require_same(program, ours, truth)

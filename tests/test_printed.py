@@ -5,23 +5,31 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from cases import CASES
 
 from fastopt.kernels.cpu import print_module
 from fastopt.kernels.cuda import print_kernel
-from fastopt.kernels.program import trace
+from fastopt.kernels.program import parameters, trace
+from fastopt.kernels.storage import PRESETS
 
 FOLDER = Path(__file__).parent.parent / "kernels" / "printed"
-GOLDEN = ("adam", "momentum-nesterov", "rmsprop-centered-momentum", "noise-sgd")
-
+GOLDEN = {
+    "adam": "f32",
+    "adam split_8bit": "split_8bit",
+    "momentum bf16": "bf16",
+    "momentum-nesterov": "f32",
+    "rmsprop-centered-momentum": "f32",
+    "noise-sgd": "f32",
+}
+"""Cases, the first word of each, and the preset in which each is stored."""
 
 PRINTERS = {"cpu.py": print_module, "cuda.cu": print_kernel}
 
 
 def printed(case: str, kind: str) -> tuple[Path, str]:
-    program = trace(CASES[case], np.float32)
+    rule = CASES[case.split()[0]]
+    program = trace(rule, PRESETS[GOLDEN[case]].formats(rule, parameters(rule).buffers))
     return FOLDER / f"{program.name}.{kind}", PRINTERS[kind](program)
 
 

@@ -42,7 +42,7 @@ MIXED = {
     "noise-adam-bf16_8bit": (CASES["noise-adam"], "bf16_8bit"),
     "adam-amsgrad-split_8bit": (CASES["adam-amsgrad"], "split_8bit"),
     "rmsprop-centered-momentum-8bit": (CASES["rmsprop-centered-momentum"], "8bit"),
-    "adadelta-bf16_sr": (CASES["adadelta"], "bf16_sr"),
+    "adadelta-bf16": (CASES["adadelta"], "bf16"),
     "momentum-bf16_kahan": (CASES["momentum"], "bf16_kahan"),
     "adam-mixed_f16": (CASES["adam"], "mixed_f16"),
     "mine-bf16_8bit": (SignMomentum(), "bf16_8bit"),

@@ -160,7 +160,7 @@ def test_a_view_that_would_lose_what_is_written_to_it_is_read_only(preset):
 
 
 @pytest.mark.parametrize("to", ["f32", "split", "8bit", "bf16_8bit"])
-@pytest.mark.parametrize("preset", ["f32", "split_8bit", "bf16_sr"])
+@pytest.mark.parametrize("preset", ["f32", "split_8bit", "bf16"])
 def test_a_checkpoint_moves_to_another_storage(preset, to):
     rule = fastopt.Adam(lr=0.01)
     opt = run(fastopt.Optimizer(rule, values(), storage=preset), 0, 20)

@@ -36,7 +36,7 @@ def step_1(m_new, v_new, place, x15, x18, x20, x21, x7, x8):
     x24 = x23 ^ (x23 >> word(16))
     x25 = word(from_bits(x22 & word(2147483647)) + x8) - x7 + (x24 >> word(12)) >> word(20)
     x26 = word(v_new)
-    x27 = select(x26 < x21, x21, x26) - x20 + ((x24 << word(16)) >> word(12)) >> word(20)
+    x27 = (select(x26 < x21, x21, x26) - x20 >> word(4)) + ((x24 << word(16)) >> word(16)) >> word(16)
     return select(x25 >= word(127), word(127), x25 | ((x22 >> word(24)) & word(128))), select(v_new == float32(0.0), word(0), select(x27 > word(255), word(255), x27))
 
 

@@ -102,7 +102,7 @@ __device__ __forceinline__ void step(
             const Word x24 = x23 ^ (x23 >> 16u);
             const Word x25 = (__float_as_uint(__uint_as_float(x22 & 0x7fffffffu) + x8) - x7 + (x24 >> 12u)) >> 20u;
             const Word x26 = __float_as_uint(v_new);
-            const Word x27 = (((x26 < x21) ? x21 : x26) - x20 + ((x24 << 16u) >> 12u)) >> 20u;
+            const Word x27 = (((((x26 < x21) ? x21 : x26) - x20) >> 4u) + ((x24 << 16u) >> 16u)) >> 16u;
             m_tile.set(i, (x25 >= 127u) ? 127u : (x25 | ((x22 >> 24u) & 128u)));
             v_tile.set(i, (v_new == 0.0f) ? 0u : ((x27 > 255u) ? 255u : x27));
         }

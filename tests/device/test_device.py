@@ -22,8 +22,8 @@ from values import SIZES, assert_same_bits, filled, special
 import fastopt
 from fastopt import LayoutError
 from fastopt.kernels import cuda, elementwise, reference
+from fastopt.kernels.noise import noise_keys
 from fastopt.kernels.program import host_scalars, trace
-from fastopt.kernels.storage import noise_keys
 
 DTYPES = (np.float32, np.float64)
 GUARD = 64
