@@ -40,6 +40,10 @@ _CALLS = {name: name for name in ("sqrt", "rint", "floor", "ceil", "trunc", "cop
     "abs": "fabs"
 }
 
+HALF = TILE // 2
+"""Elements of a strip with gradient noise: to ask for a whole tile of each buffer at once is too much, and shorter loops
+slow the noise down (see decision 0004)."""
+
 
 def strip(itemsize: int) -> int:
     """Give the elements that a large step works on, and prefetches, at a time, for the size of its widest.
@@ -52,8 +56,8 @@ def strip(itemsize: int) -> int:
 
 # Names of the printed skeleton, which a rule's own names must not hide.
 _SKELETON = (
-    "job n chunk first last far length count strip i offset tile tile_low tile_high place key0 key1 step step_0 step_1"
-    " step_2 step_3 min range"
+    "job n chunk first last far length count strip i offset tile tile_low tile_high start place key0 key1 min range step"
+    " step_0 step_1 step_2 step_3"
 )
 _IMPORTED = "buffer claim prefetch scratch low high both larger wide_vectors word to_float from_bits"
 _FROM_NUMBA = frozenset(["float32", "float64", "uint8", "uint16", "uint32", "intp", "njit", "types"])
@@ -147,10 +151,12 @@ def print_module(program: Program) -> str:
     views = [f"{view}, {k}, {count})" for k, view in enumerate(views)]
     elements, length = strip(max(b.dtype.itemsize for b in program.buffers if not b.tiled)), "chunk"
     if program.noise or program.tiled:
-        elements, length = TILE, str(TILE)
+        elements = HALF if program.stages and not program.tiled else TILE
+        length = str(elements)
     tile = [f"{names[b.name]}_i = {names[b.name]}[0]" for b in program.buffers if b.tiled]
     if noise:
         tile += [f"tile = (offset + strip) // {TILE}", "tile_low, tile_high = word(tile), word(tile >> 32)"]
+        tile += [f"start = word(strip % {TILE})"]
     # In front of a loop that does little else with memory, where there is one; an 8-bit tile is only four cache lines.
     ahead = [
         f"prefetch({names[b.name]}, {elements // 2 if paired else elements})"
@@ -213,7 +219,7 @@ def _printed_loop(loop: Loop, names: dict[str, str]) -> list[str]:
     lines += [f"{v.name}_all[i] = {v.name}" for v in loop.kept]
     lines += [f"{names[b]}[i] = {text}" for b, text in loop.stores]
     if any(re.search(r"\bplace\b", line) for line in lines):
-        body.append("place = word(i)")
+        body.append("place = start + word(i)")
     return [*before, "for i in range(count):", *(f"    {line}" for line in [*body, *(lines or ["pass"])])]
 
 
@@ -260,8 +266,8 @@ def _printed_pairs(
         *(f"{names[b]}[0] = {text}" for b, text in loop.tile_stores),
         *(f"{name} = word(0)" for name in tops),
         "for i in range(count // 2):",
-        f"    {call('_0', 'i', first, 'word(2 * i)')}",
-        f"    {call('_1', 'i', second, 'word(2 * i + 1)')}",
+        f"    {call('_0', 'i', first, 'start + word(2 * i)')}",
+        f"    {call('_1', 'i', second, 'start + word(2 * i + 1)')}",
         *(f"    {b}[i] = both({b}_0, {b}_1, {bits[b]})" for b in stores),
         *(f"    {line}" for half in ("_0", "_1") for line in keep(half, "i")),
         *(f"    {name} = larger({name}, larger({name}_0, {name}_1))" for name in tops),
@@ -270,7 +276,7 @@ def _printed_pairs(
             f"    {b}_last = buffer({b}_at, strip + count - 1, uint{bits[b]}, {order[b]}, {count})"
             for b in dict.fromkeys([*loads, *stores])
         ),
-        f"    {call('_0', 'count // 2', last, 'word(count - 1)')}",
+        f"    {call('_0', 'count // 2', last, 'start + word(count - 1)')}",
         *(f"    {b}_last[0] = {b}_0" for b in stores),
         *(f"    {line}" for line in keep("_0", "count // 2")),
         *(f"    {name} = larger({name}, {name}_0)" for name in tops),

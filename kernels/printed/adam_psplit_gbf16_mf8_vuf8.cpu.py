@@ -82,6 +82,7 @@ def adam_psplit_gbf16_mf8_vuf8(
             v_scale_i = v_scale[0]
             tile = (offset + strip) // 256
             tile_low, tile_high = word(tile), word(tile >> 32)
+            start = word(strip % 256)
             x0 = from_bits(m_scale_i)
             top0 = word(0)
             top1 = word(0)
@@ -132,14 +133,14 @@ def adam_psplit_gbf16_mf8_vuf8(
             m_scale[0] = x7
             v_scale[0] = x20
             for i in range(count // 2):
-                m_0, v_0 = step_1(m_new_all_0[i], v_new_all_0[i], word(2 * i), x15, x18, x20, x21, x7, x8)
-                m_1, v_1 = step_1(m_new_all_1[i], v_new_all_1[i], word(2 * i + 1), x15, x18, x20, x21, x7, x8)
+                m_0, v_0 = step_1(m_new_all_0[i], v_new_all_0[i], start + word(2 * i), x15, x18, x20, x21, x7, x8)
+                m_1, v_1 = step_1(m_new_all_1[i], v_new_all_1[i], start + word(2 * i + 1), x15, x18, x20, x21, x7, x8)
                 m[i] = both(m_0, m_1, 8)
                 v[i] = both(v_0, v_1, 8)
             if count % 2:
                 m_last = buffer(m_at, strip + count - 1, uint8, 3, 11)
                 v_last = buffer(v_at, strip + count - 1, uint8, 5, 11)
-                m_0, v_0 = step_1(m_new_all_0[count // 2], v_new_all_0[count // 2], word(count - 1), x15, x18, x20, x21, x7, x8)
+                m_0, v_0 = step_1(m_new_all_0[count // 2], v_new_all_0[count // 2], start + word(count - 1), x15, x18, x20, x21, x7, x8)
                 m_last[0] = m_0
                 v_last[0] = v_0
         first = claim(job, first, chunk)

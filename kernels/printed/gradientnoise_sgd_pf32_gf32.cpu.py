@@ -25,7 +25,7 @@ def gradientnoise_sgd_pf32_gf32(
     while first < n:
         last = min(first + chunk, n)
         far = n > 131072
-        length = 256
+        length = 128
         for strip in range(first, last, length):
             count = min(length, last - strip)
             p = buffer(p_at, strip, float32, 0, 4)
@@ -34,6 +34,7 @@ def gradientnoise_sgd_pf32_gf32(
             x16_all = buffer(x16_all_at, 0, float32, 3, 4)
             tile = (offset + strip) // 256
             tile_low, tile_high = word(tile), word(tile >> 32)
+            start = word(strip % 256)
             x0 = tile_low ^ key0
             x1 = (x0 ^ (x0 >> word(16))) * word(2246822507)
             x2 = (x1 ^ (x1 >> word(13))) * word(3266489909)
@@ -45,13 +46,13 @@ def gradientnoise_sgd_pf32_gf32(
             x8 = (x7 ^ (x7 >> word(13))) * word(3266489909)
             x9 = (x8 ^ (x8 >> word(16))) | word(1)
             for i in range(count):
-                place = word(i)
+                place = start + word(i)
                 x10 = (place ^ x6) * x9
                 x11 = to_float(((x10 ^ (x10 >> word(16))) * word(3266489909) >> word(9)) << word(1), float32) * float32(1.1920929e-07) + float32(-0.9999999)
                 x11_all[i] = x11
             if far:
-                prefetch(p, 256)
-                prefetch(g, 256)
+                prefetch(p, 128)
+                prefetch(g, 128)
             for i in range(count):
                 x11 = x11_all[i]
                 x12 = word((float32(1.0) - x11) * (float32(1.0) + x11)) + word(4913933)

@@ -45,6 +45,7 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
             m = buffer(m_at, strip // 2, uint32, 2, 3)
             tile = (offset + strip) // 256
             tile_low, tile_high = word(tile), word(tile >> 32)
+            start = word(strip % 256)
             if far:
                 prefetch(p, 128)
                 prefetch(g, 128)
@@ -60,15 +61,15 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
             x8 = (x7 ^ (x7 >> word(13))) * word(3266489909)
             x9 = (x8 ^ (x8 >> word(16))) | word(1)
             for i in range(count // 2):
-                p_0, m_0 = step(low(p[i], 16), low(g[i], 16), low(m[i], 16), word(2 * i), beta, rest, m_size, x6, x9)
-                p_1, m_1 = step(high(p[i], 16), high(g[i], 16), high(m[i], 16), word(2 * i + 1), beta, rest, m_size, x6, x9)
+                p_0, m_0 = step(low(p[i], 16), low(g[i], 16), low(m[i], 16), start + word(2 * i), beta, rest, m_size, x6, x9)
+                p_1, m_1 = step(high(p[i], 16), high(g[i], 16), high(m[i], 16), start + word(2 * i + 1), beta, rest, m_size, x6, x9)
                 p[i] = both(p_0, p_1, 16)
                 m[i] = both(m_0, m_1, 16)
             if count % 2:
                 p_last = buffer(p_at, strip + count - 1, uint16, 0, 3)
                 g_last = buffer(g_at, strip + count - 1, uint16, 1, 3)
                 m_last = buffer(m_at, strip + count - 1, uint16, 2, 3)
-                p_0, m_0 = step(p_last[0], g_last[0], m_last[0], word(count - 1), beta, rest, m_size, x6, x9)
+                p_0, m_0 = step(p_last[0], g_last[0], m_last[0], start + word(count - 1), beta, rest, m_size, x6, x9)
                 p_last[0] = p_0
                 m_last[0] = m_0
         first = claim(job, first, chunk)
