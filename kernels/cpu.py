@@ -41,8 +41,8 @@ _CALLS = {name: name for name in ("sqrt", "rint", "floor", "ceil", "trunc", "cop
 }
 
 HALF = TILE // 2
-"""Elements of a strip with gradient noise: to ask for a whole tile of each buffer at once is too much, and shorter loops
-slow the noise down (see decision 0004)."""
+"""Elements of a strip with gradient noise: to ask for a whole tile of each buffer is too much, and shorter loops slow the
+noise down (see decision 0004)."""
 
 
 def strip(itemsize: int) -> int:
@@ -56,8 +56,8 @@ def strip(itemsize: int) -> int:
 
 # Names of the printed skeleton, which a rule's own names must not hide.
 _SKELETON = (
-    "job n chunk first last far length count strip i offset tile tile_low tile_high start place key0 key1 min range step"
-    " step_0 step_1 step_2 step_3"
+    "job n chunk first last far length count strip i offset tile tile_low tile_high start place key0 key1 min range"
+    " step step_0 step_1 step_2 step_3"
 )
 _IMPORTED = "buffer claim prefetch scratch low high both larger wide_vectors word to_float from_bits"
 _FROM_NUMBA = frozenset(["float32", "float64", "uint8", "uint16", "uint32", "intp", "njit", "types"])
