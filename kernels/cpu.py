@@ -41,8 +41,8 @@ _CALLS = {name: name for name in ("sqrt", "rint", "floor", "ceil", "trunc", "cop
 }
 
 HALF = TILE // 2
-"""Elements of a strip with gradient noise: to ask for a whole tile of each buffer is too much, and shorter loops slow the
-noise down (see decision 0004)."""
+"""Elements of a strip with gradient noise: to ask for a whole tile of each buffer is too much, and shorter loops are
+slower (see decision 0004)."""
 
 
 def strip(itemsize: int) -> int:
