@@ -26,6 +26,7 @@ from fastopt.dispatch import plan
 from fastopt.kernels import cuda, elementwise
 from fastopt.kernels.nvrtc import require_device
 from fastopt.kernels.program import Program, trace
+from fastopt.kernels.storage import PRESETS
 
 DTYPE = np.dtype(np.float32)
 RULES = {"momentum": fastopt.Momentum(), "rmsprop": fastopt.RMSprop(), "adam": fastopt.Adam()}
@@ -33,6 +34,9 @@ SIZES = (*(1 << k for k in range(10, 31, 2)), 100_003, 10_000_019)
 
 # From 16 Mi parameters up a step has to reach this share of the copy, and no torch is to be faster anywhere.
 TARGET, TARGET_FROM = 0.92, 16 << 20
+
+# Every storage at one size has to reach this share.
+STORED, STORED_TARGET = 64 << 20, 0.85
 
 PREPARED = 200_000  # steps that a captured graph can be replayed
 
@@ -65,10 +69,44 @@ def cases(elements: int) -> list[Case]:
                 print(
                     f"left out: {name}, {n:,}: needs {_memory(trace(rule, DTYPE), n) / 2**30:.0f} GiB", file=sys.stderr
                 )
+    rule = RULES["adam"]
+    for storage in PRESETS:
+        program = trace(rule, PRESETS[storage].formats(rule, ("p", "g", "m", "v")))
+        if elements >= STORED and _memory(program, STORED) < free:
+            listed.append(_stored_case(cupy, storage, program))
     return listed
 
 
-def _memory(program: Program, n: int) -> int:
+def _stored_case(cupy: Any, storage: str, program: Program) -> Case:
+    """Make the case of Adam with a storage: the step, host and all, beside a copy of as many bytes."""
+
+    def contestants() -> Mapping[str, Callable[[], object]]:
+        _give_back(cupy)
+        values = np.random.default_rng(0).standard_normal(STORED, DTYPE)
+        made = [
+            fastopt.Optimizer(RULES["adam"], {"w": values[:n]}, storage=storage, backend="cuda") for n in (1003, STORED)
+        ]
+        truth = fastopt.Optimizer(RULES["adam"], {"w": values[:1003]}, storage=storage, backend="reference")
+        for opt in (*made, truth):
+            for _ in range(peers.STEPS):
+                opt.step()
+        for name, value in truth.master().items():
+            peers.assert_same_bits(made[0].state_dict()[f"p/{name}"], value, storage)
+        return {"fastopt": made[1].step, "copy": _copy(cupy, program, STORED)}
+
+    traffic = STORED * program.bytes_per_parameter
+    target = (Comparison("fastopt", "copy", STORED_TARGET),)
+    return Case(f"adam in {storage}, {STORED:,}", contestants, target, traffic, _timer(cupy))
+
+
+def _copy(cupy: Any, program: Program, n: int) -> Callable[[], object]:
+    """Make a copy on the device that moves as many bytes as a step."""
+    half = int(n * program.bytes_per_parameter) // 2
+    source, target = cupy.zeros(half, np.uint8), cupy.zeros(half, np.uint8)
+    return lambda: cupy.copyto(target, source)
+
+
+def _memory(program: Program, n: int) -> float:
     """Count the bytes of a case: the step's buffers, the two arrays of the copy, and two torch optimizers' state."""
     state = 2 * len(program.state) + (program.rule == "RMSprop")  # and torch's foreach makes a temporary
     return n * (DTYPE.itemsize * (len(program.buffers) + state + 1) + program.bytes_per_parameter) + (1 << 30)
@@ -137,13 +175,11 @@ def _contestants(cupy: Any, name: str, n: int) -> Mapping[str, Callable[[], obje
         opt.grads["w"][start : start + count].set(1e-3 * (0.5 + rng.random(count, DTYPE)))
     (group,) = opt._groups
     program, scalars = group.program, group.scalars(10)
-    arrays = [opt.flat_params[:n], opt.flat_grads[:n], *(state[:n] for state in group.state.values())]
+    arrays = [opt.flat_params[:n], opt.flat_grads[:n], *(group.packed[b].forward[:n] for b in program.state)]
     _require_same_steps(cupy, rule)
     launch, by_hand = cuda.bind(program, arrays), elementwise.bind(program, arrays)
-    half = n * program.bytes_per_parameter // 2
-    source, target = cupy.zeros(half, np.uint8), cupy.zeros(half, np.uint8)
     contestants: dict[str, Callable[[], object] | None] = {
-        "copy": lambda: cupy.copyto(target, source),
+        "copy": _copy(cupy, program, n),
         "fastopt": lambda: launch((), scalars),
         "elementwise": lambda: by_hand(scalars),
         "step": opt.step,

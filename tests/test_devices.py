@@ -64,6 +64,35 @@ def test_update_steps_arrays_on_a_device_as_the_reference_does(case, backend, cu
         assert_same_bits(array.get(), truth[name], name)
 
 
+@pytest.mark.parametrize("preset", ["bf16", "split_8bit", "mixed_f16"])
+def test_storages_on_a_device_are_those_of_the_cpu(preset, cupy):
+    rng = np.random.default_rng(1)
+    values = {"w": rng.standard_normal((30, 20)).astype(np.float32), "b": rng.standard_normal(7).astype(np.float32)}
+    ours = fastopt.Optimizer(ADAM, values, storage=preset, backend="cuda", seed=2)
+    truth = fastopt.Optimizer(ADAM, values, storage=preset, backend="reference", seed=2)
+    ours.capturable(3)
+    for t in range(3):
+        for name, value in values.items():
+            truth.grads[name][...] = rng.standard_normal(value.shape)
+            ours.grads[name].set(truth.grads[name])
+        if t == 1:
+            new = rng.standard_normal(7).astype(np.float32)
+            ours.assign({"b": new})
+            truth.assign({"b": new})
+        ours.step()
+        truth.step()
+    kept = ours.state_dict()
+    assert kept.keys() == truth.state_dict().keys()
+    for key, value in truth.state_dict().items():
+        assert np.array_equal(kept[key], value), key
+    master: Any = ours.master()
+    v: Any = ours.state("v")
+    for name in values:
+        assert ours.params[name].get().tobytes() == truth.params[name].tobytes()
+        assert_same_bits(master[name].get(), truth.master()[name])
+        assert_same_bits(v[name].get(), truth.state("v")[name])
+
+
 def test_a_step_runs_on_the_arrays_device_and_the_current_stream(cupy):
     ours = {name: on_device(cupy, a, device=1) for name, a in buffers().items()}
     stream = cupy.cuda.Stream("mine")

@@ -24,6 +24,7 @@ from fastopt import LayoutError
 from fastopt.kernels import cuda, elementwise, reference
 from fastopt.kernels.noise import noise_keys
 from fastopt.kernels.program import host_scalars, trace
+from fastopt.kernels.storage import PRESETS
 
 DTYPES = (np.float32, np.float64)
 GUARD = 64
@@ -65,6 +66,26 @@ def require_equal_steps(cupy, rule, dtype, n, steps, shifts=None):
 def test_a_kernel_equals_the_reference(case, dtype, cupy):
     for n in (*SIZES, 1_000_003):
         require_equal_steps(cupy, CASES[case], dtype, n, (1, 2, 100))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("case", ["momentum", "rmsprop-centered", "adam", "adam-amsgrad", "lion", "noise-adam"])
+def test_every_storage_keeps_what_the_reference_keeps(case, preset, cupy):
+    rng = np.random.default_rng(3)
+    values = {"w": rng.standard_normal((300, 70)).astype(np.float32), "b": rng.standard_normal(7).astype(np.float32)}
+    ours = fastopt.Optimizer(CASES[case], values, storage=preset, backend="cuda", seed=2)
+    truth = fastopt.Optimizer(CASES[case], values, storage=preset, backend="reference", seed=2)
+    for _ in range(4):
+        for name, value in values.items():
+            truth.grads[name][...] = rng.standard_normal(value.shape)
+            ours.grads[name].set(truth.grads[name])
+        ours.step()
+        truth.step()
+    kept = ours.state_dict()
+    for key, value in truth.state_dict().items():
+        assert np.array_equal(kept[key], value), key
+    for name in values:
+        assert ours.params[name].get().tobytes() == truth.params[name].tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
