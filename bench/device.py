@@ -25,7 +25,7 @@ from bench.clock import Case, Clock, Comparison
 from fastopt.dispatch import plan
 from fastopt.kernels import cuda, elementwise
 from fastopt.kernels.nvrtc import require_device
-from fastopt.kernels.program import Program, trace
+from fastopt.kernels.program import Program, parameters, trace
 from fastopt.kernels.storage import PRESETS
 
 DTYPE = np.dtype(np.float32)
@@ -71,7 +71,7 @@ def cases(elements: int) -> list[Case]:
                 )
     rule = RULES["adam"]
     for storage in PRESETS:
-        program = trace(rule, PRESETS[storage].formats(rule, ("p", "g", "m", "v")))
+        program = trace(rule, PRESETS[storage].formats(rule, parameters(rule).buffers))
         if elements >= STORED and _memory(program, STORED) < free:
             listed.append(_stored_case(cupy, storage, program))
     return listed

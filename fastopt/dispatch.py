@@ -191,9 +191,7 @@ def _collect(program: Program, given: Mapping[str, Any], where: str) -> list[Any
                 what,
                 got=", ".join(map(str, given)),
                 expected=", ".join(expected),
-                do=suggest(unknown[0], missing or expected)
-                if unknown
-                else f"pass zeros like p as {missing[0]!r} at first",
+                do=suggest(unknown[0], missing or expected) if unknown else _first(program, given["p"], missing[0]),
             )
         )
     p = given["p"]
@@ -210,6 +208,14 @@ def _collect(program: Program, given: Mapping[str, Any], where: str) -> list[Any
             raise LayoutError(explain(where, what, got=describe(array), expected=own))
         arrays.append(array if array.ndim == 1 else array.reshape(-1))
     return arrays
+
+
+def _first(program: Program, p: Any, name: str) -> str:
+    """Say what to pass for a missing buffer at the first step."""
+    (b,) = [b for b in program.buffers if b.name == name]
+    if b.buffer not in program.state:
+        return f"fastopt.Optimizer packs parameters; pass the {b.view or b.dtype} array that belongs to {b.buffer!r}"
+    return f"pass np.zeros({b.size(p.size) if b.tiled else p.shape}, np.{b.dtype}) as {name!r} at first"
 
 
 def describe(array: Any) -> str:
@@ -258,6 +264,8 @@ def adopt(value: Any, name: str, where: str, *, written: bool = False) -> Any:
             kind, number = value.__dlpack_device__()
             if kind in _CPU:
                 if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which NumPy's DLPack does not know
+                    if value.requires_grad:
+                        raise BufferError("it requires a gradient: use tensor.detach()")
                     return np.from_dlpack(value.view(sys.modules["torch"].int16), copy=False).view(bfloat16())
                 return np.from_dlpack(value, copy=False)
             if kind not in CUDA:

@@ -47,7 +47,7 @@ def precision(values: dict[str, np.ndarray]) -> np.dtype:
     for dtype, name in first.items():
         if dtype not in NAMES:
             what, expected = f"the parameter {name!r} has the wrong type.", " or ".join(str(d) for d in NAMES)
-            do = "choose how parameters are kept, for example storage='split' or 'bf16_sr'"
+            do = "choose how parameters are kept, for example storage='split' or 'bf16'"
             raise LayoutError(explain("Optimizer", what, got=str(dtype), expected=expected, do=do))
     if len(dtypes) > 1:
         raise LayoutError(

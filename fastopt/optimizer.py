@@ -380,11 +380,12 @@ class Optimizer:
         Keys: "t", "seed", "rules" (their names and choices, as a check), "p/<name>" and "<state>/<name>" for each
         parameter. It can be pickled, or kept with `np.savez(path, **opt.state_dict())` and taken back from
         `np.load(path)`. Rules and groups are code, not state: build the optimizer as before, then load. Gradients are
-        not kept. With gradient noise, a later run goes on bit for bit only with the same parameters in the same order
-        and the same groups. The arrays are NumPy's, also of a device, so a run can move between the CPU and a device.
+        not kept. With gradient noise, random rounding or 8-bit state, a later run goes on bit for bit only with the
+        same parameters in the same order and the same groups. The arrays are NumPy's, also of a device, so a run can
+        move between the CPU and a device.
 
         They hold values in the computing precision, whatever the storage, so a run can also move from one storage to
-        another; to the same one it goes on bit for bit.
+        another of the same precision; in the same one it goes on bit for bit.
         """
         if self._device is not None:
             devices.wait_for(self._device, "Optimizer.state_dict")  # for steps on any stream

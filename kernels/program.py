@@ -156,7 +156,7 @@ def formats(rule: Any, kept: Any) -> dict[str, str]:
     for b, name in kept.items():
         if b not in names:
             raise SettingError(explain(where, f"there is no buffer {b!r}.", do=suggest(str(b), list(names))))
-        if name not in STORAGES:
+        if not isinstance(name, str) or name not in STORAGES:
             do = suggest(str(name), list(STORAGES))
             raise SettingError(explain(where, f"{b!r}: there is no such format.", got=repr(name), do=do))
     computes = STORAGES[kept.get("p", "f32")].computes

@@ -17,6 +17,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from fastopt.errors import RuleError, explain
+
 TILE = 256
 """Values in a tile: one scale block, one GPU warp × 8 values a lane, one short vector loop on the CPU. Groups of
 parameters begin at a multiple of it."""
@@ -131,7 +133,7 @@ class BF16Kahan(Storage):
     holds = ("p",)
 
     def decode(self, word: Any, error: Any) -> Any:  # noqa: D102
-        return (word << 16).view(np.float32) + (error << 16).view(np.float32)
+        return (word << 16).view(np.float32) + (error << 16).view(np.float32) + 0.0  # no −0 of two
 
     def encode(self, x: Any, bits: Any) -> tuple:  # noqa: D102
         (word,) = STORAGES["bf16"].encode(x, bits)
@@ -319,10 +321,20 @@ class Preset(NamedTuple):
 
     def formats(self, rule: Any, buffers: Sequence[str]) -> dict[str, str]:
         """Give the format of each buffer of a rule."""
-        unsigned, exact = getattr(rule, "unsigned", ()), getattr(rule, "exact", ())
+        unsigned, exact = _state_names(rule, "unsigned", buffers), _state_names(rule, "exact", buffers)
         kinds = {b: self.unsigned if b in unsigned else self.signed for b in buffers}
         full = NAMES[STORAGES[self.p].computes]
         return kinds | dict.fromkeys(set(exact) & set(buffers), full) | {"p": self.p, "g": self.g}
+
+
+def _state_names(rule: Any, attribute: str, buffers: Sequence[str]) -> tuple[str, ...]:
+    """Give the state that a rule names in `unsigned` or `exact`, or raise a RuleError where there is no such state."""
+    names = getattr(rule, attribute, ())
+    state = [b for b in buffers if b not in ("p", "g")]
+    if not isinstance(names, tuple | list) or any(name not in state for name in names):
+        where, what = f"{type(rule).__name__}.{attribute}", "this is not a tuple of names of state buffers."
+        raise RuleError(explain(where, what, got=repr(names)[:60], expected=f"some of {', '.join(state) or '(none)'}"))
+    return tuple(names)
 
 
 PRESETS: dict[str, Preset] = {

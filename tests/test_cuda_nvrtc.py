@@ -18,6 +18,11 @@ pytest.importorskip("cupy", reason="NVRTC is called through CuPy, which this pla
 PROGRAMS = [p for dtype in (np.float32, np.float64) for p in all_programs(dtype)]
 
 
+# The bytes that a thread keeps in local memory where the compiler runs out of luck rather than of registers: two words
+# of one entry point. See docs/decisions/0009.
+SPILLED = {("adam_amsgrad_pbf16_sr_gbf16_mbf16_sr_vbf16_sr_vmaxbf16_sr", 120): {8}}
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles_without_spilling(architecture):
     # Storage is the same text on all architectures: to save time, those that differ most compile it.
@@ -27,7 +32,8 @@ def test_every_kernel_compiles_without_spilling(architecture):
         name, compiled = cuda.entry(program), made[program.name]
         assert compiled.cubin[:4] == b"\x7fELF", name
         assert set(compiled.registers) == {name, f"{name}_captured"}
-        assert set(compiled.stack.values()) == {0}, f"{name} keeps values in local memory"
+        allowed = {0} | SPILLED.get((name, architecture), set())
+        assert set(compiled.stack.values()) <= allowed, f"{name} keeps values in local memory"
         # A multiprocessor has 65,536 registers: with at most 128 a thread it holds two blocks of 256 threads. The
         # float64 kernels with five buffers, 80 registers of data, may take more.
         assert max(compiled.registers.values()) <= (128 if program.dtype == np.float32 else 160), name

@@ -200,6 +200,8 @@ def test_formats_are_chosen_for_each_buffer_and_the_rest_is_full():
     adam, sgd = (group.program for group in opt._groups)
     assert {b: s.name for b, s in adam.storages.items()} == {"p": "f32", "g": "f32", "m": "f32", "v": "uf8"}
     assert {b: s.name for b, s in sgd.storages.items()} == {"p": "f32", "g": "f32"}
+    with pytest.raises(SettingError, match="no such format"):
+        fastopt.Optimizer(rule, values(), storage={"m": ["f8"]})  # type: ignore[dict-item]
     with pytest.raises(SettingError, match=r"(?s)no such storage.*'8bit'"):
         fastopt.Optimizer(rule, values(), storage="8bits")
 
@@ -285,6 +287,42 @@ def test_rounding_depends_on_seed_and_element_and_not_on_how_a_buffer_is_divided
         fastopt.update(rule, 1, part, storage=kept, seed=1, offset=offset)
     assert np.concatenate([part["p"] for part in parts]).tobytes() == whole["p"].tobytes()
     assert np.mean(whole["p"] != other["p"]) > 0.02
+
+
+@pytest.mark.parametrize("attribute", ["unsigned", "exact"])
+@pytest.mark.parametrize("names", ["m", ("mm",), ("p",), None, 5, [["m"]]])
+def test_a_rule_names_its_state_as_it_is(attribute, names):
+    rule = type("Named", (SignMomentum,), {attribute: names})()
+    with pytest.raises(fastopt.RuleError, match=f"Named.{attribute}"):
+        fastopt.Optimizer(rule, values(), storage="8bit")
+
+
+def test_compensated_zeros_go_on_bit_for_bit():
+    def make() -> fastopt.Optimizer:
+        start = {"w": np.zeros(2, np.float32)}
+        return fastopt.Optimizer(fastopt.SGD(lr=1.0), start, storage="bf16_kahan")
+
+    opt, other = make(), make()
+    opt.assign({"w": np.array([-4e-45, 1], np.float32)})  # below half of the smallest bfloat16
+    other.load_state_dict(opt.state_dict())
+    opt.step()
+    other.step()
+    assert opt.params["w"].tobytes() == other.params["w"].tobytes()
+
+
+def test_a_missing_plane_is_named_with_its_size_and_type():
+    buffers = _adam()
+    del buffers["m.scale"]
+    with pytest.raises(LayoutError, match=r"np.zeros\(3, np.uint32\) as 'm.scale'"):
+        fastopt.update(fastopt.Adam(), 1, buffers, storage="8bit")
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float32"])
+def test_torch_tensors_that_require_a_gradient_are_refused_alike(name):
+    torch = pytest.importorskip("torch")
+    p = torch.ones(4, dtype=getattr(torch, name), requires_grad=True)
+    with pytest.raises(LayoutError, match="detach"):
+        fastopt.update(fastopt.SGD(), 1, {"p": p, "g": torch.ones(4, dtype=p.dtype)})
 
 
 def test_a_missing_gradient_of_all_parameters_keeps_zero_state_zero():
