@@ -31,14 +31,10 @@ def allocate(count: int, dtype: np.dtype, value: float = 0.0, device: Any = None
 
 
 class Packed:
-    """One buffer of a group as its format keeps it: flat arrays, one for each plane, by the names of their kernel's.
+    """One buffer of a group as its format keeps it: flat arrays of whole tiles, one for each plane, by its name."""
 
-    `count` elements are allocated, of which the first `n` are the parameters'; `arrays` may be given, where the groups
-    of an optimizer share some.
-    """
-
-    def __init__(self, name: str, storage: Storage, n: int, arrays: Mapping[str, Any]):
-        self.storage, self.n, self.arrays = storage, n, dict(arrays)
+    def __init__(self, name: str, storage: Storage, arrays: Mapping[str, Any]):
+        self.storage, self.arrays = storage, dict(arrays)
         self._planes = planes(name, storage)
 
     @property
@@ -50,14 +46,10 @@ class Packed:
         """Give the values as a flat array in the computing precision: the memory itself where it is kept so."""
         if self.storage.plain:
             return self.forward
-        read = [self.arrays[name] for name, plane in self._planes.items() if plane.read]
+        read = [(self.arrays[name], plane.tiled) for name, plane in self._planes.items() if plane.read]
         values = np.empty(self.forward.size, self.storage.computes)
         for part, tiles in _parts(values.size):
-            given = [
-                devices.to_numpy(a[tiles] if plane.tiled else a[part])
-                for a, plane in zip(read, [x for x in self._planes.values() if x.read], strict=True)
-            ]
-            values[part] = unpack(self.storage, given)
+            values[part] = unpack(self.storage, [devices.to_numpy(a[tiles if tiled else part]) for a, tiled in read])
         return values if isinstance(self.forward, np.ndarray) else devices.to_device(values, self.forward.device)
 
     def pack(self, values: np.ndarray) -> None:

@@ -139,7 +139,7 @@ class Optimizer:
                         name: allocate(count // TILE if plane.tiled else count, plane.dtype, 0.0, self._device)
                         for name, plane in planes(b, kept_as).items()
                     }
-                packed[b] = Packed(b, kept_as, n, arrays)
+                packed[b] = Packed(b, kept_as, arrays)
             for b, value in initial_state(group_rule, program).items():
                 packed[b].pack(np.full(count, value, program.dtype))
             flat = [packed[b.buffer].arrays[b.name][: b.size(n)] for b in program.buffers]

@@ -163,13 +163,11 @@ def formats(rule: Any, kept: Any) -> dict[str, str]:
     chosen = {b: kept.get(b, NAMES[computes]) for b in names}
     for b, name in chosen.items():
         kind = b if b in ("p", "g") else "state"
-        if kind not in STORAGES[name].holds:
+        known = [s.name for s in STORAGES.values() if kind in s.holds and s.computes == computes]
+        if name not in known:
             what = f"{b!r}, {_KINDS[kind]}, is not kept in the format {name}."
-            known = [s.name for s in STORAGES.values() if kind in s.holds and s.computes == computes]
-            raise SettingError(explain(where, what, expected=", ".join(known)))
-        if STORAGES[name].computes != computes:
-            what = f"the format {name} of {b!r} holds {STORAGES[name].computes}, and p is computed in {computes}."
-            known = [s.name for s in STORAGES.values() if kind in s.holds and s.computes == computes]
+            if kind in STORAGES[name].holds:
+                what = f"the format {name} of {b!r} holds {STORAGES[name].computes}, and p is computed in {computes}."
             raise SettingError(explain(where, what, expected=", ".join(known)))
     return chosen
 

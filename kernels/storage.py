@@ -75,6 +75,10 @@ class Scaled(Storage):
         """Give the scale of a tile, its last plane, from the largest of its values' peaks."""
         raise NotImplementedError
 
+    def other_scales(self, scale: np.ndarray) -> Sequence[np.ndarray]:
+        """Give the scales that values may have had which now ask for these, if there are others."""
+        return ()
+
     def encode(self, x: Any, bits: Any, scale: Any = None) -> tuple:  # noqa: D102
         raise NotImplementedError
 
@@ -212,14 +216,11 @@ class Split24(Storage):
         return (u + 0x80) >> 8, u & 0xFF
 
 
-class F32WithBF16(Storage):
+class F32WithBF16(F32):
     """float32 with a bfloat16 copy, rounded to nearest even, that each step writes for the forward pass: 6 bytes."""
 
     name, planes, forward = "f32_bf16", (Plane("", _F32), Plane("copy", _U16, "bfloat16", read=False)), 1
     holds = ("p",)
-
-    def decode(self, x: Any) -> Any:  # noqa: D102
-        return x
 
     def encode(self, x: Any, bits: Any) -> tuple:  # noqa: D102
         return (x, *STORAGES["bf16"].encode(x, bits))
@@ -229,7 +230,6 @@ class F32WithF16(F32WithBF16):
     """float32 with a float16 copy, rounded to nearest even, that each step writes for the forward pass: 6 bytes."""
 
     name, planes = "f32_f16", (Plane("", _F32), Plane("copy", _U16, "float16", read=False))
-    holds = ("p",)
 
     def encode(self, x: Any, bits: Any) -> tuple:  # noqa: D102
         return (x, *STORAGES["f16"].encode(x, bits))
@@ -272,8 +272,6 @@ class F8(Scaled):
     power of two that the tile's largest finite |x| decides, and the scale its float32 bits.
     """
 
-    TOP: ClassVar[int] = 239 << 23  # the largest scale
-
     name, planes, random = "f8", (Plane("", _U8), Plane("scale", _U32, tiled=True)), True
     holds = ("state",)
 
@@ -290,6 +288,10 @@ class F8(Scaled):
         # The power of two above whose 6/8 the peak, or b more than it, would round to 127; b/8 is never denormal.
         top = (np.where(peak < 0x7F5FFF00, peak, 0x7F5FFF00) + 0x2000FF) & 0x7F800000
         return np.where(top > 19 << 23, top - (15 << 23), 4 << 23)
+
+    def other_scales(self, scale: np.ndarray) -> Sequence[np.ndarray]:
+        """Give the next scale, for a largest value that was rounded down, and the last, for one that became NaN."""
+        return scale + (1 << 23), np.full_like(scale, 239 << 23)
 
     def encode(self, x: Any, bits: Any, scale: Any = None) -> tuple:  # noqa: D102
         u = x.view(np.uint32)
@@ -324,7 +326,7 @@ class Preset(NamedTuple):
         unsigned, exact = _state_names(rule, "unsigned", buffers), _state_names(rule, "exact", buffers)
         kinds = {b: self.unsigned if b in unsigned else self.signed for b in buffers}
         full = NAMES[STORAGES[self.p].computes]
-        return kinds | dict.fromkeys(set(exact) & set(buffers), full) | {"p": self.p, "g": self.g}
+        return kinds | dict.fromkeys(exact, full) | {"p": self.p, "g": self.g}
 
 
 def _state_names(rule: Any, attribute: str, buffers: Sequence[str]) -> tuple[str, ...]:
@@ -383,7 +385,7 @@ def pack(storage: Storage, values: np.ndarray, bits: Any = NEAREST) -> list[np.n
 
 
 def _former_scale(storage: Scaled, values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Give each tile the scale at which its values were once encoded, where it is not the one they ask for: see F8.
+    """Give each tile the scale at which its values were once encoded, where it is not the one they ask for.
 
     Rounding can carry a tile's largest value below what its scale was chosen by. Packed again as they are, the values
     must come back as they were.
@@ -396,6 +398,6 @@ def _former_scale(storage: Scaled, values: np.ndarray, scale: np.ndarray) -> np.
         same[: values.size] = (back == values) | (values != values)
         return np.all(same.reshape(-1, TILE), axis=1)
 
-    for other in (scale + (1 << 23), np.full_like(scale, F8.TOP)):  # the second where the largest became NaN
+    for other in storage.other_scales(scale):
         scale = np.where(~kept(scale) & kept(other), other, scale)
     return scale

@@ -18,8 +18,8 @@ pytest.importorskip("cupy", reason="NVRTC is called through CuPy, which this pla
 PROGRAMS = [p for dtype in (np.float32, np.float64) for p in all_programs(dtype)]
 
 
-# The bytes that a thread keeps in local memory where the compiler runs out of luck rather than of registers: two words
-# of one entry point. See docs/decisions/0009.
+# The bytes that a thread keeps in local memory, of one entry point: ptxas squeezes it into 80 registers, so that three
+# blocks fit a multiprocessor, at the price of two words. See docs/decisions/0009.
 SPILLED = {("adam_amsgrad_pbf16_sr_gbf16_mbf16_sr_vbf16_sr_vmaxbf16_sr", 120): {8}}
 
 

@@ -211,7 +211,7 @@ def test_update_walks_the_same_planes(preset):
     rule = CASES["adam"]
     opt = fastopt.Optimizer(rule, {"w": values()["long"]}, storage=preset, seed=4)
     (group,) = opt._groups
-    n = group.packed["p"].n
+    n = values()["long"].size
     planes = {b.name: group.packed[b.buffer].arrays[b.name] for b in group.program.buffers if b.buffer != "g"}
     own = {b.name: planes[b.name][: b.size(n)].copy() for b in group.program.buffers if b.buffer != "g"}
     for t in range(1, 4):
