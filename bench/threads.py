@@ -1,4 +1,4 @@
-"""One thread against several, over sizes and chunks: what PARALLEL_FROM and CHUNK in kernels/cpu.py rest on.
+"""One thread against several, over sizes and chunks: what PARALLEL_FROM, CHUNK and CLAIMS in kernels/cpu.py rest on.
 
 `serial` is one thread; `chunk 32768` shares the step among all of fastopt's threads, each claiming that many elements
 at a time. Where a size is no larger than the chunk there is nothing to share, and the row is left out.
@@ -21,7 +21,7 @@ from tests.cases import CASES
 DTYPE = np.dtype(np.float32)
 RULES = ("sgd", "adam")
 SIZES = [1 << k for k in range(10, 27)]
-CHUNKS = [1 << k for k in range(11, 18, 2)]
+CHUNKS = [1 << k for k in range(13, 22, 2)]
 
 
 def cases(elements: int) -> list[Case]:
@@ -43,12 +43,12 @@ def _contestants(name: str, size: int) -> Mapping[str, Callable[[], object]]:
 
     def contestant(parallel_from: int, chunk: int) -> Callable[[], None]:
         def call() -> None:
-            before = cpu.PARALLEL_FROM, cpu.CHUNK
-            cpu.PARALLEL_FROM, cpu.CHUNK = parallel_from, chunk
+            before = cpu.PARALLEL_FROM, cpu.chunk
+            cpu.PARALLEL_FROM, cpu.chunk = parallel_from, lambda n: chunk
             try:
                 launch((), scalars)
             finally:
-                cpu.PARALLEL_FROM, cpu.CHUNK = before
+                cpu.PARALLEL_FROM, cpu.chunk = before
 
         return call
 

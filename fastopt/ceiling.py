@@ -33,7 +33,7 @@ class Ceiling(NamedTuple):
 
 @cache
 def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., None]:
-    """Compile `kernel(job, n, chunk, *addresses)`: `writes` arrays updated in place, then `reads` only read.
+    """Compile `kernel(job, n, chunk, far, *addresses)`: `writes` arrays updated in place, then `reads` only read.
 
     `run` calls it; a job of 0 makes one thread do all n elements.
     """
@@ -50,18 +50,20 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
             "from fastopt.kernels.intrinsics import buffer, claim, prefetch",
             "",
             "",
-            f"SIGNATURE = types.void({', '.join(['intp'] * (3 + len(arrays)))})",
+            f"SIGNATURE = types.void({', '.join(['intp'] * (4 + len(arrays)))})",
             "",
             "",
             "@njit(nogil=True, cache=True)",
-            f"def {name}(job, n, chunk, {', '.join(f'{a}_at' for a in arrays)}):",
+            f"def {name}(job, n, chunk, far, {', '.join(f'{a}_at' for a in arrays)}):",
             "    first = claim(job, -chunk, chunk)",
             "    while first < n:",
             "        last = min(first + chunk, n)",
-            f"        for strip in range(first, last, {strip}):",
+            f"        length = {strip} if far else chunk",
+            "        for strip in range(first, last, length):",
             *(f"            {a} = buffer({a}_at, strip, {kind}, {k}, {len(arrays)})" for k, a in enumerate(arrays)),
-            *(f"            prefetch({a}, {strip})" for a in arrays),
-            f"            for i in range(min({strip}, last - strip)):",
+            "            if far:",
+            *(f"                prefetch({a}, {strip})" for a in arrays),
+            "            for i in range(min(length, last - strip)):",
             f"                added = {added}",
             *(f"                w{k}[i] = w{k}[i] + added" for k in range(writes)),
             "        first = claim(job, first, chunk)",
@@ -73,8 +75,9 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
 
 def run(kernel: Callable[..., None], arrays: Sequence[np.ndarray]) -> None:
     """Pass once over these arrays, the written ones first, on all of fastopt's threads."""
-    addresses = tuple([a.__array_interface__["data"][0] for a in arrays])
-    launch.run(threads.share(kernel, cpu.waiting(), arrays[0].size, cpu.CHUNK, addresses, arrays))
+    n = arrays[0].size
+    arguments = (int(cpu.is_far(n)), *[a.__array_interface__["data"][0] for a in arrays])
+    launch.run(threads.share(kernel, cpu.waiting(), n, cpu.chunk(n), arguments, arrays))
 
 
 def measure(

@@ -16,6 +16,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import numba
 import numpy as np
 
@@ -27,14 +28,34 @@ from fastopt.kernels.program import Node, Program
 from fastopt.kernels.storage import TILE
 
 CHUNK = 32_768
-"""Elements a thread claims at a time, a multiple of the tile: long enough that a claim costs nothing, short enough that
-the last one to finish is not waited for."""
+"""The fewest elements that a thread claims at a time, a multiple of the tile: long enough that a claim costs nothing."""
+
+CLAIMS = 32
+"""Chunks for each thread of a large step: the fewer, the longer each thread walks on through memory without a jump,
+and the longer the last one to finish may be waited for. Measured in docs/decisions/0002."""
 
 PARALLEL_FROM = 8 << 20
 """Bytes of traffic from which a step is shared among threads: measured in docs/decisions/0002."""
 
 STRIPS_FROM = 131_072
-"""Elements beyond which a step runs in strips that are prefetched: measured in docs/decisions/0003."""
+"""Elements beyond which a step comes from memory: measured in docs/decisions/0003."""
+
+
+@cache
+def prefetches() -> bool:
+    """Whether large steps ask for memory ahead on this processor: AMD's Zen is faster without (decision 0003)."""
+    return not llvmlite.binding.get_host_cpu_name().startswith("znver")
+
+
+def is_far(n: int) -> bool:
+    """Whether a step of n elements runs in strips that are prefetched."""
+    return n > STRIPS_FROM and prefetches()
+
+
+def chunk(n: int) -> int:
+    """Give the elements that a thread claims at a time where so many are shared, a multiple of the tile."""
+    return max(CHUNK, -(-n // (CLAIMS * threads.get_threads() * TILE)) * TILE)
+
 
 _CALLS = {name: name for name in ("sqrt", "rint", "floor", "ceil", "trunc", "copysign", "sign", "select")} | {
     "abs": "fabs"
@@ -119,7 +140,7 @@ def print_module(program: Program) -> str:
     buffers = [names[b.name] for b in program.buffers]
     scalars = [names[s] for s in program.scalars]
     noise = ["key0", "key1", "offset"] if program.noise else []
-    arguments = ["job", "n", "chunk", *(f"{b}_at" for b in buffers), *noise, *scalars]
+    arguments = ["job", "n", "chunk", "far", *(f"{b}_at" for b in buffers), *noise, *scalars]
     types = ["intp"] * (len(arguments) - len(scalars)) + ["float64"] * len(scalars)
     # Words that hold two elements each, where every buffer is short enough: see _printed_pairs.
     paired = sys.byteorder == "little" and all(b.tiled or b.dtype.itemsize <= 2 for b in program.buffers)
@@ -193,7 +214,6 @@ def print_module(program: Program) -> str:
             "    first = claim(job, -chunk, chunk)",
             "    while first < n:",
             "        last = min(first + chunk, n)",
-            f"        far = n > {STRIPS_FROM}",
             f"        length = {elements}{f' if far else {length}' if length != str(elements) else ''}",
             "        for strip in range(first, last, length):",
             "            count = min(length, last - strip)",
@@ -310,6 +330,12 @@ def load(name: str, text: str) -> Any:
     return kernel
 
 
+def entry(kernel: Any) -> Any:
+    """Give the C function behind a loaded kernel: the dispatcher looks at every argument's type, 0.12 µs a call."""
+    (only,) = kernel.overloads.values()
+    return only.entry_point
+
+
 def _compile(kernel: Any, signature: Any, path: Path) -> Any:
     try:
         try:
@@ -366,16 +392,16 @@ def bind(program: Program, arrays: Sequence[np.ndarray]) -> Launch:
     n = arrays[0].size
     if n == 0:
         return Launch(lambda noise, scalars: [])
-    kernel = compiled(program)
+    kernel = entry(compiled(program))
     if n > CHUNK:
         waiting()
     keep = tuple(arrays)
-    at = tuple([a.__array_interface__["data"][0] for a in keep])
+    at = (int(is_far(n)), *[a.__array_interface__["data"][0] for a in keep])
     whole = (kernel, 0, n, n, *at)
 
     def calls(noise: tuple, scalars: tuple) -> list[tuple]:
         if n > CHUNK and n * program.bytes_per_parameter >= PARALLEL_FROM:
-            return threads.share(kernel, waiting(), n, CHUNK, (*at, *noise, *scalars), keep)
+            return threads.share(kernel, waiting(), n, chunk(n), (*at, *noise, *scalars), keep)
         return [(*whole, *noise, *scalars)]
 
     return Launch(calls)

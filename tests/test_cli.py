@@ -268,7 +268,7 @@ def test_show_prints_a_module_that_compiles_to_the_rule(arguments: str, rule: An
     arrays = {name: array.copy() for name, array in expected.items()}
     fastopt.update(rule, 1, expected, backend="reference")
     addresses = [arrays[b.name].ctypes.data for b in program.buffers]
-    kernel(0, 1000, 1000, *addresses, *host_scalars(program, rule)(1))
+    kernel(0, 1000, 1000, 0, *addresses, *host_scalars(program, rule)(1))
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, expected[name], strict=True)
 

@@ -71,7 +71,14 @@ def assert_equals_the_reference(program: Program, rule: Any, ours: dict[str, np.
         assert guards_intact(array), f"{program.name}: wrote beyond {name}"
 
 
+@pytest.fixture(autouse=True)
+def _prefetched(monkeypatch):
+    """Large steps in strips, also where this processor does better without."""
+    monkeypatch.setattr(cpu, "prefetches", lambda: True)
+
+
 def test_the_large_size_is_one_that_runs_in_strips():
+    assert cpu.is_far(IN_STRIPS)
     assert cpu.STRIPS_FROM < IN_STRIPS < cpu.STRIPS_FROM + 1000
     assert IN_STRIPS % 64
     assert IN_STRIPS % TILE
@@ -79,13 +86,15 @@ def test_the_large_size_is_one_that_runs_in_strips():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
-def test_the_cpu_kernel_equals_the_reference(case, dtype):
+def test_the_cpu_kernel_equals_the_reference(case, dtype, monkeypatch):
     rule, rng = CASES[case], np.random.default_rng(0)
     program = trace(rule, dtype)
     for n in (*SIZES, IN_STRIPS):
         assert_equals_the_reference(
             program, rule, filled(program, rng, n), (1, 2, 3, 100) if n < IN_STRIPS else (1, 100)
         )
+    monkeypatch.setattr(cpu, "prefetches", lambda: False)
+    assert_equals_the_reference(program, rule, filled(program, rng, IN_STRIPS), (1, 100))
 
 
 # Together they keep each kind of buffer in every format that holds it; what is not named is float32.

@@ -8,15 +8,15 @@ from numba import float32, float64, intp, njit, types
 from fastopt.kernels.intrinsics import buffer, claim, prefetch, sqrt
 
 SIGNATURE = types.void(
-    intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64, float64,
-    float64, float64, float64,
+    intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64,
+    float64, float64, float64, float64,
 )
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def adam_pf32_gf32_mf32_vf32(
-    job, n, chunk, p_at, g_at, m_at, v_at, beta1, rest1, beta2, rest2, step_size, root, eps, decay,
-    keep,
+    job, n, chunk, far, p_at, g_at, m_at, v_at, beta1, rest1, beta2, rest2, step_size, root, eps,
+    decay, keep,
 ):
     beta1 = float32(beta1)
     rest1 = float32(rest1)
@@ -30,7 +30,6 @@ def adam_pf32_gf32_mf32_vf32(
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        far = n > 131072
         length = 64 if far else chunk
         for strip in range(first, last, length):
             count = min(length, last - strip)

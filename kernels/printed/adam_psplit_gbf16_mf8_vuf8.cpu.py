@@ -8,8 +8,8 @@ from numba import float32, float64, intp, njit, types, uint16, uint32, uint8
 from fastopt.kernels.intrinsics import both, buffer, claim, from_bits, high, larger, low, prefetch, scratch, select, sqrt, wide_vectors, word
 
 SIGNATURE = types.void(
-    intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64,
-    float64, float64, float64, float64, float64, float64, float64,
+    intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, float64,
+    float64, float64, float64, float64, float64, float64, float64, float64,
 )
 
 
@@ -42,8 +42,8 @@ def step_1(m_new, v_new, place, x15, x18, x20, x21, x7, x8):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def adam_psplit_gbf16_mf8_vuf8(
-    job, n, chunk, p_at, p_low_at, g_at, m_at, m_scale_at, v_at, v_scale_at, key0, key1, offset,
-    beta1, rest1, beta2, rest2, step_size, root, eps, decay, keep,
+    job, n, chunk, far, p_at, p_low_at, g_at, m_at, m_scale_at, v_at, v_scale_at, key0, key1,
+    offset, beta1, rest1, beta2, rest2, step_size, root, eps, decay, keep,
 ):
     wide_vectors()
     beta1 = float32(beta1)
@@ -63,7 +63,6 @@ def adam_psplit_gbf16_mf8_vuf8(
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        far = n > 131072
         length = 256
         for strip in range(first, last, length):
             count = min(length, last - strip)

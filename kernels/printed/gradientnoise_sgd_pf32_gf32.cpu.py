@@ -7,12 +7,14 @@ from numba import float32, float64, intp, njit, types
 
 from fastopt.kernels.intrinsics import buffer, claim, from_bits, prefetch, scratch, sqrt, to_float, wide_vectors, word
 
-SIGNATURE = types.void(intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64)
+SIGNATURE = types.void(
+    intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64,
+)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def gradientnoise_sgd_pf32_gf32(
-    job, n, chunk, p_at, g_at, key0, key1, offset, lr, decay, noise_scale,
+    job, n, chunk, far, p_at, g_at, key0, key1, offset, lr, decay, noise_scale,
 ):
     wide_vectors()
     lr = float32(lr)
@@ -24,7 +26,6 @@ def gradientnoise_sgd_pf32_gf32(
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        far = n > 131072
         length = 128
         for strip in range(first, last, length):
             count = min(length, last - strip)

@@ -8,13 +8,13 @@ from numba import float32, float64, intp, njit, types
 from fastopt.kernels.intrinsics import buffer, claim, prefetch
 
 SIGNATURE = types.void(
-    intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64,
+    intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64,
 )
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def momentum_nesterov_pf32_gf32_mf32(
-    job, n, chunk, p_at, g_at, m_at, beta, rest, m_size, g_size, decay,
+    job, n, chunk, far, p_at, g_at, m_at, beta, rest, m_size, g_size, decay,
 ):
     beta = float32(beta)
     rest = float32(rest)
@@ -24,7 +24,6 @@ def momentum_nesterov_pf32_gf32_mf32(
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        far = n > 131072
         length = 64 if far else chunk
         for strip in range(first, last, length):
             count = min(length, last - strip)

@@ -8,7 +8,7 @@ from numba import float32, float64, intp, njit, types, uint16, uint32
 from fastopt.kernels.intrinsics import both, buffer, claim, from_bits, high, low, prefetch, select, wide_vectors, word
 
 SIGNATURE = types.void(
-    intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64,
+    intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64,
     float64,
 )
 
@@ -24,7 +24,7 @@ def step(p_i, g_i, m_i, place, beta, rest, m_size, x6, x9):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def momentum_pbf16_sr_gbf16_mbf16_sr(
-    job, n, chunk, p_at, g_at, m_at, key0, key1, offset, beta, rest, m_size, g_size, decay,
+    job, n, chunk, far, p_at, g_at, m_at, key0, key1, offset, beta, rest, m_size, g_size, decay,
 ):
     wide_vectors()
     beta = float32(beta)
@@ -36,7 +36,6 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        far = n > 131072
         length = 256
         for strip in range(first, last, length):
             count = min(length, last - strip)

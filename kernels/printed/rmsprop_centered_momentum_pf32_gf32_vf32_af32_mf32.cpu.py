@@ -8,14 +8,14 @@ from numba import float32, float64, intp, njit, types
 from fastopt.kernels.intrinsics import buffer, claim, prefetch, select, sqrt
 
 SIGNATURE = types.void(
-    intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64,
-    float64,
+    intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64,
+    float64, float64,
 )
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
-    job, n, chunk, p_at, g_at, v_at, a_at, m_at, lr, alpha, rest, eps, momentum, decay,
+    job, n, chunk, far, p_at, g_at, v_at, a_at, m_at, lr, alpha, rest, eps, momentum, decay,
 ):
     lr = float32(lr)
     alpha = float32(alpha)
@@ -26,7 +26,6 @@ def rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        far = n > 131072
         length = 64 if far else chunk
         for strip in range(first, last, length):
             count = min(length, last - strip)
