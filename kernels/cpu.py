@@ -62,8 +62,8 @@ _CALLS = {name: name for name in ("sqrt", "rint", "floor", "ceil", "trunc", "cop
 }
 
 HALF = TILE // 2
-"""Elements of a strip with gradient noise: to ask for a whole tile of each buffer is too much, and shorter loops are
-slower (see decision 0004)."""
+"""Elements of a prefetched strip with gradient noise: to ask for a whole tile of each buffer is too much, and shorter
+loops are slower (see decision 0004)."""
 
 
 def strip(itemsize: int) -> int:
@@ -172,8 +172,7 @@ def print_module(program: Program) -> str:
     views = [f"{view}, {k}, {count})" for k, view in enumerate(views)]
     elements, length = strip(max(b.dtype.itemsize for b in program.buffers if not b.tiled)), "chunk"
     if program.noise or program.tiled:
-        elements = HALF if program.stages and not program.tiled else TILE
-        length = str(elements)
+        elements, length = HALF if program.stages and not program.tiled else TILE, str(TILE)
     tile = [f"{names[b.name]}_i = {names[b.name]}[0]" for b in program.buffers if b.tiled]
     if noise:
         tile += [f"tile = (offset + strip) // {TILE}", "tile_low, tile_high = word(tile), word(tile >> 32)"]
