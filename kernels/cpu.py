@@ -396,10 +396,10 @@ def bind(program: Program, arrays: Sequence[np.ndarray]) -> Launch:
         waiting()
     keep = tuple(arrays)
     at = (int(is_far(n)), *[a.__array_interface__["data"][0] for a in keep])
-    whole = (kernel, 0, n, n, *at)
+    whole, traffic = (kernel, 0, n, n, *at), n * program.bytes_per_parameter
 
     def calls(noise: tuple, scalars: tuple) -> list[tuple]:
-        if n > CHUNK and n * program.bytes_per_parameter >= PARALLEL_FROM:
+        if n > CHUNK and traffic >= PARALLEL_FROM:
             return threads.share(kernel, waiting(), n, chunk(n), (*at, *noise, *scalars), keep)
         return [(*whole, *noise, *scalars)]
 

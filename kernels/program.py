@@ -13,6 +13,7 @@ import inspect
 import math
 from collections.abc import Callable, Hashable, Mapping
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 from fastopt.errors import RuleError, SettingError, explain, suggest
 from fastopt.kernels.form import Number, exact, form, form_of, is_rule, require_rule
 from fastopt.kernels.noise import centred, dither_bits, more_bits, radius, random_bits, stretched, tile_bits
-from fastopt.kernels.settings import follow, to_float
+from fastopt.kernels.settings import follow, scheduled, to_float
 from fastopt.kernels.storage import NAMES, STORAGES, TILE, Plane, Scaled, Storage
 from fastopt.kernels.symbols import Node, Symbol, Trace
 
@@ -405,12 +406,18 @@ def host_scalars(program: Program, rule: Any) -> Callable[[int], tuple[float, ..
         RuleError: `scalars(t)` does not give a dict of exactly the keyword-only parameters of `update`.
 
     """
-    order, expected, limit = program.scalars, set(program.scalars), float(np.finfo(program.dtype).max)
-    rule_at = follow(rule)
+    order, limit = program.scalars, float(np.finfo(program.dtype).max)
+    pick, count, floats = _picker(order), len(order), [float] * len(order)
+    rule_at, still = follow(rule), not scheduled(rule)
 
     def at_step(t: int) -> tuple[float, ...]:
-        given = rule_at(t).scalars(t)
-        if not isinstance(given, dict) or given.keys() != expected:
+        now = rule if still else rule_at(t)
+        given = now.scalars(t)
+        try:
+            values = pick(given) if len(given) == count else None
+        except (KeyError, TypeError):
+            values = None
+        if values is None or not isinstance(given, dict):
             raise RuleError(
                 explain(
                     f"{type(rule).__name__}.scalars",
@@ -419,7 +426,8 @@ def host_scalars(program: Program, rule: Any) -> Callable[[int], tuple[float, ..
                     expected=", ".join(order) or "(none)",
                 )
             )
-        values = tuple([x if type(x := given[name]) is float else to_float(x) for name in order])
+        if [*map(type, values)] != floats:  # as NumPy's numbers are, or integers
+            values = tuple(map(to_float, values))
         if not math.hypot(*values) <= limit:  # one is too large or not a number, or several are close to the limit
             for name, value in zip(order, values, strict=True):
                 if not abs(value) <= limit:
@@ -434,3 +442,10 @@ def host_scalars(program: Program, rule: Any) -> Callable[[int], tuple[float, ..
         return values
 
     return at_step
+
+
+def _picker(names: tuple[str, ...]) -> Callable[[dict], tuple]:
+    """Give the function that takes the values of these keys out of a dict, always as a tuple."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda given: tuple([given[name] for name in names])
