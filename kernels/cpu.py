@@ -28,7 +28,7 @@ from fastopt.kernels.program import Node, Program
 from fastopt.kernels.storage import TILE
 
 CHUNK = 32_768
-"""The fewest elements that a thread claims at a time, a multiple of the tile: long enough that a claim costs nothing."""
+"""The fewest elements that a thread claims at a time, a multiple of the tile: so many that a claim costs nothing."""
 
 CLAIMS = 32
 """Chunks for each thread of a large step: the fewer, the longer each thread walks on through memory without a jump,
@@ -329,6 +329,7 @@ def load(name: str, text: str) -> Any:
     return kernel
 
 
+@cache
 def entry(kernel: Any) -> Any:
     """Give the C function behind a loaded kernel: the dispatcher looks at every argument's type, 0.12 µs a call."""
     (only,) = kernel.overloads.values()

@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Hashable, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
@@ -85,12 +85,12 @@ class Program:
         """Names of the state buffers, in the rule's order."""
         return tuple(self.storages)[2:]
 
-    @property
+    @cached_property
     def tiled(self) -> bool:
         """Whether some values share a scale with their tile."""
         return any(b.tiled for b in self.buffers)
 
-    @property
+    @cached_property
     def bytes_per_parameter(self) -> float:
         """Bytes read and written for each parameter in one step."""
         return sum(b.bytes_per_parameter for b in self.buffers)

@@ -5,7 +5,7 @@ Reads and writes p; reads g: 12 bytes a parameter.
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.intrinsics import buffer, claim, from_bits, prefetch, scratch, sqrt, to_float, wide_vectors, word
+from fastopt.kernels.intrinsics import buffer, claim, from_bits, prefetch, scratch, sqrt, wide_vectors, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64,
@@ -26,7 +26,7 @@ def gradientnoise_sgd_pf32_gf32(
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        length = 128
+        length = 128 if far else 256
         for strip in range(first, last, length):
             count = min(length, last - strip)
             p = buffer(p_at, strip, float32, 0, 4)
@@ -49,7 +49,7 @@ def gradientnoise_sgd_pf32_gf32(
             for i in range(count):
                 place = start + word(i)
                 x10 = (place ^ x6) * x9
-                x11 = to_float(((x10 ^ (x10 >> word(16))) * word(3266489909) >> word(9)) << word(1), float32) * float32(1.1920929e-07) + float32(-0.9999999)
+                x11 = from_bits(((x10 ^ (x10 >> word(16))) * word(3266489909) >> word(9)) | word(1073741824)) - float32(3.0) + float32(1.1920929e-07)
                 x11_all[i] = x11
             if far:
                 prefetch(p, 128)
@@ -60,7 +60,7 @@ def gradientnoise_sgd_pf32_gf32(
                 x13 = from_bits((x12 & word(8388607)) + word(1060439283))
                 x14 = (x13 - float32(1.0)) / (x13 + float32(1.0))
                 x15 = x14 * x14
-                x16 = sqrt(-((to_float(x12 >> word(23), float32) - float32(127.0)) * float32(0.6931472) + x14 * (float32(2.0) + x15 * (float32(0.6666667) + x15 * float32(0.4)))))
+                x16 = sqrt(-((from_bits((x12 >> word(23)) | word(1258291200)) - float32(8.388735e+06)) * float32(0.6931472) + x14 * (float32(2.0) + x15 * (float32(0.6666667) + x15 * float32(0.4)))))
                 x16_all[i] = x16
             for i in range(count):
                 x11 = x11_all[i]

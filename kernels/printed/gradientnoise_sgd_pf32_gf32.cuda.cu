@@ -39,13 +39,14 @@ __device__ __forceinline__ void step(
             const float g_i = g_tile[i];
             const Word place = position<PACK>(i);
             const Word x10 = (place ^ x6) * x9;
-            const float x11 = float((((x10 ^ (x10 >> 16u)) * 0xc2b2ae35u) >> 9u) << 1u) * 1.1920929e-07f + -0.9999999f;
+            const float x11 = __uint_as_float((((x10 ^ (x10 >> 16u)) * 0xc2b2ae35u) >> 9u) | 0x40000000u) - 3.0f +
+                1.1920929e-07f;
             const Word x12 = __float_as_uint((1.0f - x11) * (1.0f + x11)) + 0x4afb0du;
             const float x13 = __uint_as_float((x12 & 0x7fffffu) + 0x3f3504f3u);
             const float x14 = (x13 - 1.0f) / (x13 + 1.0f);
             const float x15 = x14 * x14;
-            const float x16 = sqrt(-((float(x12 >> 23u) - 127.0f) * 0.6931472f + x14 * (2.0f + x15 * (0.6666667f + x15 *
-                0.4f))));
+            const float x16 = sqrt(-((__uint_as_float((x12 >> 23u) | 0x4b000000u) - 8.388735e+06f) * 0.6931472f + x14 *
+                (2.0f + x15 * (0.6666667f + x15 * 0.4f))));
             const float x17 = x16 * x16;
             const float x18 = x17 * x17;
             const float p_new = p_i - lr * (g_i + noise_scale * (x11 * (1.2533671f + -0.0015589065f * x16 + (0.33414847f
