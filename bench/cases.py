@@ -123,15 +123,15 @@ IN_CACHE = "20Ki"  # parameters: 560 KiB of float32 Adam
 SIZES = ("1", "10", "100", "1000", "10007", "100003", "1Mi", "4Mi", "16Mi", "64Mi", "256Mi")
 
 PARTS = {
-    "rules": "every kernel in float32 at 64 Mi parameters, as a share of the memory ceiling and beside its peers",
-    "storages": "Adam and others with every storage, from memory; Adam in cache on one thread",
-    "sizes": "AdamW in float32 from 1 to 256 Mi parameters",
-    "tensors": "AdamW on 1 to 1,000 tensors of 10 to 1,000 parameters",
-    "groups": "AdamW on 64 tensors of 1,000 in 1 to 64 groups, each with its own learning rate",
-    "threads": "SGD and AdamW at 64 Mi on one thread and on more",
+    "rules": "every kernel in float32 from memory",
+    "storages": "AdamW and others in every storage, from memory; AdamW in cache on one thread",
+    "sizes": "AdamW in float32 over sizes, one tensor",
+    "tensors": "AdamW on many tensors of 10 to 1,000 parameters",
+    "groups": "AdamW on 64 tensors of 1,000 in groups, each with its own learning rate",
+    "threads": "SGD and AdamW from memory, on one thread and on more",
     "calls": "what each way to ask for a step costs: step, step(grads), scheduled, update, the kernel alone",
     "first": "first steps: import, cold compile, warm cache, beside what torch.compile and DeepSpeed build",
-    "memory": "resident and peak memory of a fresh process that steps 16 Mi parameters",
+    "memory": "what a fresh process that steps holds, and holds at most",
 }
 """The parts of a run and what they say. "first" and "memory" have measurements of their own (first.py, memory.py)."""
 

@@ -13,7 +13,7 @@ from fastopt.bench.process import PeerError, Process
 def measure(
     case: Case, names: list[str], ours: list[str], say: Callable[[str], object] = lambda _: None
 ) -> dict[str, Any]:
-    """Give the record: bytes a parameter that each holds beyond its imports, resident and at the peak.
+    """Give the record: bytes a parameter that each holds beyond those after a small step, resident and at the peak.
 
     `ours` are the storages of fastopt that are measured; peers keep what the case's storage says.
     """

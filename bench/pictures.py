@@ -103,7 +103,7 @@ def _bytes(axes: Axes, records: list[dict[str, Any]]) -> bool:
     axes.set(xlim=(0, x[1]), ylim=(0, limit), xlabel="bytes read and written, a parameter and step")
     axes.set(
         ylabel=f"milliseconds a step, {case_of(found[0]).size} parameters",
-        title="Time is bytes: no step is below the line",
+        title="A step's time is its bytes",
     )
     if outside:
         said = ", ".join(f"{name} from {t:,.0f} ms" for name, t in sorted(outside.items(), key=lambda x: x[1]))

@@ -15,6 +15,9 @@ Record = dict[str, Any]
 BEYOND_CACHE = 128 << 20
 """Bytes of traffic from which the share of the ceiling is a matter of memory rather than of caches."""
 
+A_CALL = 512 << 10
+"""Bytes of traffic up to which a step's time is the call's, so that a share of the ceiling would say nothing."""
+
 LOSS = "▼"
 NOTHING = "–"
 
@@ -105,7 +108,7 @@ def timings(part: str, records: list[Record]) -> Table:
     known = [*PEERS, *SURFACES]
     named = {name for record in records for name in record["versus"]}
     peers = sorted(named, key=lambda name: known.index(name) if name in known else len(known))
-    ceiling = any(record["share"] for record in records)
+    ceiling = any(record["share"] and record["traffic"] >= A_CALL for record in records)
     rows = []
     for record in losses_first(records):
         case, lost = case_of(record), lost_to(record)
@@ -115,7 +118,7 @@ def timings(part: str, records: list[Record]) -> Table:
         if ours is None:
             cells += [NOTHING] * 4
         else:
-            share = f"{record['share'][1]:.0%}" if record["share"] else NOTHING
+            share = f"{record['share'][1]:.0%}" if record["share"] and record["traffic"] >= A_CALL else NOTHING
             cells += [duration(ours[1]), spread(ours), digits(record["traffic"] / ours[1] / 1e9)]
             cells += [f"{LOSS if short(record) else ''}{share}"]
         cells += [_times(record, name) for name in peers]
@@ -170,7 +173,7 @@ def _memory(records: list[Record]) -> Table:
         for name, found in record["bytes"].items():
             loaded = f"{found['loaded'] / 1e6:,.0f} MB"
             rows.append(("", name, f"{found['resident']:.1f}", f"{found['peak']:.1f}", loaded))
-    headings = ("", "library", "resident,\nbytes a parameter", "at the peak\nof a step", "the imports alone")
+    headings = ("", "library", "resident,\nbytes a parameter", "at the peak\nof a step", "after a step\nof few")
     return Table(f"memory: {PARTS['memory']}", headings, rows, 2, missing(records))
 
 

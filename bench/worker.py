@@ -36,7 +36,6 @@ class Worker:
         self.peer.load(threads)
         self.took = time.perf_counter() - start
         self.contestant: Any = None
-        self.loaded = resident()
 
     def prepare(self, case: dict[str, Any]) -> dict[str, Any]:
         """Check the peer and make it ready for a case."""
@@ -57,13 +56,17 @@ class Worker:
         return {"seconds": clock.timed(self.contestant.step, self.contestant.ready)(calls)}
 
     def memory(self, case: dict[str, Any]) -> dict[str, Any]:
-        """Step, and give the bytes that the process held after its imports, holds now, and held at most in a step."""
-        self.contestant = self._ready(Case(**case))
+        """Step, and give the bytes that the process held after a small step, holds now, and held at most in a step."""
+        asked = Case(**case)
+        self._ready(check.small(asked)).step()
+        gc.collect()
+        loaded = resident()
+        self.contestant = self._ready(asked)
         gc.collect()
         forget_peak()
         for _ in range(WARM):
             self.contestant.step()
-        return {"loaded": self.loaded, "resident": resident(), "peak": peak()}
+        return {"loaded": loaded, "resident": resident(), "peak": peak()}
 
     def first(self, case: dict[str, Any]) -> dict[str, Any]:
         """Give the seconds of importing, making and stepping for the first time, and once more."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,21 @@ import pytest
 from typer.testing import CliRunner
 
 import fastopt
-from fastopt.bench import cases, check, clock, compare, first, pictures, problem, process, record, report, run, threads
+from fastopt.bench import (
+    cases,
+    check,
+    clock,
+    compare,
+    first,
+    pictures,
+    problem,
+    process,
+    readme,
+    record,
+    report,
+    run,
+    threads,
+)
 from fastopt.bench.cases import PARTS, Case, Entry, plan
 from fastopt.bench.forms import CASES
 from fastopt.bench.peers import PEERS
@@ -432,6 +447,43 @@ def test_pictures_are_drawn_of_what_there_is(tmp_path):
     assert pictures.draw(record.read(tmp_path / "few"), tmp_path) == []
 
 
+# ---------------------------------------------------------------- README
+
+
+def test_readme_is_what_the_command_makes_of_the_newest_run():
+    kept, found = readme.README.read_text(), readme.newest()
+    assert readme.written(kept, found) == kept
+    for picture in re.findall(r"\]\((bench/results/[^)]*\.png)\)", kept):
+        assert (readme.README.parent / picture).is_file()
+
+
+def test_a_run_becomes_tables_with_its_losses_first(tmp_path):
+    keep(
+        tmp_path, *(made(rule=r) for r in ("sgd", "adam-l2", "nadam")), made(rule="lion", versus=0.8),
+        made(rule="adamax", share=0.7), *(made("storages", storage=s) for s in ("f32", "bf16")),
+        made("storages", storage="bf16", size=cases.IN_CACHE), made("sizes", size="1000", versus=12.0),
+        made("tensors", size=cases.SMALL), made("groups", size="64x1000", groups=4), made("threads"),
+        {"key": "m", "part": "memory", "case": Case().as_dict(), "bytes": {"NumPy": {"resident": 16.0, "peak": 30.5}}},
+        {"key": "f", "part": "first", "name": "fastopt adam", "kind": "cold", "seconds": {"import": [1, 2, 3]}},
+    )  # fmt: skip
+    text = readme.text(tmp_path)
+    for words in (
+        "falls short", "adamax 70%", "lion, f32, 64Mi, 2 threads: torch fused 0.80 ×", "| `lion` |", "**0.80**",
+        "The 3 other forms: 70% to 100%", "below 95 %: `adamax` 70%", "one tensor of 1,000", "100 tensors of",
+        "| `bf16` | 14 |",
+        "4: 50.0 ms", "| fastopt adam | 2.00 s | – |", "| NumPy | 16.0 | 30.5 |", record.conditions()["date"][:10],
+    ):  # fmt: skip
+        assert words in text, words
+    assert text.index("falls short") < text.index("| `lion` |") < text.index("| `sgd` |")
+    assert text in readme.written(f"# x\n{readme.BEGIN}old\n{readme.END}rest\n", tmp_path)
+    with pytest.raises(SystemExit, match="no part between"):
+        readme.written("# x\n", tmp_path)
+
+
+def test_no_run_is_said_to_be_none():
+    assert readme.NO_RUN in readme.written(f"{readme.BEGIN}{readme.END}", None)
+
+
 # ---------------------------------------------------------------- comparing
 
 
@@ -467,7 +519,7 @@ def test_compare_exits_1_on_a_regression(tmp_path):
 
 
 def test_the_command_measures_shows_keeps_and_goes_on(tmp_path, alone, monkeypatch):
-    asked = [*"--rule adam*ed --storage f32 --storage bf16 --size 600 --size 3x50 --repeats 1".split()]
+    asked = ["--rule=adam*ed", "--storage=f32", "--storage=bf16", "--size=600", "--size=3x50", "--repeats=1"]
     result = bench(*asked, "--out", str(tmp_path / "r"))
     assert result.exit_code == 0, result.output
     for words in ("adam-decoupled, f32, 600", "bf16, 3x50", "p20–p80", "× NumPy", "torch fused: not installed: torch"):

@@ -25,7 +25,7 @@ class BitsAndBytes(Peer):
     def cannot(self, case: Case) -> str | None:
         """Refuse rules and storages that it does not have, and 8-bit state of tensors that it keeps in float32."""
         if case.storage not in _NAMES:
-            return f"bitsandbytes has no storage {case.storage}"
+            return "bitsandbytes has no such storage"
         if self._made(case) is None:
             return "bitsandbytes has no such form of the rule"
         if case.storage == "8bit" and min(case.tensors.values()) < SMALLEST:

@@ -26,14 +26,14 @@ class DeepSpeed(Peer):
         rule = CASES[case.rule]
         kind = type(rule).__name__
         if kind not in _KINDS:
-            return f"DeepSpeed has no {kind} for the CPU"
+            return "DeepSpeed has no such rule for the CPU"
         if getattr(rule, "amsgrad", False):
             return "DeepSpeedCPUAdam has no AMSGrad"
         if getattr(rule, "lr_decay", 0.0) or getattr(rule, "initial_accumulator_value", 0.0):
             return "DeepSpeedCPUAdagrad has no such setting"
         if callable(rule.lr):
             return "not set up for schedules"
-        return None if case.storage == "f32" else f"DeepSpeed has no storage {case.storage}"
+        return None if case.storage == "f32" else "it is set up for float32 alone"
 
     def load(self, threads: int) -> None:
         """Import DeepSpeed's optimizers."""

@@ -21,7 +21,7 @@ class NumPy(Peer):
     def cannot(self, case: Case) -> str | None:
         """Refuse storages, which NumPy does not have, noise, which is fastopt's own, and groups."""
         if case.storage != "f32":
-            return f"NumPy has no storage {case.storage}"
+            return "NumPy has no storage but float32"
         if case.program.noise:
             return "gradient noise is fastopt's own"
         return "not set up for groups" if case.groups > 1 else None

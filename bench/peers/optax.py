@@ -26,7 +26,7 @@ class Optax(Peer):
             return "optax has no such form of the rule"
         if case.groups > 1:
             return "not set up for groups"
-        return None if case.storage == "f32" else f"optax has no storage {case.storage}"
+        return None if case.storage == "f32" else "it is set up for float32 alone"
 
     def load(self, threads: int) -> None:
         """Import JAX, on the CPU."""

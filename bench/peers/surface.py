@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib import import_module
 
 import numpy as np
 
@@ -65,8 +64,7 @@ class Ours(Peer):
     name, packages = "fastopt", ()
 
     def load(self, threads: int) -> None:
-        """Import the compiler, which the first step would, and set the number of threads."""
-        import_module("fastopt.kernels.cpu")
+        """Set the number of threads."""
         fastopt.set_threads(threads)
 
     def problem(self, case: Case) -> Problem:

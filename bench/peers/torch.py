@@ -38,7 +38,7 @@ class Torch(Peer):
         if self.row(case) is None:
             return "torch.optim has no such form of the rule"
         if case.storage not in ("f32", "bf16"):
-            return f"torch.optim has no storage {case.storage}"
+            return "torch.optim has no such storage"
         if case.storage == "bf16" and self.form != "fused":
             return "it rounds to bfloat16 after every operation: another result"
         if self.form == "compile" and len(case.tensors) > COMPILED:

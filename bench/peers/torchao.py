@@ -26,7 +26,7 @@ class TorchAO(Peer):
         if case.rule not in ("adam", "adam-decoupled"):
             return "torchao has Adam alone"
         if case.storage != "8bit":
-            return f"torchao has no storage {case.storage}"
+            return "torchao has no such storage for the CPU"
         if min(case.tensors.values()) < SMALLEST or any(n % 256 for n in case.tensors.values()):
             return f"below {SMALLEST:,} parameters, or for part of a block of 256, torchao keeps float32 state"
         return "not set up for groups" if case.groups > 1 else None
