@@ -1,5 +1,6 @@
 """Benchmarks: what a step costs, as a share of what this machine's memory allows and beside other libraries.
 
-`python -m bench --help` says how to run them. Rules, settings and peers come from tests/: what is timed here is what
-the tests prove to be right. A new rule gets a row in tests/cases.py and is then timed without a line here.
+`fastopt bench --help` says how to run them, docs/benchmark.md how it is measured. `cases` says what is timed, `peers`
+beside whom, `run` does it with one `clock`, `record` keeps it; `report`, `pictures`, `compare` and `readme` show it.
+What is timed here is what the tests prove to be right: they take their rules from `forms` and `glossary` as well.
 """

@@ -1,49 +1,49 @@
-"""On a CUDA device: the three classic rules beside torch, beside CuPy's simple form, and as a share of a device copy.
+"""On a CUDA device: steps beside torch, beside CuPy's simple form, and as a share of a device copy.
 
 The ceiling is a copy between two arrays on the device that moves as many bytes as the step reads and writes. All
 contestants work on the same parameters and gradients; time is taken by events on one stream, many calls in a row, so
 that what a launch costs the host shows only where the device is waiting for it: at small sizes. There a step that was
 captured into a CUDA graph stands beside the others.
 
-`python -m bench device` needs a GPU and CuPy (`pip install 'fastopt[cuda13]'`); torch joins in where it is installed.
+`fastopt bench --backend cuda` needs a GPU and CuPy (`pip install 'fastopt[cuda13]'`); torch joins in where it is
+installed.
 """
 
 from __future__ import annotations
 
 import gc
 import itertools
-import sys
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 import fastopt
-from bench import peers
-from bench.clock import Case, Clock, Comparison
-from fastopt.dispatch import plan
+from fastopt.bench import check, clock
+from fastopt.bench.cases import WHERE, Case, Entry, chosen
+from fastopt.bench.forms import CASES
+from fastopt.bench.peers import PEERS
+from fastopt.errors import SettingError, explain, suggest
 from fastopt.kernels import cuda, elementwise
 from fastopt.kernels.nvrtc import require_device
-from fastopt.kernels.program import Program, parameters, trace
+from fastopt.kernels.program import Program, plan, trace
 from fastopt.kernels.storage import PRESETS
 
 DTYPE = np.dtype(np.float32)
-RULES = {"momentum": fastopt.Momentum(), "rmsprop": fastopt.RMSprop(), "adam": fastopt.Adam()}
-SIZES = (*(1 << k for k in range(10, 31, 2)), 100_003, 10_000_019)
-
-# From 16 Mi parameters up a step has to reach this share of the copy, and no torch is to be faster anywhere.
-TARGET, TARGET_FROM = 0.92, 16 << 20
-
-# Every storage at one size has to reach this share.
-STORED, STORED_TARGET = 64 << 20, 0.85
-
+RULES = ("momentum", "rmsprop", "adam")
+SIZES = (*(f"{1 << k}Ki" for k in range(0, 10, 2)), "1Mi", "4Mi", "16Mi", "64Mi", "256Mi", "1Gi", "100003", "10000019")
+STORED = "64Mi"  # the size at which every storage stands beside the others
+TORCH = ("torch fused", "torch foreach")
 PREPARED = 200_000  # steps that a captured graph can be replayed
+CAPTURED = 1 << 24  # parameters up to which a captured step stands beside the others
 
 
 def describe() -> dict[str, Any]:
     """Describe the device that is used."""
-    cupy = require_device("bench device")
+    cupy = require_device(WHERE)
     found = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     return {
         "name": found["name"].decode(),
@@ -55,48 +55,65 @@ def describe() -> dict[str, Any]:
     }
 
 
-def cases(elements: int) -> list[Case]:
-    """List a case for each rule and each size up to `elements`; what the device's memory does not hold is named."""
-    cupy = require_device("bench device")
+def entries(
+    rules: Sequence[str] | None, storages: Sequence[str] | None, sizes: Sequence[str] | None, quick: bool
+) -> list[Entry]:
+    """List what is timed on a device: what was chosen, or the classic rules over sizes and Adam in every storage."""
+    require_device(WHERE)
+    for name in rules or ():
+        if name not in RULES:
+            what = f"the rule {name!r} is not timed on a device."
+            raise SettingError(explain(WHERE, what, do=suggest(name, list(RULES))))
+    if rules or storages or sizes:
+        made = chosen(rules or RULES, storages or ["f32"], sizes or [STORED], [1], "cuda")
+    else:
+        over = SIZES[::4] if quick else SIZES
+        made = chosen(RULES, ["f32"], over, [1], "cuda")
+        if not quick:
+            made += chosen(["adam"], [name for name in PRESETS if name not in ("f32", "f64")], [STORED], [1], "cuda")
+    return [Entry("device", entry.case) for entry in made]
+
+
+def measure(entry: Entry, repeats: int, peers: Sequence[str]) -> dict[str, Any]:
+    """Time one case on the device and give its record; a case that its memory does not hold is named."""
+    cupy = require_device(WHERE)
     _stream()
-    free = cupy.cuda.Device().mem_info[0]
-    listed = []
-    for name, rule in RULES.items():
-        for n in sorted(SIZES):
-            if n <= elements and _memory(trace(rule, DTYPE), n) < free:
-                listed.append(_case(cupy, name, n))
-            elif n <= elements:
-                print(
-                    f"left out: {name}, {n:,}: needs {_memory(trace(rule, DTYPE), n) / 2**30:.0f} GiB", file=sys.stderr
-                )
-    rule = RULES["adam"]
-    for storage in PRESETS:
-        program = trace(rule, PRESETS[storage].formats(rule, parameters(rule).buffers))
-        if elements >= STORED and _memory(program, STORED) < free:
-            listed.append(_stored_case(cupy, storage, program))
-    return listed
+    case = entry.case
+    record: dict[str, Any] = {
+        "part": entry.part, "case": case.as_dict(), "traffic": case.traffic, "seconds": {}, "versus": {}, "share": None,
+        "cannot": {}, "notes": {}, "device": describe(),
+    }  # fmt: skip
+    _give_back(cupy)
+    need, free = _memory(case.program, case.elements), cupy.cuda.Device().mem_info[0]
+    if need > free:
+        record["cannot"]["fastopt"] = f"it needs {need / 2**30:.0f} GiB of the device's memory"
+        return record
+    for name in peers:
+        why = _cannot(name, case)
+        if why:
+            record["cannot"][name] = why
+    check.check_ours(case)
+    calls = _contestants(cupy, case, [name for name in peers if name not in record["cannot"]])
+    seconds = _timer(cupy)
+    samples = clock.race({name: partial(seconds, call) for name, call in calls.items()}, repeats)
+    record["seconds"] = {name: clock.percentiles(taken) for name, taken in samples.items()}
+    record["share"] = clock.speed(samples["fastopt"], samples["ceiling"])
+    others = [name for name in samples if name not in ("fastopt", "ceiling")]
+    record["versus"] = {name: clock.speed(samples["fastopt"], samples[name]) for name in others}
+    return record
 
 
-def _stored_case(cupy: Any, storage: str, program: Program) -> Case:
-    """Make the case of Adam with a storage: the step, host and all, beside a copy of as many bytes."""
-
-    def contestants() -> Mapping[str, Callable[[], object]]:
-        _give_back(cupy)
-        values = np.random.default_rng(0).standard_normal(STORED, DTYPE)
-        made = [
-            fastopt.Optimizer(RULES["adam"], {"w": values[:n]}, storage=storage, backend="cuda") for n in (1003, STORED)
-        ]
-        truth = fastopt.Optimizer(RULES["adam"], {"w": values[:1003]}, storage=storage, backend="reference")
-        for opt in (*made, truth):
-            for _ in range(peers.STEPS):
-                opt.step()
-        for name, value in truth.master().items():
-            peers.assert_same_bits(made[0].state_dict()[f"p/{name}"], value, storage)
-        return {"fastopt": made[1].step, "copy": _copy(cupy, program, STORED)}
-
-    traffic = STORED * program.bytes_per_parameter
-    target = (Comparison("fastopt", "copy", STORED_TARGET),)
-    return Case(f"adam in {storage}, {STORED:,}", contestants, target, traffic, _timer(cupy))
+def _cannot(name: str, case: Case) -> str | None:
+    """Say why a peer does not stand beside fastopt on a device; None if it does."""
+    if name not in TORCH:
+        return PEERS[name].absent() or "not set up for devices"
+    if case.storage != "f32" or len(case.tensors) > 1:
+        return "set up for one float32 tensor"
+    if (case.rule, name) == ("rmsprop", "torch fused"):
+        return "torch does not fuse RMSprop"
+    if find_spec("torch") is None:
+        return "not installed: torch"
+    return None if import_module("torch").cuda.is_available() else "this torch sees no device"
 
 
 def _copy(cupy: Any, program: Program, n: int) -> Callable[[], object]:
@@ -112,27 +129,13 @@ def _memory(program: Program, n: int) -> float:
     return n * (DTYPE.itemsize * (len(program.buffers) + state + 1) + program.bytes_per_parameter) + (1 << 30)
 
 
-def _case(cupy: Any, name: str, n: int) -> Case:
-    comparisons = (
-        Comparison("fastopt", "copy", TARGET if n >= TARGET_FROM else None),
-        Comparison("fastopt", "torch fused", 1.0 if n >= TARGET_FROM else None),
-        Comparison("fastopt", "torch foreach", 1.0 if n >= TARGET_FROM else None),
-        Comparison("fastopt", "elementwise"),
-        Comparison("step", "torch fused", 1.0),
-        Comparison("step", "torch foreach", 1.0),
-        Comparison("captured", "torch fused"),
-    )
-    traffic = n * trace(RULES[name], DTYPE).bytes_per_parameter
-    return Case(f"{name}, {n:,}", lambda: _contestants(cupy, name, n), comparisons, traffic, _timer(cupy))
-
-
 @cache
 def _stream() -> Any:
     """Make the one stream of all contestants, torch's current one too; it lives as long as the process."""
-    cupy = require_device("bench device")
+    cupy = require_device(WHERE)
     stream = cupy.cuda.Stream(non_blocking=True)
     stream.use()
-    torch: Any = peers.torch()
+    torch: Any = import_module("torch") if find_spec("torch") else None
     if torch is not None and torch.cuda.is_available():
         torch.cuda.set_stream(torch.cuda.ExternalStream(stream.ptr))
         if torch.cuda.current_stream().cuda_stream != stream.ptr:
@@ -140,7 +143,7 @@ def _stream() -> Any:
     return stream
 
 
-def _timer(cupy: Any) -> Clock:
+def _timer(cupy: Any) -> Callable[[Callable[[], object], int], float]:
     """Make the clock of a device: seconds between two events around the calls."""
     first, last = cupy.cuda.Event(), cupy.cuda.Event()
 
@@ -160,52 +163,49 @@ def _give_back(cupy: Any) -> None:
     """Give the memory of earlier cases back: neither library can use what the other keeps."""
     gc.collect()
     cupy.get_default_memory_pool().free_all_blocks()
-    torch: Any = peers.torch()
+    torch: Any = import_module("torch") if find_spec("torch") else None
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _contestants(cupy: Any, name: str, n: int) -> Mapping[str, Callable[[], object] | None]:
-    rule = RULES[name]
-    _give_back(cupy)
+def _contestants(cupy: Any, case: Case, peers: Sequence[str]) -> dict[str, Callable[[], object]]:
+    rule, n = CASES[case.rule], case.elements
     rng = np.random.default_rng(0)
-    opt = fastopt.Optimizer(rule, {"w": np.ones(n, DTYPE)}, backend="cuda")
-    for start in range(0, n, 1 << 20):
-        count = min(1 << 20, n - start)
-        opt.grads["w"][start : start + count].set(1e-3 * (0.5 + rng.random(count, DTYPE)))
+    ones = {name: np.broadcast_to(DTYPE.type(1), count) for name, count in case.tensors.items()}
+    opt = fastopt.Optimizer(rule, ones, storage=case.storage, backend="cuda")
+    if case.storage == "f32":
+        for start in range(0, n, 1 << 20):
+            count = min(1 << 20, n - start)
+            opt.flat_grads[start : start + count].set(1e-3 * (0.5 + rng.random(count, DTYPE)))
+    calls: dict[str, Callable[[], object]] = {"ceiling": _copy(cupy, case.program, n), "fastopt": opt.step}
+    if case.storage != "f32":
+        return calls
     (group,) = opt._groups
     program, scalars = group.program, group.scalars(10)
     arrays = [opt.flat_params[:n], opt.flat_grads[:n], *(group.packed[b].forward[:n] for b in program.state)]
     _require_same_steps(cupy, rule)
     launch, by_hand = cuda.bind(program, arrays), elementwise.bind(program, arrays)
-    contestants: dict[str, Callable[[], object] | None] = {
-        "copy": _copy(cupy, program, n),
-        "fastopt": lambda: launch((), scalars),
-        "elementwise": lambda: by_hand(scalars),
-        "step": opt.step,
-        "captured": _captured(rule, arrays[0]) if n <= 1 << 24 else None,
-    }
-    for form in ("fused", "foreach"):
-        if (name, form) != ("rmsprop", "fused"):  # torch does not fuse it
-            contestants[f"torch {form}"] = _torch(name, form, arrays)
-    return contestants
+    calls |= {"kernel alone": lambda: launch((), scalars), "elementwise": lambda: by_hand(scalars)}
+    if n <= CAPTURED:
+        calls["captured"] = _captured(rule, arrays[0])
+    for name in peers:
+        calls[name] = _torch(case.rule, name.partition(" ")[2], arrays)
+    return calls
 
 
 def _require_same_steps(cupy: Any, rule: Any) -> None:
-    """Take steps on a small problem and raise unless the kernel and the simple form have the reference's bits."""
+    """Take steps on a small problem and raise unless the simple form has the kernel's bits."""
     rng = np.random.default_rng(1)
     program = trace(rule, DTYPE)
-    truth = {b.name: rng.random(peers.CHECKED).astype(DTYPE) for b in program.buffers}
-    ours = [{name: cupy.asarray(a) for name, a in truth.items()} for _ in range(2)]
-    scalars = plan(rule, DTYPE)[1]
-    by_hand = elementwise.bind(program, list(ours[1].values()))
-    for t in range(1, peers.STEPS + 1):
-        fastopt.update(rule, t, truth, backend="reference")
-        fastopt.update(rule, t, ours[0])
-        by_hand(scalars(t))
-    for found in ours:
-        for name, array in found.items():
-            peers.assert_same_bits(array.get(), truth[name], name)
+    begin = {b.name: rng.random(check.FEW).astype(DTYPE) for b in program.buffers}
+    ours, by_hand = ({name: cupy.asarray(a) for name, a in begin.items()} for _ in range(2))
+    scalars, simple = plan(rule, DTYPE)[1], elementwise.bind(program, list(by_hand.values()))
+    for t in range(1, check.STEPS + 1):
+        fastopt.update(rule, t, ours)
+        simple(scalars(t))
+    for name, array in ours.items():
+        if array.get().tobytes() != by_hand[name].get().tobytes():
+            raise check.WrongResultError(f"the simple form of {program.rule} computes another {name}")
 
 
 def _captured(rule: Any, p: Any) -> Callable[[], object]:
@@ -226,16 +226,14 @@ def _captured(rule: Any, p: Any) -> Callable[[], object]:
     return replay
 
 
-def _torch(name: str, form: str, arrays: list[Any]) -> Callable[[], object] | None:
-    """Make torch's optimizer on the same parameters and gradients; None without a torch that sees the device."""
-    torch: Any = peers.torch()
-    if torch is None or not torch.cuda.is_available():
-        return None
+def _torch(rule: str, form: str, arrays: list[Any]) -> Callable[[], object]:
+    """Make torch's optimizer on the same parameters and gradients, with the same settings."""
+    torch: Any = import_module("torch")
     p = torch.nn.Parameter(torch.from_dlpack(arrays[0]))
     p.grad = torch.from_dlpack(arrays[1])
     how = {form: True}
     return {
-        "momentum": lambda: torch.optim.SGD([p], lr=1e-3, momentum=0.9, dampening=0.1, **how),
-        "rmsprop": lambda: torch.optim.RMSprop([p], lr=1e-3, **how),
-        "adam": lambda: torch.optim.Adam([p], lr=1e-3, **how),
-    }[name]().step
+        "momentum": lambda: torch.optim.SGD([p], lr=0.1, momentum=0.9, dampening=0.1, **how),
+        "rmsprop": lambda: torch.optim.RMSprop([p], lr=0.01, eps=1e-3, **how),
+        "adam": lambda: torch.optim.Adam([p], lr=0.01, eps=1e-3, **how),
+    }[rule]().step

@@ -15,10 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import peers
-from bench.clock import percentiles
+from fastopt.bench import check, peers
+from fastopt.bench.cases import Case
+from fastopt.bench.clock import percentiles
+from fastopt.bench.process import PeerError, Process
 
-RULES = ("adam", "noise-adam")
+OURS = ("adam", "noise-adam")
+PEERS = ("torch fused", "torch compile", "DeepSpeed", "optax jit")
+SLOW = ("torch compile", "DeepSpeed")
 PHASES = ("import numpy", "import fastopt", "import numba", "Optimizer()", "first step", "second step", "process")
 
 # Making the optimizer imports Numba; here that is on a line of its own, for Numba's events and to tell its share.
@@ -42,7 +46,7 @@ class Listener(event.Listener):
     def on_end(self, event):
         pass
 event.register("numba:compile", Listener())
-from tests.cases import CASES
+from fastopt.bench.forms import CASES
 start = clock()
 opt = fastopt.Optimizer(CASES[sys.argv[1]], {"w": numpy.ones(1000, numpy.float32)})
 start = lap("Optimizer()", start)
@@ -54,43 +58,70 @@ print(json.dumps({"times": times, "compiled": compiled, "heavy": heavy}))
 """
 
 
-def run(name: str, repeats: int) -> list[dict[str, Any]]:
-    """Time cold and warm first processes of one rule in turns; gives the two records."""
-    peers.check_rule(name)
+def names(chosen: list[str], quick: bool) -> list[str]:
+    """List what takes a first step: two of our rules, and those of the chosen peers that build or import something."""
+    return [*OURS[: 1 if quick else None], *(n for n in PEERS if n in chosen and not (quick and n in SLOW))]
+
+
+def run(name: str, repeats: int, threads: int) -> list[dict[str, Any]]:
+    """Time cold and warm first processes in turns; gives the two records."""
     samples: dict[str, list[dict[str, Any]]] = {"cold": [], "warm": []}
     unchanged = True
+    if name not in OURS:
+        return _peer(name, threads)
+    check.check_ours(Case(rule=name))
     for _ in range(repeats):
         with tempfile.TemporaryDirectory(prefix="fastopt-bench-") as cache:
             samples["cold"].append(_process(name, cache))
             left = _files(cache)
             samples["warm"].append(_process(name, cache))
             unchanged = unchanged and left == _files(cache)
-    return [_record(f"{name}, {kind}", found, kind == "warm", unchanged) for kind, found in samples.items()]
+    return [_record(name, kind, found, unchanged) for kind, found in samples.items()]
 
 
-def _record(case: str, samples: list[dict[str, Any]], warm: bool, unchanged: bool) -> dict[str, Any]:
+def _peer(name: str, threads: int) -> list[dict[str, Any]]:
+    """Time a peer's first process with empty caches of what it builds, and the next one."""
+    case, records = Case(size="1000", threads=threads), []
+    why = peers.PEERS[name].absent()
+    with tempfile.TemporaryDirectory(prefix="fastopt-bench-") as cache:
+        variables = dict.fromkeys(("TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"), cache)
+        for kind in ("cold", "warm"):
+            record: dict[str, Any] = {"part": "first", "name": name, "kind": kind, "seconds": {}, "cannot": why}
+            if not why:
+                try:
+                    with Process(name, threads, **variables) as process:
+                        found = process.ask("first", case=case.as_dict())
+                    record["seconds"] = {phase: percentiles([taken]) for phase, taken in found.items()}
+                except PeerError as error:
+                    record["cannot"] = f"failed: {error}"
+            records.append(record)
+    return records
+
+
+def total(record: dict[str, Any]) -> float | None:
+    """Add up a record's medians until the first step is done; None where there are none."""
+    phases = [phase for phase in record["seconds"] if phase not in ("second step", "process")]
+    return sum(record["seconds"][phase][1] for phase in phases) if phases else None
+
+
+def _record(name: str, kind: str, samples: list[dict[str, Any]], unchanged: bool) -> dict[str, Any]:
     seconds = {phase: percentiles([s["times"][phase] for s in samples]) for phase in PHASES}
     compiled = sorted({name for s in samples for name in s["compiled"]})
     heavy = sorted({name for s in samples for name in s["heavy"]})
     claims = {"import fastopt imports nothing heavy": not heavy}
-    if warm:
+    if kind == "warm":
         claims |= {"it compiles nothing": not compiled, "it writes nothing": unchanged}
     else:
         claims |= {"it compiles": bool(compiled)}  # or the events are no witness
-    return {"case": case, "seconds": seconds, "compiled": compiled, "heavy": heavy, "claims": claims}
+    kept = {"seconds": seconds, "compiled": compiled, "heavy": heavy, "claims": claims, "cannot": None}
+    return {"part": "first", "name": f"fastopt {name}", "kind": kind, **kept}
 
 
 def _process(name: str, cache: str) -> dict[str, Any]:
-    root = Path(__file__).parents[1]
-    environment = {
-        **os.environ,
-        "XDG_CACHE_HOME": cache,
-        "NUMBA_CACHE_DIR": str(Path(cache) / "numba"),
-        "PYTHONPATH": str(root),
-    }
-    command = [sys.executable, "-c", CHILD, name]
+    environment = {**os.environ, "XDG_CACHE_HOME": cache, "NUMBA_CACHE_DIR": str(Path(cache) / "numba")}
+    command = [sys.executable, "-P", "-c", CHILD, name]
     start = time.perf_counter()
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, cwd=cache, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"a first step of {name} failed:\n{done.stderr}")
     found = json.loads(done.stdout)

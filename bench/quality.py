@@ -1,7 +1,7 @@
 """What a storage costs in quality: its moments beside bitsandbytes' and torchao's, training, and rounding by itself.
 
-`python -m bench.quality` takes some 25 minutes on one thread, `--quick` one; `--show` measures nothing and writes the
-tables of docs/storage.md and its pictures anew from a file of results.
+`python -m fastopt.bench.quality` takes some 25 minutes on one thread, `--quick` one; `--show` measures nothing and
+writes the tables of docs/storage.md and its pictures anew from a file of results.
 
   moments   m, v and Adam's direction m̂ / (√v̂ + ε) against float32's on the same stream of gradients, whose scales
             within a tile of 256 are log-normal(σ): fastopt's own kernels, and the peers' codes
@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 import fastopt
-from bench import record
+from fastopt.bench import record
 from fastopt.kernels.program import parameters, plan
 from fastopt.kernels.storage import TILE
 
@@ -788,7 +788,7 @@ def main(quick: bool = False, out: Path | None = None, only: Sequence[str] = (),
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     form = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser("python -m bench.quality", description=__doc__, formatter_class=form)
+    made = argparse.ArgumentParser("python -m fastopt.bench.quality", description=__doc__, formatter_class=form)
     made.add_argument("--quick", action="store_true", help="a minute, far too short to judge by")
     made.add_argument("--out", type=Path, metavar="FILE", help="add the results to this file")
     made.add_argument("--only", nargs="+", default=(), choices=list(work(True)), help="some of the parts")

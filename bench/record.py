@@ -1,29 +1,143 @@
-"""Results: one line of JSON for each run, holding all it takes to judge it, and the same as a table in the terminal."""
+"""Results: a folder with results.jsonl, a line for each run that added to it and a line for each thing it measured.
+
+A line is written when its measurement is done, so an interrupted run loses only what it was at. The same command in the
+same folder goes on where it was left, if fastopt, the machine and the versions are the same.
+"""
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-FOLDER = Path(__file__).parent / "results"
-PACKAGES = ("fastopt", "numpy", "numba", "llvmlite", "cupy-cuda13x", "cupy-cuda12x", "torch")
+import fastopt
+from fastopt.errors import SettingError, explain
+
+FILE = "results.jsonl"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "bench" / "results"
+PACKAGES = (
+    "fastopt", "numpy", "numba", "llvmlite", "cupy-cuda13x", "cupy-cuda12x", "torch", "deepspeed", "jax", "optax",
+    "bitsandbytes", "torchao", "flashoptim", "apex",
+)  # fmt: skip
+SAME = ("source", "machine", "versions", "repeats", "quick")
+"""What two runs must share for their results to stand in one file."""
+
+
+class Kept(NamedTuple):
+    """What a file of results holds: the conditions of its runs, the first first, and its records."""
+
+    runs: list[dict[str, Any]]
+    records: list[dict[str, Any]]
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """The machine that it was measured on."""
+        return self.runs[0]["machine"]
+
+    def part(self, *names: str) -> list[dict[str, Any]]:
+        """Give the records of some parts."""
+        return [record for record in self.records if record["part"] in names]
+
+
+def read(path: Path, where: str = "fastopt bench") -> Kept:
+    """Read results, from a folder or a file.
+
+    Raises:
+        SettingError: there are none, or a line is damaged. (The last line may be incomplete: a run was killed.)
+
+    """
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise SettingError(explain(where, "there are no results.", got=str(file), do="fastopt bench --out FOLDER"))
+    runs: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+    lines = file.read_bytes().split(b"\n")[:-1]  # what follows the last end of line is incomplete
+    for number, line in enumerate(lines, 1):
+        try:
+            found = json.loads(line)
+            if "run" in found:
+                runs.append(found["run"])
+            else:
+                records.append({"part": found["part"], "key": found["key"], **found})
+        except (ValueError, KeyError, TypeError):
+            what = f"line {number} is not one of results."
+            raise SettingError(explain(where, what, got=f"{file}: {line[:60]!r}")) from None
+    if not runs or not records:
+        raise SettingError(explain(where, "the file holds no results.", got=str(file), do="fastopt bench --out FOLDER"))
+    return Kept(runs, records)
+
+
+class Writer:
+    """Adds records to a folder of results; `done` holds the keys of what stands there already."""
+
+    def __init__(self, folder: Path, conditions: dict[str, Any]):
+        self._file = folder / FILE
+        self.records: list[dict[str, Any]] = []
+        where = "fastopt bench --out"
+        if folder.exists() and not folder.is_dir():
+            raise SettingError(explain(where, "this is a file, not a folder.", got=str(folder)))
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._file.exists():
+            self._cut()
+            if self._file.stat().st_size and len(self._file.read_bytes().splitlines()) > 1:
+                kept = read(self._file, where)
+                self.records = kept.records
+                differ = [name for name in SAME if kept.runs[0].get(name) != conditions[name]]
+                if differ:
+                    what = f"the results there were measured with another {', '.join(differ)}."
+                    raise SettingError(explain(where, what, got=str(folder), do="choose a new folder"))
+        append(self._file, {"run": conditions})
+
+    @property
+    def done(self) -> set[str]:
+        """The keys of what is there."""
+        return {record["key"] for record in self.records}
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add a record: it is on disk when this returns. An OSError (a full disk) leaves the file as it was."""
+        append(self._file, record)
+        self.records.append(record)
+
+    def _cut(self) -> None:
+        """Cut an incomplete last line off."""
+        text = self._file.read_bytes()
+        if text and not text.endswith(b"\n"):
+            os.truncate(self._file, text.rfind(b"\n") + 1)
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Add a line to a file of results: it is on disk when this returns. An OSError leaves the file as it was."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        if path.exists():
+            os.truncate(path, size)
+        raise
 
 
 def conditions() -> dict[str, Any]:
-    """Describe the machine, the versions and the commit of a run that begins now."""
+    """Describe a run that begins now: the machine, the versions, the commit and the load."""
     now = datetime.datetime.now(datetime.UTC)
     return {
         "date": now.isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
+        "source": source(),
         "machine": machine(),
-        "versions": _versions(),
+        "versions": versions(),
+        "load": load(),
     }
 
 
@@ -46,83 +160,43 @@ def _proc(name: str, pattern: str) -> str:
     return " ".join(found[1].split()) if found else ""
 
 
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+def versions() -> dict[str, str | None]:
+    """Give the versions of Python and of all contestants; None is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+            found[package] = None
+    return found
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Give the commit of the working tree, with -dirty where files differ from it; None where git does not say."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError:
         return None
     return done.stdout.strip() or None
 
 
+def source() -> str:
+    """Give a hash of fastopt's own code: what decides whether two runs measured the same thing."""
+    package = Path(fastopt.__file__).parent
+    files: dict[Path, Iterable[Path]] = {package: package.rglob("*.py")}
+    for link in ("kernels", "bench"):  # links into the checkout, which rglob does not follow
+        folder = (package / link).resolve()
+        files[folder] = [*folder.rglob("*.py"), *folder.rglob("*.cuh")]
+    listed = sorted(
+        (f"{folder.name}/{path.relative_to(folder)}", path.read_bytes())
+        for folder, paths in files.items()
+        for path in paths
+        if path.name != "test_bench.py"
+    )
+    return hashlib.sha256(repr(sorted(dict(listed).items())).encode()).hexdigest()[:12]
+
+
 def load() -> float | None:
     """Give the average number of processes that wanted a core in the last minute."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def default_path() -> Path:
-    """Name the file of this day and machine."""
-    found = machine()
-    words = re.sub(r"[^a-z0-9.]+", "-", re.sub(r"\(.*?\)", "", found["cpu"].lower())).strip("-")
-    return FOLDER / f"{datetime.date.today().isoformat()}-{words}-{found['cores']}-cores.jsonl"
-
-
-def append(path: Path, run: dict[str, Any]) -> None:
-    """Add one run to a file of results."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(run, ensure_ascii=False) + "\n")
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Show results as text: each contestant's median, 20th and 80th percentiles, and what was claimed of it."""
-    width = max((len(name) for r in results for name in r["seconds"]), default=0)
-    lines = []
-    for result in results:
-        lines += ["", result["case"]]
-        for name, seconds in result["seconds"].items():
-            if seconds is None:
-                lines.append(f"  {name:{width}}  not installed")
-                continue
-            traffic = f"{result['traffic'] / seconds[1] / 1e9:7.1f} GB/s" if result.get("traffic") else ""
-            lines.append(f"  {name:{width}}  {_time(seconds)}  {traffic}".rstrip())
-            lines += [f"  {'':{width}}  {_compared(c)}" for c in result.get("compared", []) if c["subject"] == name]
-        lines += [f"  {claim}: {'yes' if holds else 'NO'}" for claim, holds in result.get("claims", {}).items()]
-    return "\n".join([*lines, "", summary(results)])
-
-
-def _time(seconds: list[float]) -> str:
-    unit, scale = next(u for u in (("s ", 1.0), ("ms", 1e3), ("µs", 1e6)) if seconds[1] * u[1] >= 1 or u[1] == 1e6)
-    low, median, high = (x * scale for x in seconds)
-    return f"{median:8.2f} {unit}  ({low:.2f} to {high:.2f})"
-
-
-def _compared(c: dict[str, Any]) -> str:
-    low, median, high = c["speed"]
-    spread = f"{low:.3f} to {high:.3f}; of medians {c['of_medians']:.3f}"
-    target = "" if c["target"] is None else f", target {c['target']:g}: {'met' if c['met'] else 'MISSED'}"
-    return f"{median:8.3f} × the speed of {c['versus']}  ({spread}){target}"
-
-
-def summary(results: list[dict[str, Any]]) -> str:
-    """Count the targets and claims, and name the ones that were missed."""
-    verdicts = {
-        f"{r['case']}: {c['subject']} / {c['versus']}": c["met"] for r in results for c in r.get("compared", [])
-    }
-    verdicts |= {f"{r['case']}: {claim}": holds for r in results for claim, holds in r.get("claims", {}).items()}
-    asked = {what: met for what, met in verdicts.items() if met is not None}
-    missed = [what for what, met in asked.items() if not met]
-    return f"{len(asked) - len(missed)} of {len(asked)} targets met" + (
-        f"; missed: {', '.join(missed)}" if missed else ""
-    )

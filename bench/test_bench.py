@@ -1,33 +1,51 @@
-"""A handful of the same cases for pytest-benchmark: `pytest bench --benchmark-enable`, with its usual options.
+"""The cases of this process for pytest-benchmark: `pytest bench --benchmark-enable`, with its usual options.
 
-Results rest on the suites of `python -m bench`, where contestants take turns. Here each is timed
-by itself, which is handy while working on one of them: `--benchmark-save`, `--benchmark-compare`, `-k`.
+Results rest on `fastopt bench`, where contestants take turns. Here each is timed by itself, which is handy while
+working on one of them: `-k 'adam and 64Mi'`, `--benchmark-save`, `--benchmark-compare`, `--benchmark-json`.
 """
 
 import pytest
 
-from bench import large, small
+from fastopt import get_threads
+from fastopt.bench import check, problem
+from fastopt.bench.cases import SMALL, Case
+from fastopt.bench.peers import PEERS
+from fastopt.bench.run import threads
 
-MEDIUM = 1 << 20
-CASES = {
-    **{case.name: case for case in small.cases(1000)},
-    **{f"{case.name}, {MEDIUM}": case for case in large.cases(MEDIUM) if case.name in ("sgd", "adam", "rmsprop")},
-}
+CASES = [
+    Case(rule=rule, storage=storage, size=size, threads=get_threads())
+    for rule, storage, size in (
+        *((rule, "f32", "1Mi") for rule in ("sgd", "momentum-heavy-ball", "rmsprop", "adam-decoupled", "lion")),
+        *(("adam-decoupled", storage, "1Mi") for storage in ("bf16", "split", "8bit", "split_8bit")),
+        *(("adam-decoupled", "f32", size) for size in ("1000", SMALL, "64Mi")),
+    )
+]
 CONTESTANTS = [
-    ("1 tensor of 1,000", "step"),
-    ("1 tensor of 1,000", "step, lr scheduled"),
-    ("1 tensor of 1,000", "update"),
-    ("1 tensor of 1,000", "torch"),
-    ("100 tensors of 10 to 1,000", "step"),
-    ("100 tensors of 10 to 1,000", "torch"),
-    *[(name, who) for name in list(CASES)[4:] for who in ("fastopt", "ceiling", "torch")],
+    (case, name)
+    for case in CASES
+    for name in ("fastopt", "ceiling", *(n for n, peer in PEERS.items() if not peer.apart and not peer.cannot(case)))
 ]
 
 
-@pytest.mark.parametrize(("case", "contestant"), CONTESTANTS)
-def test_speed(benchmark, case, contestant):
-    call = CASES[case].prepare()[contestant]
-    if call is None:
-        pytest.skip("torch is not installed")
-    benchmark.group = case
-    benchmark(call)
+@pytest.mark.parametrize(("case", "name"), CONTESTANTS, ids=[f"{name} {case.name}" for case, name in CONTESTANTS])
+def test_speed(benchmark, case, name):
+    benchmark.group = case.name
+    benchmark.extra_info.update(case.as_dict(), traffic=case.traffic)
+    with threads(case.threads):
+        made = problem.optimizer(case)
+        own = problem.shared(made)
+        if name == "fastopt":
+            check.check_ours(case)
+            benchmark(made.step)
+        elif name == "ceiling":
+            benchmark(problem.passes(case, own))
+        else:
+            peer = PEERS[name]
+            if absent := peer.absent():
+                pytest.skip(absent)
+            peer.load(case.threads)
+            check.check_peer(case, peer)
+            contestant = peer.tune(case, peer.make(case, own))
+            if contestant.ready:
+                contestant.ready()
+            benchmark(contestant.step)

@@ -1,22 +1,23 @@
 """One thread against several, over sizes and chunks: what PARALLEL_FROM, CHUNK and CLAIMS in kernels/cpu.py rest on.
 
-`serial` is one thread; `chunk 32768` shares the step among all of fastopt's threads, each claiming that many elements
-at a time. Where a size is no larger than the chunk there is nothing to share, and the row is left out.
+`python -m fastopt.bench.threads` prints, for SGD and Adam, the time on one thread and how many times as fast a step is
+that is shared among all of fastopt's threads, each claiming so many elements at a time: the three percentiles. Where a
+size is no larger than the chunk there is nothing to share.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
-from bench import peers
-from bench.clock import Case, Comparison
+from fastopt.bench import check, clock
+from fastopt.bench.cases import Case
+from fastopt.bench.forms import CASES
 from fastopt.buffers import allocate
 from fastopt.kernels import cpu
 from fastopt.kernels.program import host_scalars, trace
-from tests.cases import CASES
 
 DTYPE = np.dtype(np.float32)
 RULES = ("sgd", "adam")
@@ -24,19 +25,9 @@ SIZES = [1 << k for k in range(10, 27)]
 CHUNKS = [1 << k for k in range(13, 22, 2)]
 
 
-def cases(elements: int) -> list[Case]:
-    """List the cases, up to `elements` parameters."""
-    return [_case(name, size) for name in RULES for size in SIZES if size <= elements]
-
-
-def _case(name: str, size: int) -> Case:
-    comparisons = tuple(Comparison(f"chunk {chunk}", "serial") for chunk in CHUNKS if chunk < size)
-    traffic = size * trace(CASES[name], DTYPE).bytes_per_parameter
-    return Case(f"{name}, {size}", lambda: _contestants(name, size), comparisons, traffic)
-
-
-def _contestants(name: str, size: int) -> Mapping[str, Callable[[], object]]:
-    peers.check_rule(name)
+def contestants(name: str, size: int) -> dict[str, Callable[[], None]]:
+    """Make the steps of one rule and size: on one thread, and with each chunk that divides it."""
+    check.check_ours(Case(rule=name))
     rule, program = CASES[name], trace(CASES[name], DTYPE)
     arrays = [allocate(size, DTYPE, 1.0) for _ in program.buffers]
     launch, scalars = cpu.bind(program, arrays), host_scalars(program, rule)(10)
@@ -54,3 +45,25 @@ def _contestants(name: str, size: int) -> Mapping[str, Callable[[], object]]:
 
     shared = {f"chunk {chunk}": contestant(0, chunk) for chunk in CHUNKS if chunk < size}
     return {"serial": contestant(sys.maxsize, cpu.CHUNK), **shared}
+
+
+def measure(name: str, size: int, repeats: int) -> dict[str, list[float]]:
+    """Give the seconds of one thread, and the speed of each chunk relative to it, as percentiles."""
+    made = contestants(name, size)
+    samples = clock.race({label: clock.timed(call) for label, call in made.items()}, repeats)
+    found = {label: clock.speed(taken, samples["serial"]) for label, taken in samples.items() if label != "serial"}
+    return {"serial": clock.percentiles(samples["serial"]), **found}
+
+
+def main(sizes: list[int] = SIZES, repeats: int = 10) -> None:
+    """Print the table."""
+    for name in RULES:
+        for size in sizes:
+            found = measure(name, size, repeats)
+            serial, *_ = found.pop("serial")[1:2]
+            shared = "   ".join(f"{label}: {low:.2f} {mid:.2f} {high:.2f}" for label, (low, mid, high) in found.items())
+            print(f"{name:5} {size:>10,}  {serial * 1e6:>10,.1f} µs   {shared}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -35,7 +35,7 @@ class Ceiling(NamedTuple):
 def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., None]:
     """Compile `kernel(job, n, chunk, far, *addresses)`: `writes` arrays updated in place, then `reads` only read.
 
-    `run` calls it; a job of 0 makes one thread do all n elements.
+    `bind` prepares a call of it; a job of 0 makes one thread do all n elements.
     """
     kind, strip = np.dtype(dtype).name, cpu.strip(np.dtype(dtype).itemsize)
     name = f"traffic_r{reads}_w{writes}_{kind}"
@@ -73,11 +73,18 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
     return cpu.load(name, text)
 
 
-def run(kernel: Callable[..., None], arrays: Sequence[np.ndarray]) -> None:
-    """Pass once over these arrays, the written ones first, on all of fastopt's threads."""
-    n = arrays[0].size
-    arguments = (int(cpu.is_far(n)), *[a.__array_interface__["data"][0] for a in arrays])
-    launch.run(threads.share(kernel, cpu.waiting(), n, cpu.chunk(n), arguments, arrays))
+def bind(written: Sequence[np.ndarray], read: Sequence[np.ndarray]) -> Callable[[], object]:
+    """Prepare one pass over arrays of one length and type, shared among fastopt's threads as a step would be.
+
+    The arrays must not be moved while it is in use.
+    """
+    keep, n = (*written, *read), written[0].size
+    kernel = traffic(len(read), len(written), written[0].dtype)
+    given = (int(cpu.is_far(n)), *[a.__array_interface__["data"][0] for a in keep])
+    if n <= cpu.CHUNK or sum(a.nbytes for a in (*keep, *written)) < cpu.PARALLEL_FROM:
+        calls = [(kernel, 0, n, n, *given)]
+        return lambda keep=keep: launch.run(calls)  # it owns the memory
+    return lambda: launch.run(threads.share(kernel, cpu.waiting(), n, cpu.chunk(n), given, keep))
 
 
 def measure(
@@ -95,13 +102,13 @@ def measure(
 
     """
     dtype = np.dtype(dtype)
-    arrays = [allocate(elements, dtype, 1.0) for _ in range(writes)] + [allocate(elements, dtype) for _ in range(reads)]
-    kernel = traffic(reads, writes, dtype)
-    run(kernel, arrays)
+    written = [allocate(elements, dtype, 1.0) for _ in range(writes)]
+    run = bind(written, [allocate(elements, dtype) for _ in range(reads)])
+    run()
     times: list[float] = []
     while len(times) < _FEWEST_RUNS or sum(times) < seconds:
         start = time.perf_counter()
-        run(kernel, arrays)
+        run()
         times.append(time.perf_counter() - start)
     gigabytes = elements * dtype.itemsize * (reads + 2 * writes) / 1e9
     return Ceiling(gigabytes / statistics.median(times), gigabytes / min(times), len(times))

@@ -1,17 +1,15 @@
-"""The same rules in PyTorch and optax: which call there is which row of CASES here, and the path it takes.
-
-The tables are also a glossary: each row says in the other library's words what one row of CASES computes. Neither
-library is imported before `path` is asked for a row of its table.
-"""
+"""The path that a rule takes in PyTorch and optax, by their own implementations of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-STEPS = 100
+from fastopt.bench.glossary import ROWS, STEPS, Row
+
+PEERS: Mapping[str, Row] = ROWS
 STORED = (1, 2, 3, 5, 6, 10, 30, 60, 100)  # between 5 and 6 RAdam with β₂ = 0.999 begins to rectify
 _INDEX = np.arange(12)
 _CURVATURE = 2.0 ** (_INDEX - 8)  # from 1/256 to 8
@@ -27,17 +25,6 @@ def gradient(p: np.ndarray, t: int) -> np.ndarray:
     return _CURVATURE * (p - 0.5) + 3 * p / (1 + p * p) + (np.roll(p, 1) - p) / 4 + rough
 
 
-class Peer(NamedTuple):
-    """One optimizer of another library: the case it should equal, how to make it, what our state is called there."""
-
-    case: str
-    make: Callable[..., Any]
-    state: Mapping[str, str]
-    schedule: Callable[..., Any]
-    library: str
-    name: str
-
-
 class Path(NamedTuple):
     """Where an optimizer went: the learning rate of each step, p at the steps STORED, the state after the last."""
 
@@ -46,26 +33,12 @@ class Path(NamedTuple):
     state: dict[str, np.ndarray]
 
 
-def path(peer: Peer) -> Path:
+def path(peer: Row) -> Path:
     """Run `peer` for STEPS steps in float64; needs its library."""
     return (_torch_path if peer.library == "torch" else _optax_path)(peer)
 
 
-def _torch(
-    case: str, optimizer: str, state: Mapping[str, str], schedule: tuple[str, dict] | None = None, **settings: Any
-) -> Peer:
-    """Make a row: the optimizer and, if any, the learning-rate scheduler by name, each with its settings."""
-
-    def scheduler(torch, made):
-        return getattr(torch.optim.lr_scheduler, schedule[0])(made, **schedule[1]) if schedule else None
-
-    name = f"torch {case}" + (f" {schedule[0]}" if schedule else "")
-    return Peer(
-        case, lambda torch, p: getattr(torch.optim, optimizer)([p], **settings), state, scheduler, "torch", name
-    )
-
-
-def _torch_path(peer: Peer) -> Path:
+def _torch_path(peer: Row) -> Path:
     import torch  # pyright: ignore[reportMissingImports]
 
     default = torch.get_default_dtype()
@@ -88,13 +61,7 @@ def _torch_path(peer: Peer) -> Path:
     return Path(np.array(lrs), np.array(ps)[np.array(STORED) - 1], state)
 
 
-def _optax(case: str, make: Callable[[Any, Any], Any], state: Mapping[str, str], lr: Any) -> Peer:
-    """Make a row: `make` is given optax and a learning rate, which is `lr` or, if that is a function, `lr(optax)`."""
-    name = f"optax {case}" + (" schedule" if callable(lr) else "")
-    return Peer(case, make, state, lr if callable(lr) else lambda _: lambda _: lr, "optax", name)
-
-
-def _optax_path(peer: Peer) -> Path:
+def _optax_path(peer: Row) -> Path:
     import jax  # pyright: ignore[reportMissingImports]
     import optax  # pyright: ignore[reportMissingImports]
 
@@ -125,154 +92,3 @@ def _find(state: Any, field: str) -> Any:
     if field in getattr(state, "_fields", ()):
         return getattr(state, field)
     return next((x for x in (_find(s, field) for s in state) if x is not None), None)
-
-
-_MV, _MVX = {"m": "exp_avg", "v": "exp_avg_sq"}, {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
-_M, _V, _VA = {"m": "momentum_buffer"}, {"v": "square_avg"}, {"v": "square_avg", "a": "grad_avg"}
-_SUM, _VU, _MU = {"v": "sum"}, {"v": "square_avg", "u": "acc_delta"}, {"m": "exp_avg", "u": "exp_inf"}
-
-TORCH = [
-    _torch("sgd", "SGD", {}, lr=0.1),
-    _torch("sgd", "SGD", {}, ("CosineAnnealingLR", {"T_max": STEPS}), lr=0.1),
-    _torch("sgd-weight-decay", "SGD", {}, lr=0.1, weight_decay=0.02),
-    _torch("momentum-heavy-ball", "SGD", _M, lr=0.01, momentum=0.9),
-    _torch("momentum-heavy-ball-weight-decay", "SGD", _M, lr=0.01, momentum=0.9, weight_decay=0.02),
-    _torch("momentum-heavy-ball-nesterov", "SGD", _M, lr=0.01, momentum=0.9, nesterov=True),
-    _torch("momentum-heavy-ball-dampening", "SGD", _M, lr=0.01, momentum=0.9, dampening=0.3),
-    _torch(
-        "momentum-heavy-ball-dampening",
-        "SGD",
-        _M,
-        ("StepLR", {"step_size": 20, "gamma": 0.5}),
-        lr=0.01,
-        momentum=0.9,
-        dampening=0.3,
-    ),
-    _torch("rmsprop", "RMSprop", _V, eps=1e-3),
-    _torch("rmsprop-centered", "RMSprop", _VA, eps=1e-3, centered=True),
-    _torch("rmsprop-momentum", "RMSprop", _V | _M, eps=1e-3, momentum=0.8),
-    _torch("rmsprop-centered-momentum", "RMSprop", _VA | _M, eps=1e-3, centered=True, momentum=0.8),
-    _torch(
-        "rmsprop-centered-momentum",
-        "RMSprop",
-        _VA | _M,
-        ("ExponentialLR", {"gamma": 0.97}),
-        eps=1e-3,
-        centered=True,
-        momentum=0.8,
-    ),
-    _torch("rmsprop-weight-decay", "RMSprop", _V, eps=1e-3, weight_decay=0.02),
-    _torch(
-        "rmsprop-centered-momentum-weight-decay",
-        "RMSprop",
-        _VA | _M,
-        eps=1e-3,
-        centered=True,
-        momentum=0.8,
-        weight_decay=0.02,
-    ),
-    _torch("rmsprop-no-eps", "RMSprop", _V, eps=0.0),
-    _torch("adam", "Adam", _MV, lr=0.01, eps=1e-3),
-    _torch("adam-decoupled", "AdamW", _MV, lr=0.01, eps=1e-3, weight_decay=0.5),
-    _torch("adam-decoupled", "AdamW", _MV, ("LinearLR", {"total_iters": 20}), lr=0.01, eps=1e-3, weight_decay=0.5),
-    _torch("adam-l2", "Adam", _MV, lr=0.01, eps=1e-3, weight_decay=0.02),
-    _torch("adam-amsgrad", "AdamW", _MVX, lr=0.01, eps=1e-3, weight_decay=0.0, amsgrad=True),
-    _torch("adam-amsgrad-decoupled", "AdamW", _MVX, lr=0.01, eps=1e-3, weight_decay=0.5, amsgrad=True),
-    _torch("adam-amsgrad-l2", "Adam", _MVX, lr=0.01, eps=1e-3, weight_decay=0.02, amsgrad=True),
-    _torch("adam-no-eps", "Adam", _MV, lr=0.01, eps=0.0),
-    _torch("adam-no-momentum", "Adam", _MV, lr=0.01, betas=(0.0, 0.99), eps=1e-3),
-    _torch("adagrad", "Adagrad", _SUM, lr=0.1, eps=1e-3),
-    _torch("adagrad-lr-decay", "Adagrad", _SUM, lr=0.1, eps=1e-3, lr_decay=1e-3),
-    _torch("adagrad-lr-decay", "Adagrad", _SUM, ("ExponentialLR", {"gamma": 0.99}), lr=0.1, eps=1e-3, lr_decay=1e-3),
-    _torch("adagrad-initial", "Adagrad", _SUM, lr=0.1, eps=1e-3, initial_accumulator_value=0.1),
-    _torch("adagrad-weight-decay", "Adagrad", _SUM, lr=0.1, eps=1e-3, weight_decay=0.02),
-    _torch("adagrad-no-eps", "Adagrad", _SUM, lr=0.1, eps=0.0),
-    _torch("adadelta", "Adadelta", _VU, lr=0.5, eps=1e-3),
-    _torch("adadelta-weight-decay", "Adadelta", _VU, lr=0.5, eps=1e-3, weight_decay=0.02),
-    _torch("adamax", "Adamax", _MU, lr=0.01, eps=1e-3),
-    _torch("adamax-weight-decay", "Adamax", _MU, lr=0.01, eps=1e-3, weight_decay=0.02),
-    _torch("adamax-no-eps", "Adamax", _MU, lr=0.01, eps=0.0),
-    _torch("nadam", "NAdam", _MV, lr=0.01, eps=1e-3),
-    _torch("nadam", "NAdam", _MV, ("PolynomialLR", {"total_iters": STEPS, "power": 2.0}), lr=0.01, eps=1e-3),
-    _torch("nadam-l2", "NAdam", _MV, lr=0.01, eps=1e-3, weight_decay=0.02),
-    _torch("nadam-decoupled", "NAdam", _MV, lr=0.01, eps=1e-3, weight_decay=0.5, decoupled_weight_decay=True),
-    _torch("nadam-constant-momentum", "NAdam", _MV, lr=0.01, eps=1e-3, momentum_decay=1e6),
-    _torch("radam", "RAdam", _MV, lr=0.01, eps=1e-3),
-    _torch("radam-l2", "RAdam", _MV, lr=0.01, eps=1e-3, weight_decay=0.02),
-    _torch("radam-decoupled", "RAdam", _MV, lr=0.01, eps=1e-3, weight_decay=0.5, decoupled_weight_decay=True),
-    _torch("radam-no-eps", "RAdam", _MV, lr=0.01, eps=0.0),
-]
-
-
-def _l2(optax: Any, rule: Any) -> Any:
-    """Put L2 weight decay before a rule: of those here, optax has it built in for Adadelta alone."""
-    return optax.chain(optax.add_decayed_weights(0.02), rule)
-
-
-def _average(optax: Any, lr: Any, *, debias: bool = False) -> Any:
-    return optax.chain(optax.ema(0.9, debias=debias), optax.scale_by_learning_rate(lr))
-
-
-def _rmsprop(**settings: Any) -> Callable[[Any, Any], Any]:
-    """Make RMSprop with our defaults. optax's momentum adds up −lr·s, not s: its buffer is not our m, and left out."""
-    return lambda o, lr: o.rmsprop(lr, **{"decay": 0.99, "eps": 1e-3, "eps_in_sqrt": False, **settings})
-
-
-_EMA, _TRACE, _NU, _SQUARES = {"m": "ema"}, {"m": "trace"}, {"v": "nu"}, {"v": "sum_of_squares"}
-_MU_NU, _CENTERED = {"m": "mu", "v": "nu"}, {"a": "mu", "v": "nu"}
-_INFINITY, _DELTA = {"m": "mu", "u": "nu"}, {"v": "e_g", "u": "e_x"}
-
-OPTAX = [
-    _optax("sgd", lambda o, lr: o.sgd(lr), {}, 0.1),
-    _optax("sgd", lambda o, lr: o.sgd(lr), {}, lambda o: o.cosine_decay_schedule(0.1, STEPS)),
-    _optax("sgd-weight-decay", lambda o, lr: _l2(o, o.sgd(lr)), {}, 0.1),
-    _optax("momentum", _average, _EMA, 0.1),
-    _optax("momentum", _average, _EMA, lambda o: o.exponential_decay(0.1, 30, 0.5)),
-    _optax("momentum-bias-correction", lambda o, lr: _average(o, lr, debias=True), _EMA, 0.1),
-    _optax("momentum-weight-decay", lambda o, lr: _l2(o, _average(o, lr)), _EMA, 0.1),
-    _optax("momentum-heavy-ball", lambda o, lr: o.sgd(lr, momentum=0.9), _TRACE, 0.01),
-    _optax("momentum-heavy-ball-weight-decay", lambda o, lr: _l2(o, o.sgd(lr, momentum=0.9)), _TRACE, 0.01),
-    _optax("momentum-heavy-ball-nesterov", lambda o, lr: o.sgd(lr, momentum=0.9, nesterov=True), _TRACE, 0.01),
-    _optax("rmsprop", _rmsprop(), _NU, 0.01),
-    _optax("rmsprop-centered", _rmsprop(centered=True), _CENTERED, 0.01),
-    _optax("rmsprop-momentum", _rmsprop(momentum=0.8), _NU, 0.01),
-    _optax("rmsprop-centered-momentum", _rmsprop(centered=True, momentum=0.8), _CENTERED, 0.01),
-    _optax("rmsprop-inside", _rmsprop(eps_in_sqrt=True), _NU, 0.01),
-    _optax("rmsprop-inside", _rmsprop(eps_in_sqrt=True), _NU, lambda o: o.linear_schedule(0.01, 0.001, STEPS)),
-    _optax("rmsprop-centered-inside", _rmsprop(centered=True, eps_in_sqrt=True), _CENTERED, 0.01),
-    _optax("rmsprop-momentum-inside", _rmsprop(momentum=0.8, eps_in_sqrt=True), _NU, 0.01),
-    _optax(
-        "rmsprop-centered-momentum-inside", _rmsprop(centered=True, momentum=0.8, eps_in_sqrt=True), _CENTERED, 0.01
-    ),
-    _optax("rmsprop-weight-decay", lambda o, lr: _l2(o, _rmsprop()(o, lr)), _NU, 0.01),
-    _optax("rmsprop-no-eps", _rmsprop(eps=0.0), _NU, 0.01),
-    _optax("adam", lambda o, lr: o.adam(lr, eps=1e-3), _MU_NU, 0.01),
-    _optax("adam-decoupled", lambda o, lr: o.adamw(lr, eps=1e-3, weight_decay=0.5), _MU_NU, 0.01),
-    _optax(
-        "adam-decoupled",
-        lambda o, lr: o.adamw(lr, eps=1e-3, weight_decay=0.5),
-        _MU_NU,
-        lambda o: o.warmup_cosine_decay_schedule(0.0, 0.02, 10, STEPS),
-    ),
-    _optax("adam-l2", lambda o, lr: _l2(o, o.adam(lr, eps=1e-3)), _MU_NU, 0.01),
-    _optax("adam-no-eps", lambda o, lr: o.adam(lr, eps=0.0), _MU_NU, 0.01),
-    _optax("adam-no-momentum", lambda o, lr: o.adam(lr, b1=0.0, b2=0.99, eps=1e-3), _MU_NU, 0.01),
-    _optax("adagrad-no-eps", lambda o, lr: o.adagrad(lr, initial_accumulator_value=0.0, eps=0.0), _SQUARES, 0.1),
-    _optax("adadelta", lambda o, lr: o.adadelta(lr, eps=1e-3), _DELTA, 0.5),
-    _optax("adadelta-weight-decay", lambda o, lr: o.adadelta(lr, eps=1e-3, weight_decay=0.02), _DELTA, 0.5),
-    _optax("adamax", lambda o, lr: o.adamax(lr, eps=1e-3), _INFINITY, 0.01),
-    _optax("adamax-weight-decay", lambda o, lr: _l2(o, o.adamax(lr, eps=1e-3)), _INFINITY, 0.01),
-    _optax("adamax-no-eps", lambda o, lr: o.adamax(lr, eps=0.0), _INFINITY, 0.01),
-    _optax("nadam-constant-momentum", lambda o, lr: o.nadam(lr, eps=1e-3), _MU_NU, 0.01),
-    _optax("radam-no-eps", lambda o, lr: o.radam(lr, eps=0.0), _MU_NU, 0.01),
-    _optax("lion", lambda o, lr: o.lion(lr, weight_decay=0.0), {"m": "mu"}, 0.01),
-    _optax("lion-weight-decay", lambda o, lr: o.lion(lr, weight_decay=0.5), {"m": "mu"}, 0.01),
-    _optax(
-        "lion-weight-decay",
-        lambda o, lr: o.lion(lr, weight_decay=0.5),
-        {"m": "mu"},
-        lambda o: o.polynomial_schedule(0.01, 0.001, 2, STEPS),
-    ),
-]
-
-PEERS = {peer.name: peer for peer in TORCH + OPTAX}

@@ -77,21 +77,23 @@ HEAVY = {
     "numba": {"fastopt.kernels.cpu", "fastopt.kernels.intrinsics"},
     "llvmlite": {"fastopt.kernels.intrinsics", "fastopt.demo.machine"},
     "cupy": {"fastopt.kernels.nvrtc"},
-    "torch": set(),
+    "torch": set(),  # adapters of the benchmark import their library by name, when they are asked to
     "jax": set(),
     "ml_dtypes": {"fastopt.devices"},
-    "matplotlib": {"fastopt.demo.pictures"},
-    "sklearn": {"fastopt.demo.digits"},
-    "threadpoolctl": {"fastopt.demo.digits"},
-    "rich": {"fastopt.demo.console", "fastopt.demo.commands"},
+    "matplotlib": {"fastopt.bench.pictures", "fastopt.bench.quality", "fastopt.demo.pictures"},
+    "sklearn": {"fastopt.bench.quality", "fastopt.demo.digits"},
+    "threadpoolctl": {"fastopt.bench.peers.tensors", "fastopt.bench.quality", "fastopt.demo.digits"},
+    "rich": {"fastopt.bench.quality", "fastopt.demo.bench", "fastopt.demo.console", "fastopt.demo.commands"},
     "typer": {"fastopt.demo.commands"},
 }
 
 
 def modules() -> dict[str, Path]:
     found = {}
-    for folder, package in (("fastopt", "fastopt"), ("kernels", "fastopt.kernels")):
-        for path in (p for p in (ROOT / folder).rglob("*.py") if p.parent.name != "printed"):
+    for folder, package in (("fastopt", "fastopt"), ("kernels", "fastopt.kernels"), ("bench", "fastopt.bench")):
+        for path in (
+            p for p in (ROOT / folder).rglob("*.py") if p.parent.name != "printed" and p.name != "test_bench.py"
+        ):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
             found[".".join([package, *(x for x in parts if x != "__init__")])] = path
     return found
@@ -118,10 +120,12 @@ def test_imports_run_one_way(module):
         assert all(
             name in allowed or any(name.startswith(a + ".") for a in allowed - {"fastopt.kernels"}) for name in ours
         ), ours
-    elif not module.startswith("fastopt.demo"):
+    elif not module.startswith(("fastopt.bench", "fastopt.demo")):
         pytest.fail(f"{module} has no row in MAY_IMPORT")
-    if not module.startswith(("fastopt.demo", "fastopt.cli")):
+    if not module.startswith(("fastopt.bench", "fastopt.demo", "fastopt.cli")):
         assert not any(name.startswith("fastopt.demo") for name in ours)
+    if not module.startswith(("fastopt.bench", "fastopt.demo")):
+        assert not any(name.startswith("fastopt.bench") for name in ours)
     for heavy, may in HEAVY.items():
         if any(name.split(".")[0] == heavy for name in imports(known[module])):
             assert module in may

@@ -1,122 +1,585 @@
 """Every benchmark runs once at a tiny size, so that none can rot. What it times is of no concern here."""
 
-import importlib
 import json
+import os
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-SUITES = ["large", "small", "storage", "threads"]
+import fastopt
+from fastopt.bench import (
+    cases,
+    check,
+    clock,
+    compare,
+    first,
+    pictures,
+    problem,
+    process,
+    readme,
+    record,
+    report,
+    run,
+    threads,
+)
+from fastopt.bench.cases import PARTS, Case, Entry, plan
+from fastopt.bench.forms import CASES
+from fastopt.bench.peers import PEERS
+from fastopt.bench.peers.adapter import Contestant, Peer
+from fastopt.demo.commands import app
+from fastopt.errors import SettingError
+
+LIBRARIES = ("torch", "deepspeed", "jax", "bitsandbytes", "torchao", "flashoptim", "apex")
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    """Time as little as possible."""
+    monkeypatch.setattr(clock, "SHORTEST", 0.0)
+    monkeypatch.setattr(clock, "PAUSE", 0.0)
 
 
 @pytest.fixture
-def bench(monkeypatch) -> Any:
-    """The benchmarks' command, which lies in the repository and is not installed, made fast."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    module = importlib.import_module("bench.__main__")
-    monkeypatch.setattr(module.clock, "SHORTEST", 0.0)
-    monkeypatch.setattr(module.clock, "PAUSE", 0.0)
-    return module
+def alone(monkeypatch):
+    """Pretend that no other library is installed."""
+    for name in LIBRARIES:
+        monkeypatch.setitem(sys.modules, name, None)
 
 
-def run(bench, path: Path, *arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run a suite with two tiny rounds; gives the run that was kept, and its results by case."""
-    bench.main(["--out", str(path), "--repeats", "2", *arguments])
-    kept = json.loads(path.read_text().splitlines()[-1])
-    return kept, {result["case"]: result for result in kept["results"]}
+def tiny(entry: Entry) -> Entry:
+    """Shrink an entry's case, but for its number of tensors."""
+    count = len(entry.case.tensors)
+    return entry._replace(
+        case=replace(entry.case, size=f"{max(min(count, 5), entry.case.groups)}x300" if count > 1 else "700")
+    )
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_every_case_runs_without_torch(bench, suite, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    kept, results = run(bench, tmp_path / "r.jsonl", suite, "--elements", "5000")
-    assert set(bench.work(suite, 5000)) == set(results)
-    assert kept["machine"]["cpu"]
-    assert kept["machine"]["cores"] >= 1
-    assert kept["versions"]["numpy"] == np.__version__
-    for result in results.values():
-        for name, seconds in result["seconds"].items():
-            peer = name.startswith(("torch", "bitsandbytes"))
-            assert seconds is None if peer else 0 < seconds[0] <= seconds[1] <= seconds[2]
-        assert all(c["speed"][1] > 0 for c in result["compared"])
-    text = capsys.readouterr().out
-    assert ("not installed" in text) == (suite != "threads")
-    assert all(case in text for case in results)
+def bench(*arguments: str) -> Any:
+    """Run `fastopt bench` in this process."""
+    return CliRunner().invoke(app, ["bench", *arguments], env={"COLUMNS": "250"})
 
 
-def test_every_kernel_is_timed_once(bench):
-    from cases import CASES
+# ---------------------------------------------------------------- what is timed
 
+TIMED = [part for part in PARTS if part not in ("first", "memory")]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("part", TIMED)
+def test_every_case_runs_without_other_libraries(part, quick, alone, monkeypatch):
+    entries = {tiny(entry).key: tiny(entry) for entry in plan(part, 2, quick)}
+    assert entries
+    for entry in entries.values():
+        found = run.measure(entry, 1, list(PEERS))
+        ours = found["seconds"]["fastopt"]
+        assert 0 < ours[0] <= ours[1] <= ours[2]
+        assert found["share"][1] > 0
+        assert all(speed[1] > 0 for speed in found["versus"].values())
+        absent = {name for name, why in found["cannot"].items() if why.startswith("not installed")}
+        assert absent == {name for name, peer in run.beside(entry, list(PEERS)).items() if {*peer.packages} - {"numpy"}}
+        assert not any(why.startswith("failed") for why in found["cannot"].values())
+        json.dumps(found)
+
+
+def test_the_plan_has_every_kernel_once_and_every_axis():
     from fastopt.kernels.program import trace
 
-    timed = [trace(CASES[name], np.float32).name for name in bench.work("large", 10)]
+    timed = [trace(CASES[entry.case.rule], np.float32).name for entry in plan("rules", 2, False)]
     assert sorted(timed) == sorted({trace(rule, np.float32).name for rule in CASES.values()})
+    assert {entry.case.storage for entry in plan("storages", 2, False)} >= {"f32", "bf16", "split", "8bit", "bf16_8bit"}
+    sizes = [entry.case.elements for entry in plan("sizes", 2, False)]
+    assert (min(sizes), max(sizes)) == (1, 256 << 20)
+    assert [len(entry.case.tensors) for entry in plan("tensors", 2, False)] == [1, 10, 100, 1000]
+    assert {entry.case.threads for entry in plan("threads", 3, False)} == {1, 2, 3}
+    assert len({entry.key for part in PARTS for entry in plan(part, 2, False)}) == sum(
+        len(plan(part, 2, False)) for part in PARTS
+    )
 
 
-def test_a_second_process_compiles_nothing(bench, tmp_path):
-    _, results = run(bench, tmp_path / "r.jsonl", "first", "--only", "adam", "--repeats", "1")
-    assert all(results["adam, cold"]["claims"].values())
-    assert all(results["adam, warm"]["claims"].values())
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [("7", (7,)), ("2Ki", (2048,)), ("3x10", (10, 10, 10)), ("2x1Mi", (1 << 20, 1 << 20)), ("1Gi", (1 << 30,))],
+)
+def test_sizes(size, expected):
+    assert cases.tensor_sizes(size) == expected
 
 
-def test_results_are_added_to_what_is_there(bench, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    path = tmp_path / "new folder" / "r.jsonl"
-    for _ in range(2):
-        run(bench, path, "large", "--elements", "10", "--only", "sgd")
-    assert [json.loads(line)["suite"] for line in path.read_text().splitlines()] == ["large", "large"]
+def test_sizes_at_random_are_the_same_every_time():
+    found = cases.tensor_sizes("100x10-1000")
+    assert found == cases.tensor_sizes("100x10-1000")
+    assert len(found) == 100
+    assert 10 <= min(found) < max(found) <= 1000
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "64M", "1e6", "x10", "3x", "10-5", "100x10-", "", "999999x10", "9999Gi"])
+def test_what_is_no_size_is_refused(size):
+    with pytest.raises(SettingError, match="no size"):
+        cases.tensor_sizes(size)
+
+
+# ---------------------------------------------------------------- the clock
+
+
+def test_contestants_take_turns_from_another_one_each_round():
+    turns = []
+
+    def contestant(name):
+        return lambda calls: turns.append(name) or 1e-3
+
+    clock.race({name: contestant(name) for name in "abc"}, 3)
+    assert "".join(turns[-9:]) == "abcbcacab"
+
+
+def test_a_sample_lasts_long_enough(monkeypatch):
+    monkeypatch.setattr(clock, "SHORTEST", 5e-3)
+    asked = []
+    clock.race({"a": lambda calls: asked.append(calls) or calls * 1e-6}, 2)
+    assert asked[-1] * 1e-6 >= 5e-3
+    assert asked[-1] == asked[-2]
+
+
+def test_who_is_slow_sits_rounds_out():
+    samples = clock.race({"slow": lambda calls: 10.0 * calls, "quick": lambda calls: 1e-3 * calls}, 6)
+    assert (len(samples["slow"]), len(samples["quick"])) == (clock.FEWEST, 6)
+    assert clock.speed(samples["quick"], samples["slow"])[1] == 10_000
+
+
+def test_speed_is_the_ratio_of_times_within_a_round():
+    assert clock.speed([1.0, 2.0, 10.0], [3.0, 6.0, 10.0])[1] == 3.0
+
+
+# ---------------------------------------------------------------- peers
+
+
+class Stranger(Peer):
+    """A peer that computes something else, or does not start."""
+
+    name, apart, light = "stranger", False, True
+
+    def __init__(self, fails: bool = False):
+        self.fails = fails
+
+    def cannot(self, case):
+        return None
+
+    def load(self, threads):
+        if self.fails:
+            raise OSError("no such library\nand more")
+
+    def make(self, case, problem):
+        def step():
+            for p in problem.params.values():
+                p += 1
+
+        return Contestant(step, lambda: problem.params)
+
+
+@pytest.mark.parametrize(
+    ("fails", "words"), [(False, "stranger computes something else"), (True, "OSError: no such library")]
+)
+def test_a_peer_that_fails_is_named_and_not_timed(fails, words, monkeypatch):
+    monkeypatch.setitem(PEERS, "stranger", Stranger(fails))
+    found = run.measure(Entry("chosen", Case(size="500")), 1, ["stranger", "NumPy"])
+    assert words in found["cannot"]["stranger"]
+    assert "stranger" not in found["seconds"]
+    assert found["seconds"]["NumPy"]
+
+
+def test_ours_is_checked_before_it_is_timed(monkeypatch):
+    made = problem.optimizer
+
+    def wrong(case, **how):
+        opt = made(case, **how)
+        if how.get("backend") != "reference":
+            step = opt.step
+            opt.step = lambda: (step(), opt.flat_params.__iadd__(1))
+        return opt
+
+    monkeypatch.setattr(check.memory, "optimizer", wrong)
+    with pytest.raises(check.WrongResultError, match="differs from the reference"):
+        run.measure(Entry("chosen", Case(size="500")), 1, [])
+
+
+@pytest.mark.parametrize("rule", ["adam-l2", "rmsprop-centered-momentum", "lion", "adam-amsgrad", "momentum"])
+def test_numpy_computes_every_form(rule):
+    check.check_peer(Case(rule=rule), PEERS["NumPy"])
+
+
+def test_eight_bits_are_held_to_the_direction_of_steps():
+    case = check.small(Case(storage="8bit"))
+    begin = check.start(case)["p"]["g0.w0"]
+    led = check.reference(case)["g0.w0"]
+    assert check.difference(case, begin, led, led) is None
+    noise = np.random.default_rng(1).standard_normal(led.size).astype(np.float32)
+    assert "correlate" in str(check.difference(case, begin, begin + noise * (led - begin), led))
+
+
+@pytest.mark.parametrize("name", ["torch for-loop", "torch foreach", "torch fused"])
+def test_torch_beside_every_rule_that_has_it(name):
+    pytest.importorskip("torch", reason="torch is not installed: nothing to stand beside")
+    for rule in cases.MAIN:
+        case = Case(rule=rule, size="3x100")
+        if PEERS[name].cannot(case) is None:
+            found = run.measure(Entry("chosen", case), 1, [name])
+            assert not found["cannot"]
+            assert found["versus"][name][1] > 0
+    grouped = run.measure(Entry("groups", Case(size="6x100", groups=3)), 1, [name])
+    assert grouped["versus"][name]
+
+
+def test_torch_in_bfloat16_steps_on_the_same_words():
+    pytest.importorskip("torch", reason="torch is not installed: nothing to stand beside")
+    found = run.measure(Entry("chosen", Case(storage="bf16", size="900")), 1, ["torch fused"])
+    assert not found["cannot"]
+    case = Case(storage="bf16", size="900")
+    own = problem.shared(problem.optimizer(case))
+    before = own.params["g0.w0"].copy()
+    PEERS["torch fused"].make(case, own).step()
+    assert not np.array_equal(own.params["g0.w0"], before)
+
+
+def test_every_peer_says_why_it_cannot_or_can():
+    asked = [
+        Case(rule=rule, storage=s, size=n) for rule in CASES for s in ("f32", "bf16", "8bit") for n in ("64", "8Ki")
+    ]
+    for peer in PEERS.values():
+        said = [peer.cannot(case) for case in asked]
+        assert all(why is None or why for why in said)
+        assert any(why for why in said)
+    able = {name for name, peer in PEERS.items() if any(peer.cannot(case) is None for case in asked)}
+    assert able == set(PEERS) - {"FlashOptim", "Apex"}
+
+
+def test_a_process_answers_takes_turns_and_ends():
+    with process.Process("NumPy", 1) as worker:
+        case = Case(size="500")
+        assert worker.prepare(case) == "1 thread"
+        assert worker.seconds(3) > 0
+        with pytest.raises(process.PeerError, match="KeyError"):
+            worker.prepare(Case(rule="nothing"))
+        assert worker.ask("memory", case=case.as_dict())["peak"] > 0
+        assert set(worker.ask("first", case=case.as_dict())) == {"import", "make", "first step", "second step"}
+    assert not worker.alive
+
+
+def test_a_process_that_dies_or_hangs_is_an_answer_too():
+    with process.Process("NumPy", 1) as worker, pytest.raises(process.PeerError, match="no answer in 0 s"):
+        worker.ask("first", seconds=0.0, case=Case(size="500").as_dict())
+    with process.Process("no such peer", 1) as worker:
+        with pytest.raises(process.PeerError, match="KeyError"):
+            worker.prepare(Case(size="500"))
+        worker._process.kill()
+        with pytest.raises(process.PeerError, match="ended with code -9"):
+            worker.prepare(Case(size="500"))
+
+
+def test_a_case_that_memory_does_not_hold_is_named(monkeypatch):
+    monkeypatch.setattr(problem, "memory_free", lambda: 1e9)
+    found = run.measure(Entry("chosen", Case(size="1Gi")), 1, [])
+    assert "GiB of memory" in found["cannot"]["fastopt"]
+    assert "GiB of memory" in " ".join(report.timings("chosen", [found]).notes)
+
+
+@pytest.mark.parametrize("storage", ["f32", "8bit", "split_8bit", "bf16"])
+def test_the_ceiling_moves_the_bytes_of_the_step(storage, monkeypatch):
+    moved = []
+    monkeypatch.setattr(
+        problem.ceiling, "bind", lambda w, r: moved.append(sum(a.nbytes for a in (*w, *w, *r))) or (lambda: None)
+    )
+    case = Case(storage=storage, size="1Mi")
+    problem.passes(case, problem.shared(problem.optimizer(case)))
+    assert moved[0] == pytest.approx(case.traffic, rel=1e-4)  # whole elements
+
+
+# ---------------------------------------------------------------- other measurements
+
+
+def test_a_second_process_compiles_nothing():
+    cold, warm = first.run("adam", 1, 1)
+    assert all(cold["claims"].values())
+    assert all(warm["claims"].values())
+    assert first.total(cold) > first.total(warm) > 0
+
+
+def test_first_steps_of_a_peer_that_is_not_there(alone):
+    records = first.run("torch compile", 1, 1)
+    assert [r["kind"] for r in records] == ["cold", "warm"]
+    assert all(r["cannot"] == "not installed: torch" for r in records)
+
+
+def test_memory_of_a_step_is_the_rules_own(alone):
+    from fastopt.bench import memory
+
+    found = memory.measure(Case(size="8Mi"), list(PEERS), ["f32", "bf16"])
+    kept = found["bytes"]  # of p, g, m and v; what else a process needs is less than two bytes of 8 Mi
+    assert kept["fastopt f32"]["resident"] == pytest.approx(16, abs=2)
+    assert kept["fastopt bf16"]["resident"] == pytest.approx(8, abs=2)
+    assert kept["NumPy"]["peak"] > kept["fastopt f32"]["peak"]
+    assert found["cannot"]["torch fused"] == "not installed: torch"
+
+
+def test_threads_and_chunks():
+    found = threads.measure("adam", 5000, 1)
+    assert set(found) == {"serial", "chunk 2048"}
+
+
+# ---------------------------------------------------------------- results
+
+
+def conditions(**change: Any) -> dict[str, Any]:
+    return {**record.conditions(), "repeats": 1, "quick": False, "threads": 2, **change}
+
+
+def made(
+    part: str = "rules", share: float = 1.0, versus: float = 2.0, seconds: float = 0.05, **case: Any
+) -> dict[str, Any]:
+    """Make a record, with a spread of 1 % each way."""
+    one = Case(**{"threads": 2, **case})
+
+    def spread(x: float) -> list[float]:
+        return [0.99 * x, x, 1.01 * x]
+
+    return {
+        "key": Entry(part, one).key, "part": part, "case": one.as_dict(), "traffic": one.traffic,
+        "seconds": {n: spread(seconds * k) for n, k in (("fastopt", 1), ("ceiling", share), ("torch fused", versus))},
+        "versus": {"torch fused": spread(versus)}, "share": spread(share), "cannot": {}, "notes": {},
+    }  # fmt: skip
+
+
+def keep(folder: Path, *records: dict[str, Any], **change: Any) -> Path:
+    writer = record.Writer(folder, conditions(**change))
+    for one in records:
+        writer.add(one)
+    return folder
+
+
+def test_results_are_kept_and_read(tmp_path):
+    keep(tmp_path / "new" / "folder", made())
+    kept = record.read(tmp_path / "new" / "folder")
+    assert kept.records == [made()]
+    assert kept.machine["cores"] >= 1
+    assert kept.runs[0]["versions"]["numpy"] == np.__version__
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    keep(tmp_path, made(), made(rule="sgd"))
+    file = tmp_path / record.FILE
+    with file.open("a") as text:
+        text.write('{"part": "rules", "ke')
+    assert len(record.read(tmp_path).records) == 2
+    writer = record.Writer(tmp_path, conditions())
+    assert writer.done == {made()["key"], made(rule="sgd")["key"]}
+    writer.add(made(rule="lion"))
+    assert len(record.read(tmp_path).records) == 3
+
+
+@pytest.mark.parametrize(
+    "change", [{"source": "another"}, {"repeats": 7}, {"quick": True}, {"machine": {"cpu": "other"}}]
+)
+def test_what_was_measured_otherwise_is_not_mixed(tmp_path, change):
+    keep(tmp_path, made())
+    with pytest.raises(SettingError, match=f"another {next(iter(change))}"):
+        record.Writer(tmp_path, conditions(**change))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "no results"), ("\n", "line 1 is not"), ('{"run": {}}\n', "holds no results"), ("[1]\n", "line 1 is not"),
+     ('{"run": {}}\n{"part": "x"}\n', "line 2 is not")],
+)  # fmt: skip
+def test_damaged_results_are_refused(text, words, tmp_path):
+    (tmp_path / record.FILE).write_text(text)
+    with pytest.raises(SettingError, match=words):
+        record.read(tmp_path)
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
+    keep(tmp_path, made())
+    before = (tmp_path / record.FILE).read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        record.append(tmp_path / record.FILE, made(rule="sgd"))
+    assert (tmp_path / record.FILE).read_bytes() == before
+
+
+def test_losses_come_first_and_are_marked():
+    records = [made(), made(rule="sgd", share=0.9), made(rule="lion", versus=0.8), made(rule="adam", versus=0.7)]
+    rows = report.timings("rules", records).rows
+    assert [row[1].split(",")[0] for row in rows] == ["adam", "lion", "sgd", "adam-decoupled"]
+    assert [row[0] for row in rows] == ["▼", "▼", "▼", ""]
+    assert rows[0][-1] == "▼0.70"
+
+
+def test_goals_are_held_to_numbers():
+    records = [
+        made(rule="sgd", share=0.9), made(rule="rmsprop"), made(rule="lion", versus=0.8),
+        made("sizes", size="1000", versus=12.0), made("tensors", size=cases.SMALL, versus=40.0),
+    ]  # fmt: skip
+    records[1]["versus"] = {"torch foreach": [4.9, 5, 5.1], "torch for-loop": [5.9, 6, 6.1]}
+    found = {goal.words: (goal.met, goal.found) for goal in report.goals(records)}
+    assert len(found) == 5
+    by = {words.split(" ")[2] if words.startswith("a step") else words.split(" ")[0]: v for words, v in found.items()}
+    assert by["RMSprop"] == (True, "5.0 ×")
+    assert [met for met, _ in found.values()].count(True) == 2
+    assert "sgd 90%" in " ".join(text for _, text in found.values())
+    assert "lion: torch fused 1.25 ×" in " ".join(text for _, text in found.values())
+
+
+def test_pictures_are_drawn_of_what_there_is(tmp_path):
+    keep(
+        tmp_path, *(made(rule=r) for r in cases.MAIN), *(made("storages", storage=s) for s in ("bf16", "8bit")),
+        *(made("sizes", size=n) for n in ("1", "1Mi", "64Mi")), *(made("tensors", size=f"{n}x10-1000") for n in (1, 9)),
+    )  # fmt: skip
+    drawn = pictures.draw(record.read(tmp_path), tmp_path)
+    assert [path.name for path in drawn] == ["bytes.png", "sizes.png", "tensors.png", "shares.png"]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in drawn)
+    keep(tmp_path / "few", made("calls", size="1000"))
+    assert pictures.draw(record.read(tmp_path / "few"), tmp_path) == []
+
+
+# ---------------------------------------------------------------- README
+
+
+def test_readme_is_what_the_command_makes_of_the_newest_run():
+    kept, found = readme.README.read_text(), readme.newest()
+    assert readme.written(kept, found) == kept
+    for picture in re.findall(r"\]\((bench/results/[^)]*\.png)\)", kept):
+        assert (readme.README.parent / picture).is_file()
+
+
+def test_a_run_becomes_tables_with_its_losses_first(tmp_path):
+    keep(
+        tmp_path, *(made(rule=r) for r in ("sgd", "adam-l2", "nadam")), made(rule="lion", versus=0.8),
+        made(rule="adamax", share=0.7), *(made("storages", storage=s) for s in ("f32", "bf16")),
+        made("storages", storage="bf16", size=cases.IN_CACHE), made("sizes", size="1000", versus=12.0),
+        made("tensors", size=cases.SMALL), made("groups", size="64x1000", groups=4), made("threads"),
+        {"key": "m", "part": "memory", "case": Case().as_dict(), "bytes": {"NumPy": {"resident": 16.0, "peak": 30.5}}},
+        {"key": "f", "part": "first", "name": "fastopt adam", "kind": "cold", "seconds": {"import": [1, 2, 3]}},
+    )  # fmt: skip
+    text = readme.text(tmp_path)
+    for words in (
+        "falls short", "adamax 70%", "lion, f32, 64Mi, 2 threads: torch fused 0.80 ×", "| `lion` |", "**0.80**",
+        "The 3 other forms: 70% to 100%", "below 95 %: `adamax` 70%", "one tensor of 1,000", "100 tensors of",
+        "| `bf16` | 14 |",
+        "4: 50.0 ms", "| fastopt adam | 2.00 s | – |", "| NumPy | 16.0 | 30.5 |", record.conditions()["date"][:10],
+    ):  # fmt: skip
+        assert words in text, words
+    assert text.index("falls short") < text.index("| `lion` |") < text.index("| `sgd` |")
+    assert text in readme.written(f"# x\n{readme.BEGIN}old\n{readme.END}rest\n", tmp_path)
+    with pytest.raises(SystemExit, match="no part between"):
+        readme.written("# x\n", tmp_path)
+
+
+def test_no_run_is_said_to_be_none():
+    assert readme.NO_RUN in readme.written(f"{readme.BEGIN}{readme.END}", None)
+
+
+# ---------------------------------------------------------------- comparing
+
+
+@pytest.mark.parametrize(
+    ("share", "seconds", "verdict"),
+    [(1.0, 0.05, "same"), (0.97, 0.05, "same"), (0.8, 0.0625, "slower"), (1.2, 0.042, "faster"), (0.8, 0.05, "same")],
+)
+def test_a_change_beyond_noise(share, seconds, verdict, tmp_path):
+    old = record.read(keep(tmp_path / "old", made()))
+    new = record.read(keep(tmp_path / "new", made(share=share, seconds=seconds)))
+    assert [change.verdict for change in compare.compare(old, new).changes] == [verdict]
+
+
+def test_another_machine_is_compared_by_shares_alone(tmp_path):
+    old = record.read(keep(tmp_path / "old", made(), made("sizes", size="1000")))
+    new = keep(tmp_path / "new", made(seconds=0.5), made("sizes", size="1000", seconds=9.0), machine={"cpu": "slow"})
+    found = compare.compare(old, record.read(new))
+    assert not found.same_machine
+    assert [change.verdict for change in found.changes] == ["same"]
+
+
+def test_compare_exits_1_on_a_regression(tmp_path):
+    keep(tmp_path / "old", made(), made(rule="sgd"))
+    keep(tmp_path / "new", made(share=0.8, seconds=0.07), made(rule="lion"))
+    result = bench("--compare", str(tmp_path / "old"), str(tmp_path / "new"))
+    assert result.exit_code == 1
+    assert "1 slower, 0 faster, 0 the same" in result.output
+    assert "1 only in the old run: rules: sgd" in result.output
+    assert bench("--compare", str(tmp_path / "old"), str(tmp_path / "old")).exit_code == 0
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command_measures_shows_keeps_and_goes_on(tmp_path, alone, monkeypatch):
+    asked = ["--rule=adam*ed", "--storage=f32", "--storage=bf16", "--size=600", "--size=3x50", "--repeats=1"]
+    result = bench(*asked, "--out", str(tmp_path / "r"))
+    assert result.exit_code == 0, result.output
+    for words in ("adam-decoupled, f32, 600", "bf16, 3x50", "p20–p80", "× NumPy", "torch fused: not installed: torch"):
+        assert words in result.output, words
+    kept = record.read(tmp_path / "r")
+    assert len(kept.records) == 4 * len([name for name in CASES if name.startswith("adam") and name.endswith("ed")])
+    monkeypatch.setattr("fastopt.demo.bench.measure", lambda *_: pytest.fail("it was measured already"))
+    again = bench(*asked, "--out", str(tmp_path / "r"))
+    assert again.exit_code == 0, again.output
+    assert "measurements are in" in again.output
+
+
+def test_an_interrupted_run_shows_and_keeps_what_it_has(tmp_path, alone, monkeypatch):
+    measured, measure = [], run.measure
+
+    def interrupted(entry, *rest):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(entry)
+        return measure(entry, *rest)
+
+    monkeypatch.setattr("fastopt.demo.bench.measure", interrupted)
+    result = bench("--size", "500", "--size", "600", "--repeats", "1", "--out", str(tmp_path))
+    assert result.exit_code != 0
+    assert "adam-decoupled, f32, 500" in result.output
+    assert len(record.read(tmp_path).records) == 1
+
+
+def test_the_reference_can_be_timed(alone):
+    result = bench("--backend", "reference", "--size", "500", "--repeats", "1", "--peer", "none")
+    assert result.exit_code == 0, result.output
+    assert "reference" in result.output
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("small --only nothing", "fits no case of small: 1 tensor of 1,000"),
-        ("small --repeats 0", "count from 1: got 0"),
-        ("large --elements 0", "count from 1"),
-        ("large --repeats -1", "count from 1"),
+        ("rulez", "did you mean 'rules'?"),
+        ("--rule adm", "did you mean 'adam'?"),
+        ("--rule nothing*", "no rule fits"),
+        ("--storage 9bit", "did you mean '8bit'?"),
+        ("--size 64M", "this is no size"),
+        ("--peer torhc", "there is no peer 'torhc'"),
+        ("--backend cpuu", "did you mean 'cpu'?"),
+        ("rules --size 5", "a part has its own"),
+        ("rules --backend reference", "parts are timed on the backend cpu"),
+        ("rules --backend cuda", "no parts and no threads"),
+        ("--compare a b --quick", "--compare measures nothing"),
+        ("--compare a b", "there are no results"),
     ],
 )
-def test_a_run_of_nothing_is_refused(arguments, words, bench, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        bench.main(["--out", str(tmp_path / "r.jsonl"), *arguments.split()])
-    assert words in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+def test_what_makes_no_sense_is_refused_before_anything_is_timed(arguments, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastopt.demo.bench.measure", lambda *_: pytest.fail("it was timed"))
+    with pytest.raises(fastopt.FastoptError) as error:
+        CliRunner().invoke(app, ["bench", *arguments.split()], catch_exceptions=False)
+    assert words in str(error.value)
+    assert not os.listdir(tmp_path)
 
 
-def test_help_teaches(bench, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        bench.main(["--help"])
-    text = capsys.readouterr().out
-    assert all(word in text for word in [*SUITES, "first", "examples", "results", "median"])
-
-
-def test_contestants_take_turns_from_another_one_each_round(bench):
-    turns = []
-    bench.clock.race({name: lambda name=name: turns.append(name) for name in "abc"}, 3)
-    assert "".join(turns[-9:]) == "abcbcacab"
-
-
-def test_speed_is_the_ratio_of_times_within_a_round(bench):
-    claim = bench.clock.Comparison("ours", "theirs", 2.0)
-    found = bench.clock.compare(claim, {"ours": [1.0, 2.0, 10.0], "theirs": [3.0, 6.0, 10.0]})
-    assert (found["speed"][1], found["of_medians"], found["met"]) == (3.0, 3.0, True)
-
-
-def test_torch_beside_every_rule_that_has_it(bench, tmp_path):
-    pytest.importorskip("torch", reason="torch is not installed: nothing to stand beside")
-    for name in bench.large.BESIDE_TORCH:
-        _, results = run(bench, tmp_path / "r.jsonl", "large", "--elements", "1000", "--only", name)
-        assert results[name]["seconds"]["torch"]
-    _, results = run(bench, tmp_path / "r.jsonl", "small")
-    assert all(r["seconds"]["torch"] for r in results.values())
-
-
-def test_a_peer_that_computes_something_else_is_refused(bench):
-    pytest.importorskip("torch", reason="torch is not installed: nothing to stand beside")
-    ours = bench.large.peers.check_rule("adam")
-    bench.large.peers.check_torch("adam", ours)
-    with pytest.raises(AssertionError, match="torch adam-l2"):
-        bench.large.peers.check_torch("adam-l2", ours)
+def test_help_teaches():
+    text = bench("--help").output
+    assert all(word in text for word in [*PARTS, "--compare", "--quick", "100x10-1000", "median", "checked", "Try:"])

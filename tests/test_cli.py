@@ -304,11 +304,12 @@ def test_info_says_what_is_here(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(("reads", "writes"), [(0, 1), (1, 1), (1, 3), (2, 4)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n", [1, 100_003])
-def test_the_ceiling_moves_what_it_says(reads: int, writes: int, dtype: type, n: int):
-    kernel = ceiling.traffic(reads, writes, dtype)
+@pytest.mark.parametrize(("n", "shared"), [(1, False), (100_003, False), (100_003, True)])
+def test_the_ceiling_moves_what_it_says(reads: int, writes: int, dtype: type, n: int, shared: bool, monkeypatch):
+    if shared:
+        monkeypatch.setattr(ceiling.cpu, "PARALLEL_FROM", 0)
     arrays = [np.full(n, k + 1, dtype) for k in range(writes + reads)]
-    ceiling.run(kernel, arrays)
+    ceiling.bind(arrays[:writes], arrays[writes:])()
     added = sum(range(writes + 1, writes + reads + 1)) if reads else 1
     for k, array in enumerate(arrays):
         np.testing.assert_array_equal(array, np.full(n, k + 1 + (added if k < writes else 0), dtype))

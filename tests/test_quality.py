@@ -16,10 +16,9 @@ DOCUMENT = ROOT / "docs" / "storage.md"
 
 
 @pytest.fixture
-def quality(monkeypatch) -> Any:
-    """The measurements, which lie in the repository and are not installed."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    return importlib.import_module("bench.quality")
+def quality() -> Any:
+    """The measurements."""
+    return importlib.import_module("fastopt.bench.quality")
 
 
 def kept(quality) -> Any:

@@ -266,3 +266,81 @@ def info() -> None:
         ("memory ceiling", ceiling),
     ]
     print_table(console, ("", ""), rows, left=2)
+
+
+@app.command()
+def bench(
+    part: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PART]...",
+            help="rules, storages, sizes, tensors, groups, threads, calls, first, memory.  [default: all of them]",
+            show_default=False,
+        ),
+    ] = None,
+    rule: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Time this rule; a pattern as 'rmsprop*' is several.")
+    ] = None,
+    storage: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help=f"Keep buffers so: {', '.join(fastopt.PRESETS)}.")
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SIZE", help="Parameters (1000, 64Mi), or tensors of so many (100x1000, 100x10-1000)."),
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, metavar="N", help="Share a step among so many threads.")
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Stand beside this library only; a pattern as 'torch*' is several; or none."),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="cpu, reference, or cuda (device and peers there).")
+    ] = "cpu",
+    repeats: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="K", help="Rounds, in which each is timed once.  [default: 10; quick, 5]"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller cases: under two minutes.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", file_okay=False, help="Keep results.jsonl and pictures there; go on if interrupted."
+        ),
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="OLD NEW", help="Measure nothing: say what changed between two folders; exit 1 if slower."
+        ),
+    ] = None,
+) -> None:
+    """Time fastopt beside other libraries, as a share of what this machine's memory allows.
+
+    Each contestant is checked for the right result before it is timed. They take turns, and medians with the 20th and
+    80th percentiles are shown; "% of ceiling" compares with plain traffic of the same bytes, "× torch fused" says how
+    many times as fast as that fastopt is, both within a round. What fastopt loses is marked ▼ and comes first. What is
+    not installed, or cannot do a case, is named below a table. docs/benchmark.md says how it is measured, and what is
+    not claimed. Let nothing else run meanwhile.
+
+    Try:
+
+        fastopt bench --quick
+
+        fastopt bench rules storages --out results
+
+        fastopt bench --rule 'rmsprop*' --size 16Mi --peer 'torch*'
+
+        fastopt bench --rule adam --storage f32 --storage 8bit --size 1Mi --size 64Mi --threads 1
+
+        fastopt bench --size 1000 --size 100x10-1000 --peer 'torch fused'
+
+        fastopt bench --compare results-before results
+    """
+    from fastopt.demo import bench as command
+
+    asked = command.Asked(part, rule, storage, size, threads, peer, backend, repeats, quick, out)
+    if compare:
+        raise typer.Exit(command.compare(*compare, asked))
+    command.run(asked)

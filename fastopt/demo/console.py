@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -10,8 +12,11 @@ from rich.text import Text
 
 
 def open_console() -> Console:
-    """Open standard output: a terminal, or a file that gets text without colours and bars."""
-    return Console(highlight=False)
+    """Open standard output: a terminal, or a file that gets text without colours and bars, and no line's end within."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 240
+    return console
 
 
 def progress_bars(console: Console) -> Progress:
@@ -26,5 +31,6 @@ def print_table(console: Console, headings: tuple[str, ...], rows: list[tuple[st
     for k, heading in enumerate(headings):
         table.add_column(heading, justify="left" if k < left else "right", style="bold" if k == 0 else "")
     for row in rows:
-        table.add_row(*map(Text, row))  # as it stands: brackets are no markup
+        # As it stands: brackets are no markup. ▼ marks what somebody lost.
+        table.add_row(*(Text(cell, style="red" if cell.startswith("▼") else "") for cell in row))
     console.print(table)

@@ -1,0 +1,100 @@
+"""Checked before it is timed: a contestant takes a few steps on a small problem, beside the rule's NumPy definition."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+import fastopt
+from fastopt.bench import problem as memory
+from fastopt.bench.cases import Case
+from fastopt.bench.peers.adapter import Peer
+
+STEPS = 5
+FEW, MANY = 1003, 1 << 16  # parameters; libraries with 8-bit state keep small tensors in float32
+
+# float32 elsewhere differs from ours by the order of operations: over five steps some fifty roundings of 6e-8 each,
+# relative to values of about 1.
+TOLERANCE = 1e-5
+
+
+class WrongResultError(AssertionError):
+    """A contestant computes something else than the rule."""
+
+
+def small(case: Case) -> Case:
+    """Shrink a case to what is checked: up to three tensors, or as many as there are groups."""
+    each = MANY if "8bit" in case.storage else FEW
+    count = max(case.groups, min(3, len(case.tensors)))
+    return replace(case, size=f"{count}x{each}")
+
+
+def start(case: Case) -> dict[str, dict[str, np.ndarray]]:
+    """Give normal parameters and gradients, the same at every call."""
+    rng = np.random.default_rng(0)
+    return {b: {name: rng.standard_normal(n).astype(np.float32) for name, n in case.tensors.items()} for b in "pg"}
+
+
+def reference(case: Case) -> dict[str, np.ndarray]:
+    """Give where the definition leads: in float32, or in bfloat16 rounded to nearest, as peers round."""
+    kept = dict.fromkeys(case.program.storages, "bf16") if case.storage == "bf16" else "f32"
+    made = memory.optimizer(case, backend="reference", storage=kept)
+    _step(made, case)
+    return made.master()
+
+
+def _step(made: fastopt.Optimizer, case: Case) -> None:
+    values = start(case)
+    made.assign(values["p"])
+    for name, g in values["g"].items():
+        made.grads[name][...] = g
+    for _ in range(STEPS):
+        made.step()
+
+
+def check_ours(case: Case) -> None:
+    """Raise unless the backend's bits are the reference's, state included."""
+    case = small(case)
+    ours, truth = (memory.optimizer(case, backend=backend) for backend in (case.backend, "reference"))
+    for made in (ours, truth):
+        _step(made, case)
+    expected = truth.state_dict()
+    for name, array in ours.state_dict().items():
+        if not np.array_equal(np.asarray(array), np.asarray(expected[name])):
+            raise WrongResultError(f"{case.name}: fastopt's {name} differs from the reference")
+
+
+def check_peer(case: Case, peer: Peer) -> None:
+    """Raise unless a peer's steps lead where the definition's do, as far as its arithmetic can tell."""
+    case = small(case)
+    problem = peer.problem(case)
+    values = start(case)
+    for name in case.tensors:
+        problem.params[name][...] = values["p"][name]
+        problem.grads[name][...] = values["g"][name]
+    contestant = peer.make(case, problem)
+    for _ in range(STEPS):
+        contestant.step()
+    found, expected = contestant.params(), reference(case)
+    for name, own in values["p"].items():
+        why = difference(case, own, np.asarray(found[name], np.float32), expected[name])
+        if why:
+            raise WrongResultError(f"{peer.name} computes something else: {why}")
+
+
+def difference(case: Case, begin: np.ndarray, found: np.ndarray, expected: np.ndarray) -> str | None:
+    """Say how two results differ beyond rounding; None if they do not."""
+    if case.storage == "8bit":
+        # Codes of 8 bits differ between libraries, so the steps do by some per cent each way, but not their direction.
+        together = float(np.corrcoef(found - begin, expected - begin)[0, 1])
+        return None if together > 0.95 else f"its steps correlate {together:.3f} with those of float32"
+    allowed = TOLERANCE + TOLERANCE * np.abs(expected)
+    if case.storage == "bf16":
+        # A step moves by at most some 1e-2 and is rounded to 2⁻⁸ of the value: one rounding the other way is that far.
+        allowed = 2.0**-7 * np.abs(expected) + 1e-4
+    error = np.abs(found - expected)
+    worst = int(np.argmax(np.where(np.isnan(error), np.inf, error - allowed)))
+    if np.all(error <= allowed):
+        return None
+    return f"{found[worst]:.6g} instead of {expected[worst]:.6g} after {STEPS} steps"

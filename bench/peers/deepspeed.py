@@ -1,0 +1,63 @@
+"""DeepSpeed's CPU optimizers: C++ that it compiles on the user's machine when the first one is made."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from fastopt.bench.cases import Case
+from fastopt.bench.forms import CASES
+from fastopt.bench.peers import tensors
+from fastopt.bench.peers.adapter import Contestant, Peer
+from fastopt.bench.problem import Problem
+
+_KINDS = {"Adam": ("adam", "DeepSpeedCPUAdam"), "Lion": ("lion", "DeepSpeedCPULion")}
+_KINDS |= {"Adagrad": ("adagrad", "DeepSpeedCPUAdagrad")}
+_STATE = {"Adam": {"m": "exp_avg", "v": "exp_avg_sq"}, "Lion": {"m": "exp_avg"}, "Adagrad": {"v": "exp_avg_sq"}}
+
+
+class DeepSpeed(Peer):
+    """DeepSpeedCPUAdam, DeepSpeedCPULion and DeepSpeedCPUAdagrad."""
+
+    name, packages = "DeepSpeed", ("deepspeed", "torch", "ninja")
+
+    def cannot(self, case: Case) -> str | None:
+        """Refuse what is not Adam, Lion or Adagrad in float32."""
+        rule = CASES[case.rule]
+        kind = type(rule).__name__
+        if kind not in _KINDS:
+            return "DeepSpeed has no such rule for the CPU"
+        if getattr(rule, "amsgrad", False):
+            return "DeepSpeedCPUAdam has no AMSGrad"
+        if getattr(rule, "lr_decay", 0.0) or getattr(rule, "initial_accumulator_value", 0.0):
+            return "DeepSpeedCPUAdagrad has no such setting"
+        if callable(rule.lr):
+            return "not set up for schedules"
+        return None if case.storage == "f32" else "it is set up for float32 alone"
+
+    def load(self, threads: int) -> None:
+        """Import DeepSpeed's optimizers."""
+        import_module("torch").set_num_threads(threads)
+        import_module("deepspeed.ops.adam")
+
+    def make(self, case: Case, problem: Problem) -> Contestant:
+        """Step on the very arrays, state included."""
+        rule = CASES[case.rule]
+        kind = type(rule).__name__
+        module, name = _KINDS[kind]
+        made: Any = getattr(import_module(f"deepspeed.ops.{module}"), name)
+        how: dict[str, Any] = {"lr": rule.lr, "weight_decay": rule.weight_decay}
+        if kind != "Adagrad":
+            how["betas"] = rule.betas
+        if kind != "Lion":
+            how["eps"] = rule.eps
+        if kind == "Adam":
+            how["adamw_mode"] = rule.decoupled
+        params = tensors.parameters(problem)
+        optimizer = made(tensors.grouped(params, case), **how)
+        tensors.begin(optimizer, params, problem, _STATE[kind])
+        return Contestant(optimizer.step, lambda: tensors.values(params, problem))
+
+    def tune(self, case: Case, contestant: Contestant) -> Contestant:
+        """Use the faster number of threads."""
+        return tensors.tuned(contestant, case)

@@ -1,0 +1,81 @@
+"""fastopt's own ways to ask for a step, beside `Optimizer.step`: what the surface around the kernel costs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+import fastopt
+from fastopt.bench import problem as memory
+from fastopt.bench.cases import Case
+from fastopt.bench.forms import CASES
+from fastopt.bench.peers.adapter import Contestant, Peer
+from fastopt.bench.problem import Problem
+
+PERIOD = 1_000_000
+
+
+class Surface(Peer):
+    """`step(grads)`, a scheduled learning rate, the stateless `update`, or the kernel with nothing around it."""
+
+    packages, apart, light = (), False, True
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def cannot(self, case: Case) -> str | None:
+        """Refuse what is not one group in float32 on the CPU."""
+        plain = case.storage == "f32" and case.groups == 1 and case.backend == "cpu"
+        return None if plain else "set up for one group in float32 on the CPU alone"
+
+    def load(self, threads: int) -> None:
+        """Do nothing: it is here."""
+
+    def make(self, case: Case, problem: Problem) -> Contestant:
+        """Step another optimizer at the same parameters and gradients."""
+        rule = CASES[case.rule]
+        if self.name == "lr scheduled":
+            rule = type(rule)(**{**vars(rule), "lr": fastopt.schedules.Cosine(rule.lr, PERIOD).delayed(1)})
+        opt = fastopt.Optimizer(rule, dict(problem.params))
+        for name, grads in problem.grads.items():
+            opt.grads[name][...] = grads
+        grads = {name: np.array(g) for name, g in problem.grads.items()}
+        (group,) = opt._groups
+        flat = {"p": opt.flat_params, "g": opt.flat_grads} | {b: group.packed[b].forward for b in group.program.state}
+        if self.name == "update":
+            t = iter(range(1, 1 << 62))
+            return Contestant(lambda: fastopt.update(rule, next(t), flat), lambda: opt.params)
+        if self.name == "kernel alone":
+            ((kernel, *arguments),) = group.launch.calls((), group.scalars(10))
+            return Contestant(lambda opt=opt: kernel(*arguments), lambda: opt.params)
+        step = partial(opt.step, grads) if self.name == "step(grads)" else opt.step
+        return Contestant(step, lambda: opt.params)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether its steps lead where the reference's do: the kernel alone repeats its tenth step."""
+        return self.name != "kernel alone"
+
+
+class Ours(Peer):
+    """`Optimizer.step` itself, for a process of its own."""
+
+    name, packages = "fastopt", ()
+
+    def load(self, threads: int) -> None:
+        """Set the number of threads."""
+        fastopt.set_threads(threads)
+
+    def problem(self, case: Case) -> Problem:
+        """Give nothing: the optimizer owns its memory."""
+        return Problem({}, {}, {})
+
+    def make(self, case: Case, problem: Problem) -> Contestant:
+        """Make the optimizer."""
+        opt = memory.optimizer(case)
+        return Contestant(opt.step, lambda: opt.master())
+
+
+OURS = Ours()
+SURFACES: dict[str, Peer] = {name: Surface(name) for name in ("step(grads)", "lr scheduled", "update", "kernel alone")}

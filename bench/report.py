@@ -1,0 +1,267 @@
+"""From records to what people read: tables with the losses first, and which of the goals were met."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fastopt.bench import first
+from fastopt.bench.cases import PARTS, Case
+from fastopt.bench.peers import PEERS, SURFACES
+
+Record = dict[str, Any]
+
+BEYOND_CACHE = 128 << 20
+"""Bytes of traffic from which the share of the ceiling is a matter of memory rather than of caches."""
+
+A_CALL = 512 << 10
+"""Bytes of traffic up to which a step's time is the call's, so that a share of the ceiling would say nothing."""
+
+LOSS = "▼"
+NOTHING = "–"
+
+
+class Table(NamedTuple):
+    """A table: its title, its headings, its rows, how many of its columns are text, and what is said below it."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    left: int
+    notes: list[str]
+
+
+def duration(seconds: float) -> str:
+    """Word a time with three digits or more."""
+    unit, scale = next(
+        u for u in (("s", 1.0), ("ms", 1e3), ("µs", 1e6), ("ns", 1e9)) if seconds * u[1] >= 1 or u[1] == 1e9
+    )
+    return f"{digits(seconds * scale)} {unit}"
+
+
+def digits(x: float) -> str:
+    """Word a number with three digits, or all of those before the point."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
+
+
+def spread(seconds: Sequence[float]) -> str:
+    """Word the 20th and 80th percentile in the unit of the median."""
+    low, median, high = seconds
+    scale = next(s for s in (1.0, 1e3, 1e6, 1e9) if median * s >= 1 or s == 1e9)
+    return f"{digits(low * scale)}–{digits(high * scale)}"
+
+
+def case_of(record: Record) -> Case:
+    """Give the case of a record."""
+    return Case(**record["case"])
+
+
+def beyond_cache(record: Record) -> bool:
+    """Whether a case is so large that memory bounds it."""
+    return record.get("traffic", 0) >= BEYOND_CACHE
+
+
+def lost_to(record: Record) -> dict[str, float]:
+    """Give the peers that are faster than fastopt beyond the spread, and fastopt's speed relative to them."""
+    versus = record.get("versus", {})
+    return {name: v[1] for name, v in versus.items() if v[2] < 1 and name not in SURFACES}
+
+
+def short(record: Record) -> bool:
+    """Whether a case beyond the cache stays more than 5 % below the ceiling."""
+    return bool(beyond_cache(record) and record["share"] and record["share"][1] < 0.95)
+
+
+def losses_first(records: list[Record]) -> list[Record]:
+    """Order records: those that lose to a peer, by how much, those that fall short of the ceiling, the others."""
+
+    def rank(record: Record) -> tuple[int, float]:
+        lost = lost_to(record)
+        if lost:
+            return 0, min(lost.values())
+        return (1, record["share"][1]) if short(record) else (2, 0.0)
+
+    return sorted(records, key=rank)
+
+
+def tables(records: list[Record]) -> list[Table]:
+    """Give a table for each part that was measured, in the order of the parts."""
+    parts: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        parts[record["part"]].append(record)
+    made = []
+    for part in [*PARTS, "device", "chosen"]:
+        if part not in parts:
+            continue
+        if part == "first":
+            made.append(_first(parts[part]))
+        elif part == "memory":
+            made.append(_memory(parts[part]))
+        else:
+            made.append(timings(part, parts[part]))
+    return made
+
+
+def timings(part: str, records: list[Record]) -> Table:
+    """Give the table of a part that is timed: fastopt's time, its share of the ceiling, and × each peer."""
+    known = [*PEERS, *SURFACES]
+    named = {name for record in records for name in record["versus"]}
+    peers = sorted(named, key=lambda name: known.index(name) if name in known else len(known))
+    ceiling = any(record["share"] and record["traffic"] >= A_CALL for record in records)
+    rows = []
+    for record in losses_first(records):
+        case, lost = case_of(record), lost_to(record)
+        mark = LOSS if lost or short(record) else ""
+        ours = record["seconds"].get("fastopt")
+        cells = [mark, case.name]
+        if ours is None:
+            cells += [NOTHING] * 4
+        else:
+            share = f"{record['share'][1]:.0%}" if record["share"] and record["traffic"] >= A_CALL else NOTHING
+            cells += [duration(ours[1]), spread(ours), digits(record["traffic"] / ours[1] / 1e9)]
+            cells += [f"{LOSS if short(record) else ''}{share}"]
+        cells += [_times(record, name) for name in peers]
+        rows.append(tuple(cells if ceiling else [*cells[:5], *cells[6:]]))
+    headings = ["", "case", "median", "p20–p80", "GB/s", *(["% of\nceiling"] if ceiling else [])]
+    headings += [f"× {name}".replace("torch ", "torch\n") for name in peers]
+    what = PARTS.get(part, "the chosen cases" if part == "chosen" else part)
+    return Table(f"{part}: {what}", tuple(headings), rows, 2, missing(records))
+
+
+def _times(record: Record, name: str) -> str:
+    if name not in record["versus"]:
+        return NOTHING
+    times = record["versus"][name]
+    return f"{LOSS if name in lost_to(record) else ''}{digits(times[1])}"
+
+
+def missing(records: list[Record]) -> list[str]:
+    """Say of each peer that is not in a table's cell why it is not, and in how many cases."""
+    reasons: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for record in records:
+        for name, why in (record.get("cannot") or {}).items():
+            reasons[name][why] += 1
+    said = []
+    for name, whys in reasons.items():
+        parts = [
+            why + (f" ({count} of {len(records)} cases)" if count < len(records) else "") for why, count in whys.items()
+        ]
+        said.append(f"{name}: {'; '.join(parts)}")
+    return said
+
+
+def _first(records: list[Record]) -> Table:
+    rows = []
+    for record in records:
+        total = first.total(record)
+        seconds = record["seconds"]
+        after = seconds["second step"][1] if total is not None else None
+        phases = [f"{p} {duration(s[1])}" for p, s in seconds.items() if p not in ("second step", "process")]
+        failed = [claim for claim, holds in record.get("claims", {}).items() if not holds]
+        mark = LOSS if failed else ""
+        shown = record["cannot"] or "; ".join([*phases, *(f"NOT so: {claim}" for claim in failed)])
+        cells = (NOTHING, NOTHING) if total is None or after is None else (duration(total), duration(after))
+        rows.append((mark, record["name"], record["kind"], shown, *cells))
+    headings = ("", "library", "cache", "of which", "until the first\nstep is done", "second step")
+    return Table(f"first: {PARTS['first']}", headings, rows, 4, [])
+
+
+def _memory(records: list[Record]) -> Table:
+    rows = []
+    for record in records:
+        for name, found in record["bytes"].items():
+            loaded = f"{found['loaded'] / 1e6:,.0f} MB"
+            rows.append(("", name, f"{found['resident']:.1f}", f"{found['peak']:.1f}", loaded))
+    headings = ("", "library", "resident,\nbytes a parameter", "at the peak\nof a step", "after a step\nof few")
+    return Table(f"memory: {PARTS['memory']}", headings, rows, 2, missing(records))
+
+
+# ---------------------------------------------------------------- goals
+
+
+class Goal(NamedTuple):
+    """What was asked of a run: its words, what was found, whether that is enough; None where it was not measured."""
+
+    words: str
+    found: str
+    met: bool | None
+
+
+def goals(records: list[Record]) -> list[Goal]:
+    """Hold a run to what is asked of it."""
+    timed = [r for r in records if r.get("versus") is not None and r["seconds"].get("fastopt")]
+    large = [
+        r for r in timed if r["part"] == "rules" and beyond_cache(r) and r["share"] and not case_of(r).program.noise
+    ]
+    made = [
+        _every(
+            "in float32 beyond the cache every rule reaches 95 % of the memory ceiling",
+            {case_of(r).rule: r["share"][1] for r in large}, 0.95, "{:.0%}",
+        ),
+        _peers_ahead("in float32 beyond the cache no peer is ahead beyond noise", large),
+        _every(
+            "RMSprop in all forms is 4 × as fast as torch.optim",
+            {
+                case_of(r).rule: min(r["versus"][n][1] for n in ("torch for-loop", "torch foreach") if n in r["versus"])
+                for r in large
+                if case_of(r).rule.startswith("rmsprop") and "torch foreach" in r["versus"]
+            },
+            4.0,
+            "{:.1f} ×",
+        ),
+    ]  # fmt: skip
+    for size, target, words in (
+        ("1000", 10.0, "a step of 1,000 parameters is 10 × as fast as torch fused"),
+        ("100x10-1000", 50.0, "a step of 100 small tensors is 50 × as fast as torch fused"),
+    ):
+        found = {
+            f"{r['part']}": r["versus"]["torch fused"][1]
+            for r in timed
+            if r["case"]["size"] == size and r["case"]["rule"] == "adam-decoupled" and "torch fused" in r["versus"]
+        }
+        made.append(_every(words, found, target, "{:.1f} ×"))
+    adams = [r for r in timed if r["part"] == "storages" and r["case"]["rule"] == "adam-decoupled"]
+    stored = {r["case"]["storage"]: r for r in adams if beyond_cache(r)}
+    for storage, most in (("bf16", 0.70), ("8bit", 0.90), ("split_8bit", 0.90)):
+        if storage in stored and "f32" in stored:
+            ratio = stored[storage]["seconds"]["fastopt"][1] / stored["f32"]["seconds"]["fastopt"][1]
+            words = f"Adam in {storage} takes at most {most:.0%} of float32's time, from memory"
+            made.append(Goal(words, f"{ratio:.0%}", ratio <= most))
+    eight = {n: v[1] for r in timed if r["case"]["storage"] == "8bit" for n, v in r["versus"].items()}
+    made.append(_every("Adam with 8-bit state is 20 × as fast as the peers'", eight, 20.0, "{:.0f} ×"))
+    half = {n: v[1] for r in adams if r["case"]["storage"] == "bf16" for n, v in r["versus"].items()}
+    made.append(_every("Adam in bf16 is 1.4 × as fast as torch fused in bfloat16", half, 1.4, "{:.2f} ×"))
+    for r in timed:
+        limit = {"bf16": 0.7, "8bit": 1.3, "split_8bit": 1.3, "bf16_8bit": 1.3}.get(r["case"]["storage"])
+        if r["part"] == "storages" and limit and r["case"]["threads"] == 1 and not beyond_cache(r):
+            ns = r["seconds"]["fastopt"][1] * 1e9 / case_of(r).elements
+            words = f"Adam in {r['case']['storage']} takes at most {limit} ns a parameter in cache, on one thread"
+            made.append(Goal(words, f"{ns:.2f} ns", ns <= limit))
+    claims = [
+        (r["name"], r["kind"], c, ok) for r in records if r["part"] == "first" for c, ok in r.get("claims", {}).items()
+    ]
+    made += [Goal(f"{name}, {kind}: {claim}", "yes" if ok else "no", ok) for name, kind, claim, ok in claims]
+    return [goal for goal in made if goal.met is not None]
+
+
+def _every(words: str, found: dict[str, float], target: float, how: str) -> Goal:
+    """Hold every value to a target."""
+    if not found:
+        return Goal(words, "not measured", None)
+    worst = sorted(found, key=lambda name: found[name])
+    low = [name for name in worst if found[name] < target]
+    shown = (
+        f"{how.format(found[worst[0]])} to {how.format(found[worst[-1]])}"
+        if len(found) > 1
+        else how.format(found[worst[0]])
+    )
+    short = ", ".join(f"{name} {how.format(found[name])}" for name in low)
+    return Goal(words, f"{shown}; short: {short}" if low and len(found) > 1 else shown, not low)
+
+
+def _peers_ahead(words: str, records: list[Record]) -> Goal:
+    if not records:
+        return Goal(words, "not measured", None)
+    ahead = [f"{case_of(r).rule}: {name} {1 / times:.2f} ×" for r in records for name, times in lost_to(r).items()]
+    return Goal(words, "; ".join(ahead) or f"none in {len(records)} rules", not ahead)
