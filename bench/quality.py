@@ -746,23 +746,11 @@ def measure(quick: bool = False, only: Sequence[str] = ()) -> Iterator[dict[str,
         fastopt.set_threads(threads)
 
 
-RENAMED = {"bf16": NEAREST, "bf16_sr": "bf16"}  # presets that went by other names when earlier runs were kept
-
-
-def _renamed(part: str, found: Any) -> Any:
-    """Give what was measured under today's names."""
-    if part in ("digits", "text") and "bf16_sr" in found:
-        return {RENAMED.get(name, name): of for name, of in found.items()}
-    if part == "rules" and any(r["storage"] == "bf16_sr" for r in found):
-        return [r | {"storage": RENAMED.get(r["storage"], r["storage"])} for r in found]
-    return sizes() if part == "bytes" else found
-
-
 def results(path: Path) -> dict[str, Any]:
     """Read what a file holds: the last full measurement of each part, and when the first of them was made."""
     runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     runs = [run for run in runs if run["suite"] == "quality" and not run["quick"]]
-    merged = {part: _renamed(part, found) for run in runs for part, found in run["results"].items()}
+    merged = {part: found for run in runs for part, found in run["results"].items()}
     return runs[0] | {"results": merged, "seconds": sum(run["seconds"] for run in runs)}
 
 

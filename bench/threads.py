@@ -22,7 +22,7 @@ from fastopt.kernels.program import host_scalars, trace
 DTYPE = np.dtype(np.float32)
 RULES = ("sgd", "adam")
 SIZES = [1 << k for k in range(10, 27)]
-CHUNKS = [1 << k for k in range(13, 22, 2)]
+CHUNKS = [1 << k for k in range(11, 22, 2)]
 
 
 def contestants(name: str, size: int) -> dict[str, Callable[[], None]]:
