@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 import fastopt
+from fastopt import devices
 from fastopt.bench import problem as memory
 from fastopt.bench.cases import Case
 from fastopt.bench.peers.adapter import Peer
@@ -48,7 +49,7 @@ def _step(made: fastopt.Optimizer, case: Case) -> None:
     values = start(case)
     made.assign(values["p"])
     for name, g in values["g"].items():
-        made.grads[name][...] = g
+        devices.copy(made.grads[name], g.astype(made.grads[name].dtype, copy=False))
     for _ in range(STEPS):
         made.step()
 

@@ -152,7 +152,8 @@ def _tensors(axes: Axes, records: list[dict[str, Any]]) -> bool:
     found.sort(key=lambda r: len(case_of(r).tensors))
     _lines(axes, found, lambda r: len(case_of(r).tensors))
     one = case_of(found[0])
-    axes.set(xlabel=f"tensors of {one.size.partition('x')[2].replace('-', ' to ')} parameters", ylabel="time of a step")
+    each = one.size.partition("x")[2].replace("-", " to ")
+    axes.set(xlabel=f"number of tensors, {each} parameters each", ylabel="time of a step")
     axes.set_title(f"Many small tensors are one pass: {one.rule}, {one.storage}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return True

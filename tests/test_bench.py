@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fake_cupy
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from fastopt.bench import (
     check,
     clock,
     compare,
+    device,
     first,
     pictures,
     problem,
@@ -34,6 +36,7 @@ from fastopt.bench.peers import PEERS
 from fastopt.bench.peers.adapter import Contestant, Peer
 from fastopt.demo.commands import app
 from fastopt.errors import SettingError
+from fastopt.kernels import cache, nvrtc
 
 LIBRARIES = ("torch", "deepspeed", "jax", "bitsandbytes", "torchao", "flashoptim", "apex")
 
@@ -327,6 +330,34 @@ def test_memory_of_a_step_is_the_rules_own(alone):
 def test_threads_and_chunks():
     found = threads.measure("adam", 5000, 1)
     assert set(found) == {"serial", "chunk 2048"}
+
+
+@pytest.mark.parametrize("storage", ["f32", "8bit"])
+def test_a_case_on_a_device(storage, monkeypatch, tmp_path):
+    """The engine around a device, on the stand-in for CuPy: events, copies and CuPy's own kernels are replaced."""
+    cupy = fake_cupy.install()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(cache, "folder", lambda kind: tmp_path)
+    nvrtc.function.cache_clear()
+    monkeypatch.setattr(fake_cupy.Device, "mem_info", (1 << 40, 1 << 40), raising=False)
+    monkeypatch.setattr(device, "CAPTURED", 0)
+    monkeypatch.setattr(device, "describe", lambda: {"name": "a stand-in"})
+    for name in ("_stream", "_give_back", "_require_same_steps"):
+        monkeypatch.setattr(device, name, lambda *_: None)
+    monkeypatch.setattr(device, "_copy", lambda *_: lambda: None)
+    monkeypatch.setattr(device, "_timer", lambda _: lambda call, calls: clock.timed(call)(calls))
+    monkeypatch.setattr(device.elementwise, "bind", lambda *_: lambda scalars: None)
+    (entry,) = device.entries(["adam"], [storage], ["3000"], False)
+    found = device.measure(entry, 1, ["torch fused", "optax jit"])
+    assert found["seconds"]["fastopt"][1] > 0
+    assert found["share"]
+    assert set(found["cannot"]) == {"torch fused", "optax jit"}
+    assert set(found["versus"]) == ({"kernel alone", "elementwise"} if storage == "f32" else set())
+    assert report.tables([{"key": entry.key, **found}])[0].rows
+    assert {e.case.rule for e in device.entries(None, None, None, True)} == set(device.RULES)
+    with pytest.raises(SettingError, match="not timed on a device"):
+        device.entries(["lion"], None, None, False)
+    nvrtc.function.cache_clear()
 
 
 # ---------------------------------------------------------------- results

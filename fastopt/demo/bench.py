@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +51,8 @@ class Task(NamedTuple):
 def run(asked: Asked) -> None:
     """Measure what was asked for; show it, and keep it where that was asked, also when it is interrupted."""
     tasks = list(_tasks(asked))
+    if asked.out:
+        import_module("fastopt.bench.pictures")  # what it lacks is said now, not when all is measured
     repeats = _repeats(asked)
     conditions = record.conditions() | {"repeats": repeats, "quick": asked.quick, "threads": fastopt.get_threads()}
     writer = record.Writer(asked.out, conditions) if asked.out else None
