@@ -34,6 +34,7 @@ from fastopt.bench.cases import PARTS, Case, Entry, plan
 from fastopt.bench.forms import CASES
 from fastopt.bench.peers import PEERS
 from fastopt.bench.peers.adapter import Contestant, Peer
+from fastopt.demo.bench import narrowed
 from fastopt.demo.commands import app
 from fastopt.errors import SettingError
 from fastopt.kernels import cache, nvrtc
@@ -446,9 +447,22 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
 def test_losses_come_first_and_are_marked():
     records = [made(), made(rule="sgd", share=0.9), made(rule="lion", versus=0.8), made(rule="adam", versus=0.7)]
     rows = report.timings("rules", records).rows
-    assert [row[1].split(",")[0] for row in rows] == ["adam", "lion", "sgd", "adam-decoupled"]
+    assert [row[1] for row in rows] == ["adam", "lion", "sgd", "adam-decoupled"]
     assert [row[0] for row in rows] == ["▼", "▼", "▼", ""]
     assert rows[0][-1] == "▼0.70"
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 300])
+def test_a_wide_table_is_divided_by_its_columns(width):
+    table = report.timings("rules", [made(), made(rule="sgd", size="1Mi")])
+    parts = list(narrowed(table, width))
+    assert [h for headings, _ in parts for h in headings[table.left :]] == list(table.headings[table.left :])
+    for headings, rows in parts:
+        assert headings[: table.left] == table.headings[: table.left]
+        lines = [[line for cell in column for line in cell.split("\n")] for column in zip(headings, *rows, strict=True)]
+        assert sum(3 + max(map(len, of)) for of in lines) <= width or len(headings) == table.left + 1
+    assert (len(parts) == 1) == (width >= 120)
+    assert "(f32, 2 threads)" in table.title
 
 
 def test_goals_are_held_to_numbers():
@@ -553,7 +567,7 @@ def test_the_command_measures_shows_keeps_and_goes_on(tmp_path, alone, monkeypat
     asked = ["--rule=adam*ed", "--storage=f32", "--storage=bf16", "--size=600", "--size=3x50", "--repeats=1"]
     result = bench(*asked, "--out", str(tmp_path / "r"))
     assert result.exit_code == 0, result.output
-    for words in ("adam-decoupled, f32, 600", "bf16, 3x50", "p20–p80", "× NumPy", "torch fused: not installed: torch"):
+    for words in ("adam-decoupled", "600", "3x50", "bf16", "p20–p80", "NumPy", "torch fused: not installed: torch"):
         assert words in result.output, words
     kept = record.read(tmp_path / "r")
     assert len(kept.records) == 4 * len([name for name in CASES if name.startswith("adam") and name.endswith("ed")])
@@ -573,9 +587,9 @@ def test_an_interrupted_run_shows_and_keeps_what_it_has(tmp_path, alone, monkeyp
         return measure(entry, *rest)
 
     monkeypatch.setattr("fastopt.demo.bench.measure", interrupted)
-    result = bench("--size", "500", "--size", "600", "--repeats", "1", "--out", str(tmp_path))
+    result = bench("--size=500", "--size=600", "--threads=2", "--repeats=1", "--out", str(tmp_path))
     assert result.exit_code != 0
-    assert "adam-decoupled, f32, 500" in result.output
+    assert "(f32, 500, 2 threads)" in result.output
     assert len(record.read(tmp_path).records) == 1
 
 

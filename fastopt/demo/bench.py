@@ -192,7 +192,8 @@ def show(console: Console, records: list[dict[str, Any]]) -> None:
     """Print the tables of records, and which goals they meet."""
     for table in report.tables(records):
         console.print(f"\n[bold]{table.title}[/bold]", soft_wrap=True)
-        print_table(console, table.headings, table.rows, table.left)
+        for headings, rows in narrowed(table, console.width):
+            print_table(console, headings, rows, table.left)
         for note in table.notes:
             console.print(f"  {note}", markup=False, soft_wrap=True)
     goals = sorted(report.goals(records), key=lambda goal: bool(goal.met))
@@ -200,6 +201,18 @@ def show(console: Console, records: list[dict[str, Any]]) -> None:
         console.print(f"\n[bold]{sum(bool(g.met) for g in goals)} of {len(goals)} goals are met[/bold]")
         rows = [("" if g.met else report.LOSS, g.words, g.found) for g in goals]
         print_table(console, ("", "goal", "found"), rows, left=3)
+
+
+def narrowed(table: report.Table, width: int) -> Iterator[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """Divide a table by its columns into as many as a terminal's width asks for; the columns of text stand in each."""
+    columns = list(zip(table.headings, *table.rows, strict=True))
+    wide = [3 + max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    fixed, k = list(range(table.left)), table.left
+    while k < len(columns):
+        chosen = [*fixed, k]
+        while (k := k + 1) < len(columns) and sum(wide[i] for i in chosen) + wide[k] <= width:
+            chosen.append(k)
+        yield tuple(table.headings[i] for i in chosen), [tuple(row[i] for i in chosen) for row in table.rows]
 
 
 def compare(old: Path, new: Path, asked: Asked) -> int:
