@@ -135,15 +135,13 @@ def timings(part: str, records: list[Record]) -> Table:
 
 def _shared(record: Record, apart: Sequence[str]) -> str:
     """Word what the cases of a table have in common, where it goes without saying not at all."""
-    case = {name: value for name, value in record["case"].items() if name not in apart}
-    counted = {
-        name: f"{case[name]} {name[: -1 if case[name] == 1 else None]}"
-        for name in ("threads", "groups")
-        if name in case
-    }
-    words = [str(case[name]) for name in ("rule", "storage", "size") if name in case]
-    words += [counted["threads"]] * ("threads" in case) + [counted["groups"]] * (case.get("groups", 1) > 1)
-    words += [case["backend"]] * (case.get("backend", "cpu") != "cpu")
+    case = case_of(record)
+    words = [getattr(case, name) for name in ("rule", "storage", "size") if name not in apart]
+    for name, usual in (("threads", None), ("groups", 1)):
+        count = getattr(case, name)
+        if name not in apart and count != usual:
+            words.append(f"{count} {name if count > 1 else name[:-1]}")
+    words += [case.backend] * ("backend" not in apart and case.backend != "cpu")
     return f" ({', '.join(words)})" if words else ""
 
 
@@ -167,9 +165,8 @@ def missing(records: list[Record]) -> list[str]:
             reasons[name][why] += 1
     said = []
     for name, whys in reasons.items():
-        parts = [
-            why + (f" ({count} of {len(records)} cases)" if count < len(records) else "") for why, count in whys.items()
-        ]
+        asked = sum(name in record.get("versus", {}) or name in (record.get("cannot") or {}) for record in records)
+        parts = [why + (f" ({count} of {asked} cases)" if count < asked else "") for why, count in whys.items()]
         said.append(f"{name}: {'; '.join(parts)}")
     return said
 
