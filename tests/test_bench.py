@@ -452,7 +452,7 @@ def test_losses_come_first_and_are_marked():
     assert rows[0][-1] == "▼0.70"
 
 
-@pytest.mark.parametrize("width", [40, 80, 120, 300])
+@pytest.mark.parametrize("width", [30, 50, 80, 300])
 def test_a_wide_table_is_divided_by_its_columns(width):
     table = report.timings("rules", [made(), made(rule="sgd", size="1Mi")])
     parts = list(narrowed(table, width))
@@ -461,7 +461,7 @@ def test_a_wide_table_is_divided_by_its_columns(width):
         assert headings[: table.left] == table.headings[: table.left]
         lines = [[line for cell in column for line in cell.split("\n")] for column in zip(headings, *rows, strict=True)]
         assert sum(3 + max(map(len, of)) for of in lines) <= width or len(headings) == table.left + 1
-    assert (len(parts) == 1) == (width >= 120)
+    assert (len(parts) == 1) == (width >= 80)
     assert "(f32, 2 threads)" in table.title
 
 
@@ -556,7 +556,7 @@ def test_compare_exits_1_on_a_regression(tmp_path):
     result = bench("--compare", str(tmp_path / "old"), str(tmp_path / "new"))
     assert result.exit_code == 1
     assert "1 slower, 0 faster, 0 the same" in result.output
-    assert "1 only in the old run: rules: sgd" in result.output
+    assert "1 only in the old run: sgd" in result.output
     assert bench("--compare", str(tmp_path / "old"), str(tmp_path / "old")).exit_code == 0
 
 

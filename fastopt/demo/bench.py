@@ -22,6 +22,7 @@ from fastopt.demo.console import open_console, print_table
 from fastopt.errors import BackendError, SettingError, explain, suggest
 
 BACKENDS = ("cpu", "reference", "cuda")
+FEW = 5  # names that are listed
 MEMORY = {True: "4Mi", False: "16Mi"}  # parameters of the part memory: quick, and not
 
 
@@ -244,9 +245,10 @@ def compare(old: Path, new: Path, asked: Asked) -> int:
     same = len(found.changes) - len(changed)
     slower = len(found.regressions)
     console.print(f"{slower} slower, {len(changed) - slower} faster, {same} the same within noise.")
-    for title, keys in (("only in the old run", found.only_old), ("only in the new run", found.only_new)):
-        if keys:
-            console.print(f"{len(keys)} {title}: {', '.join(keys)}", markup=False, soft_wrap=True)
+    for title, names in (("only in the old run", found.only_old), ("only in the new run", found.only_new)):
+        if names:
+            more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+            console.print(f"{len(names)} {title}: {'; '.join(names[:FEW])}{more}", markup=False, soft_wrap=True)
     return 1 if found.regressions else 0
 
 
