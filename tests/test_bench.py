@@ -196,17 +196,16 @@ def test_a_peer_that_fails_is_named_and_not_timed(fails, words, monkeypatch):
 
 
 def test_ours_is_checked_before_it_is_timed(monkeypatch):
-    made = problem.optimizer
+    stepped, step = [], check._step
 
-    def wrong(case, **how):
-        opt = made(case, **how)
-        if how.get("backend") != "reference":
-            step = opt.step
-            opt.step = lambda: (step(), opt.flat_params.__iadd__(1))
-        return opt
+    def wrong(made, case):
+        step(made, case)
+        stepped.append(made)
+        if len(stepped) == 1:
+            made.flat_params[1] += 1e-7
 
-    monkeypatch.setattr(check.memory, "optimizer", wrong)
-    with pytest.raises(check.WrongResultError, match="differs from the reference"):
+    monkeypatch.setattr(check, "_step", wrong)
+    with pytest.raises(check.WrongResultError, match="p/g0.w0 differs from the reference"):
         run.measure(Entry("chosen", Case(size="500")), 1, [])
 
 
@@ -308,7 +307,7 @@ def test_a_second_process_compiles_nothing():
     cold, warm = first.run("adam", 1, 1)
     assert all(cold["claims"].values())
     assert all(warm["claims"].values())
-    assert first.total(cold) > first.total(warm) > 0
+    assert (first.total(cold) or 0.0) > (first.total(warm) or 0.0) > 0.0
 
 
 def test_first_steps_of_a_peer_that_is_not_there(alone):
