@@ -116,7 +116,7 @@ MAIN = (
     "sgd", "momentum-heavy-ball", "rmsprop", "rmsprop-centered", "rmsprop-momentum", "rmsprop-centered-momentum",
     "adam", "adam-decoupled", "adagrad", "lion",
 )  # fmt: skip
-"""The rules that stand beside every peer; the other forms stand beside those that need no compiler."""
+"""The rules that stand beside every peer; the other forms stand beside torch.optim."""
 
 STORED = ("sgd", "momentum-heavy-ball", "rmsprop", "adam-decoupled", "lion")
 """The rules that are timed in every storage of the picture."""
@@ -152,7 +152,7 @@ def plan(part: str, threads: int, quick: bool) -> list[Entry]:
             stored = [(r, s) for r in STORED for s in SHOWN if r == "adam-decoupled" or s in PICTURED]
             if quick:
                 stored = [("adam-decoupled", s) for s in ("f32", "bf16", "split", "8bit")]
-            # Beside their peers stand the storages of Adam; f32 is among the rules.
+            # Beside peers stand the storages of Adam; its float32, which does so among the rules, is what they save.
             found = [
                 (replace(case, rule=r, storage=s), peers if r == "adam-decoupled" and s != "f32" else "")
                 for r, s in stored
