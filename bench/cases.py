@@ -73,7 +73,10 @@ class Case:
 
 
 class Entry(NamedTuple):
-    """A case of a part, and which peers stand beside it: "all", "light" (those that need no compiler), "calls", ""."""
+    """A case of a part, and which peers stand beside it.
+
+    "all", "light" (those that need no process of their own), "torch" (of those, torch.optim), "calls" or "".
+    """
 
     part: str
     case: Case
@@ -113,7 +116,7 @@ MAIN = (
     "sgd", "momentum-heavy-ball", "rmsprop", "rmsprop-centered", "rmsprop-momentum", "rmsprop-centered-momentum",
     "adam", "adam-decoupled", "adagrad", "lion",
 )  # fmt: skip
-"""The rules that stand beside every peer; the other forms stand beside those that need no compiler."""
+"""The rules that stand beside every peer; the other forms stand beside torch.optim."""
 
 STORED = ("sgd", "momentum-heavy-ball", "rmsprop", "adam-decoupled", "lion")
 """The rules that are timed in every storage of the picture."""
@@ -144,16 +147,16 @@ def plan(part: str, threads: int, quick: bool) -> list[Entry]:
     match part:
         case "rules":
             known = ("sgd", "rmsprop-centered-momentum", "adam-decoupled", "lion") if quick else distinct_rules()
-            found = [(replace(case, rule=r), peers if r in MAIN else "light") for r in known]
+            found = [(replace(case, rule=r), peers if r in MAIN else "torch") for r in known]
         case "storages":
             stored = [(r, s) for r in STORED for s in SHOWN if r == "adam-decoupled" or s in PICTURED]
             if quick:
-                stored = [("adam-decoupled", s) for s in ("bf16", "split", "8bit")]
-            # Beside their peers stand the storages of Adam; f32 is among the rules.
+                stored = [("adam-decoupled", s) for s in ("f32", "bf16", "split", "8bit")]
+            # Beside peers stand the storages of Adam; its float32, which does so among the rules, is what they save.
             found = [
-                (replace(case, rule=r, storage=s), peers if r == "adam-decoupled" else "")
+                (replace(case, rule=r, storage=s), peers if r == "adam-decoupled" and s != "f32" else "")
                 for r, s in stored
-                if s != "f32"
+                if (r, s) == ("adam-decoupled", "f32") or s != "f32"
             ]
             cached = ("f32", "bf16", "8bit") if quick else SHOWN
             found += [(replace(case, storage=s, size=IN_CACHE, threads=1), "") for s in cached]

@@ -21,7 +21,7 @@ Timed: TypeAlias = Callable[[int], float]
 
 SHORTEST = 5e-3  # seconds a sample lasts at least; a call that is shorter is repeated within the sample
 PAUSE = 2e-2  # seconds before a sample: OpenMP polls for 15 ms after its work, on cores the next one needs
-PATIENCE = 4.0  # seconds: a contestant that has taken as long sits the remaining rounds out, after the third
+PATIENCE = 2.0  # seconds: a contestant that has taken as long sits the remaining rounds out, after the third
 FEWEST = 3
 
 

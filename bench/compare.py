@@ -19,7 +19,6 @@ APART = 0.05
 class Change(NamedTuple):
     """How fastopt's speed in one case changed: 1.1 is 10 % faster. `verdict` is faster, slower or same."""
 
-    key: str
     name: str
     by: str
     old: list[float]
@@ -46,29 +45,30 @@ def compare(old: Kept, new: Kept) -> Comparison:
     """Compare what both runs measured."""
     same = old.machine == new.machine
     before, after = _timed(old), _timed(new)
-    changes = [_change(key, before[key], after[key], same) for key in before if key in after]
+    changes = [_change(name, before[name], after[name], same) for name in before if name in after]
     found = sorted([change for change in changes if change], key=lambda change: change.speed)
-    missing = [[key for key in one if key not in other] for one, other in ((before, after), (after, before))]
+    missing = [[name for name in one if name not in other] for one, other in ((before, after), (after, before))]
     return Comparison(found, same, missing[0], missing[1])
 
 
 def _timed(kept: Kept) -> dict[str, dict[str, Any]]:
-    return {r["key"]: r for r in kept.records if "versus" in r and r["seconds"].get("fastopt")}
+    """Give the records of timed cases by their names; of a case that stands in two parts, the first."""
+    timed = [r for r in kept.records if "versus" in r and r["seconds"].get("fastopt")]
+    return {case_of(r).name: r for r in reversed(timed)}
 
 
-def _change(key: str, old: dict[str, Any], new: dict[str, Any], same: bool) -> Change | None:
+def _change(name: str, old: dict[str, Any], new: dict[str, Any], same: bool) -> Change | None:
     """Judge one case: by its share of the ceiling where it has one beyond the cache, elsewhere by its time."""
-    name = case_of(new).name
     if old["share"] and new["share"] and beyond_cache(new):
         a, b = old["share"], new["share"]
         verdict = _verdict(a, b)
         if same and verdict == "slower" and _verdict(*map(_rates, (old, new))) != "slower":
             verdict = "same"  # the ceiling was measured faster, and fastopt is not slower
-        return Change(key, name, "share of the ceiling", a, b, b[1] / a[1], verdict)
+        return Change(name, "share of the ceiling", a, b, b[1] / a[1], verdict)
     if not same:
         return None
     a, b = _rates(old), _rates(new)
-    return Change(key, name, "time", old["seconds"]["fastopt"], new["seconds"]["fastopt"], b[1] / a[1], _verdict(a, b))
+    return Change(name, "time", old["seconds"]["fastopt"], new["seconds"]["fastopt"], b[1] / a[1], _verdict(a, b))
 
 
 def _rates(record: dict[str, Any]) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-from fastopt.bench.cases import MAIN, PICTURED, STORED
+from fastopt.bench.cases import MAIN, STORED
 from fastopt.bench.record import Kept
 from fastopt.bench.report import beyond_cache, case_of, duration
 
@@ -22,9 +22,10 @@ COLOURS = {
     "torch foreach": "#e08600", "torch fused": "#8a5a00", "torch compile": "#c98bd9", "DeepSpeed": "#1460c4",
     "optax jit": "#12883e", "bitsandbytes": "#0a9aa8", "torchao": "#7a3fd0",
 }  # fmt: skip
-STORAGES: dict[str, str] = dict(
-    zip(PICTURED, ("#111111", "#1460c4", "#0a9aa8", "#e08600", "#7a3fd0", "#d63a9b"), strict=True)
-)
+STORAGES = {
+    "f32": "#111111", "bf16": "#1460c4", "split": "#0a9aa8", "8bit": "#e08600", "split_8bit": "#7a3fd0",
+    "bf16_8bit": "#d63a9b", "bf16_kahan": "#7fb3ee", "mixed_bf16": "#9a9a9a", "mixed_f16": "#c4b08a", "f64": "#5c4033",
+}  # fmt: skip
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 13, "axes.titlesize": 16, "axes.labelsize": 13, "legend.fontsize": 12,
     "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False,
@@ -37,7 +38,7 @@ def draw(kept: Kept, folder: Path) -> list[Path]:
     drawn = []
     for name, picture in (("bytes", _bytes), ("sizes", _sizes), ("tensors", _tensors), ("shares", _shares)):
         with mpl.rc_context(_STYLE):
-            figure = Figure(figsize=(12.5, 7), layout="constrained")
+            figure = Figure(figsize=(14.5 if name == "shares" else 12.5, 7), layout="constrained")
             if not picture(figure.subplots(), kept.records):
                 continue
             figure.supxlabel(_measured(kept), x=0.01, horizontalalignment="left", fontsize=10, color="#666666")
@@ -60,64 +61,70 @@ def _largest(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _bytes(axes: Axes, records: list[dict[str, Any]]) -> bool:
-    """Draw time against the bytes that a step moves: all rules and storages, peers, and the ceiling as a line."""
+    """Draw time against the bytes that a step moves: all rules and storages, peers, and the ceiling as a line.
+
+    Each time is put in proportion to the ceiling of its own rounds, as the tables do: the line is the same for all.
+    """
     found = _largest([r for r in records if r["part"] in ("rules", "storages", "chosen")])
     if not found:
         return False
     n = case_of(found[0]).elements
     rate = float(np.median([r["traffic"] / r["seconds"]["ceiling"][1] for r in found]))
     most = max(r["traffic"] / n for r in found)
-    x = np.array([0, most * 1.12])
+    x = np.array([0, most * 1.1])
+    limit = 2.3 * most * n / rate * 1e3
     axes.fill_between(x, 0, x * n / rate * 1e3, color="#000000", alpha=0.05, linewidth=0)
-    axes.plot(
-        x, x * n / rate * 1e3, color=COLOURS["ceiling"], linewidth=2, label=f"memory ceiling, {rate / 1e9:.0f} GB/s"
-    )
-    limit = 2.6 * most * n / rate * 1e3
-    beside: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    label = f"memory ceiling, {rate / 1e9:.0f} GB/s"
+    axes.plot(x, x * n / rate * 1e3, color=COLOURS["ceiling"], linewidth=2, label=label)
+
+    def milliseconds(r: dict[str, Any], times: float = 1.0) -> float:
+        return times * r["traffic"] / rate / r["share"][1] * 1e3
+
     outside: dict[str, float] = {}
-    for r in found:
-        for name in r["versus"]:
-            time = r["seconds"][name][1] * 1e3
-            if time < limit:
-                beside[name].append((r["traffic"] / n, time))
-            else:
-                outside[name] = min(time, outside.get(name, np.inf))
-    for name, points in beside.items():
-        axes.plot(*zip(*points, strict=True), "D", color=COLOURS.get(name), markersize=6, alpha=0.75, label=name)
-    plain = [r for r in found if r["case"]["storage"] == "f32"]
-    stored = [r for r in found if r["case"]["storage"] != "f32"]
-    for group, marker, label in ((plain, "o", "fastopt, float32"), (stored, "s", "fastopt, other storages")):
-        points = [(r["traffic"] / n, r["seconds"]["fastopt"][1] * 1e3) for r in group]
+    for name in [name for name in COLOURS if any(name in r["versus"] for r in found)]:
+        shown = [r for r in found if name in r["versus"] and r["case"]["rule"] in STORED]
+        points = [(r["traffic"] / n, milliseconds(r, r["versus"][name][1])) for r in shown]
+        above = [y for _, y in points if y >= limit]
+        if above:
+            outside[name] = min(above)
+        inside = [point for point in points if point[1] < limit]
+        if inside:
+            axes.plot(*zip(*inside, strict=True), "D", color=COLOURS[name], markersize=7, alpha=0.8, label=name)
+    for plain, marker, label in ((True, "o", "fastopt, float32"), (False, "s", "fastopt, other storages")):
+        points = [(r["traffic"] / n, milliseconds(r)) for r in found if (r["case"]["storage"] == "f32") is plain]
         if points:
-            face = COLOURS["fastopt"] if marker == "o" else "white"
-            style: dict[str, Any] = {
-                "markerfacecolor": face,
-                "markeredgecolor": COLOURS["fastopt"],
-                "markeredgewidth": 2,
-            }
-            axes.plot(*zip(*points, strict=True), marker, markersize=9, zorder=5, linestyle="", label=label, **style)
-    adams = {r["case"]["storage"]: r for r in found if r["case"]["rule"] == "adam-decoupled"}
-    for storage, r in adams.items():
-        at = (r["traffic"] / n, r["seconds"]["fastopt"][1] * 1e3)
-        axes.annotate(f"AdamW {storage}", at, (-9, 7), textcoords="offset points", fontsize=11, ha="right", zorder=6)
+            face = COLOURS["fastopt"] if plain else "white"
+            style: dict[str, Any] = {"markerfacecolor": face, "markeredgecolor": COLOURS["fastopt"]}
+            axes.plot(
+                *zip(*points, strict=True), marker, markersize=8, markeredgewidth=2, zorder=5, label=label, **style
+            )
+    adams = {r["case"]["storage"]: (r["traffic"] / n, milliseconds(r)) for r in found if r["case"]["rule"] == _NAMED}
+    _name_points(axes, {f"AdamW {storage}": at for storage, at in adams.items()}, x[1], limit)
     axes.set(xlim=(0, x[1]), ylim=(0, limit), xlabel="bytes read and written, a parameter and step")
-    axes.set(
-        ylabel=f"milliseconds a step, {case_of(found[0]).size} parameters",
-        title="A step's time is its bytes",
-    )
+    axes.set(ylabel=f"milliseconds a step, {case_of(found[0]).size} parameters")
+    axes.set_title("A step takes the time of its bytes")
     if outside:
-        said = ", ".join(f"{name} from {t:,.0f} ms" for name, t in sorted(outside.items(), key=lambda x: x[1]))
-        axes.text(
-            0.01,
-            0.985,
-            f"above the picture: {said}",
-            transform=axes.transAxes,
-            fontsize=10.5,
-            va="top",
-            color="#555555",
-        )
+        ordered = sorted(outside.items(), key=lambda item: item[1])
+        said = "above the picture: " + ", ".join(f"{name} from {t:,.0f} ms" for name, t in ordered)
+        text = "\n".join(textwrap.wrap(said, 70))
+        axes.text(0.015, 0.98, text, transform=axes.transAxes, fontsize=10.5, va="top", color="#555555")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return True
+
+
+_NAMED = "adam-decoupled"
+
+
+def _name_points(axes: Axes, points: dict[str, tuple[float, float]], width: float, height: float) -> None:
+    """Name points, each above itself and to its left, higher where another name is in the way."""
+    taken: list[tuple[float, float]] = []
+    for name, (x, y) in sorted(points.items(), key=lambda item: item[1]):
+        at = [x - 0.015 * width, y + 0.07 * height]
+        while any(abs(at[0] - x0) < 0.17 * width and abs(at[1] - y0) < 0.04 * height for x0, y0 in taken):
+            at[1] += 0.01 * height
+        taken.append((at[0], at[1]))
+        line = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4}
+        axes.annotate(name, (x, y), (at[0], at[1]), fontsize=11, ha="right", arrowprops=line, zorder=6)
 
 
 def _sizes(axes: Axes, records: list[dict[str, Any]]) -> bool:
@@ -152,7 +159,8 @@ def _tensors(axes: Axes, records: list[dict[str, Any]]) -> bool:
     found.sort(key=lambda r: len(case_of(r).tensors))
     _lines(axes, found, lambda r: len(case_of(r).tensors))
     one = case_of(found[0])
-    axes.set(xlabel=f"tensors of {one.size.partition('x')[2].replace('-', ' to ')} parameters", ylabel="time of a step")
+    each = one.size.partition("x")[2].replace("-", " to ")
+    axes.set(xlabel=f"number of tensors, {each} parameters each", ylabel="time of a step")
     axes.set_title(f"Many small tensors are one pass: {one.rule}, {one.storage}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return True
@@ -207,7 +215,7 @@ def _shares(axes: Axes, records: list[dict[str, Any]]) -> bool:
     stored = [n for n in rules if n in STORED]
     others = [n for n in rules if n in MAIN and n not in STORED]
     rules = (stored + others) or rules[:12]
-    storages = [s for s in dict.fromkeys((*PICTURED, *(s for _, s in at))) if any((r, s) in at for r in rules)]
+    storages = [s for s in STORAGES if any((r, s) in at for r in rules)]
     if not rules:
         return False
     place, ticks = 0.0, []
@@ -216,7 +224,7 @@ def _shares(axes: Axes, records: list[dict[str, Any]]) -> bool:
         own = [s for s in storages if (rule, s) in at]
         for k, storage in enumerate(own):
             low, median, high = at[rule, storage]["share"]
-            colour = STORAGES.get(storage, "#888888")
+            colour = STORAGES[storage]
             label = storage if storage not in drawn else None
             drawn.add(storage)
             axes.bar(place + k, median, 0.86, color=colour, label=label)
@@ -227,10 +235,10 @@ def _shares(axes: Axes, records: list[dict[str, Any]]) -> bool:
                 place + k, 0.02, f"{median:.0%}", rotation=90, ha="center", va="bottom", color="white", fontsize=10
             )
         ticks.append((place + (len(own) - 1) / 2, rule.replace("-", "\n")))
-        place += len(own) + 0.9
+        place += max(len(own), 2.5) + 0.9
     axes.axhline(1, color=COLOURS["ceiling"], linewidth=2, zorder=0)
-    axes.text(place - 0.6, 1.01, "ceiling", ha="right", va="bottom", color=COLOURS["ceiling"])
-    axes.set_xticks([t for t, _ in ticks], [name for _, name in ticks], fontsize=11)
+    axes.text(place - 0.5, 1.005, "ceiling", ha="right", va="bottom", color=COLOURS["ceiling"])
+    axes.set_xticks([t for t, _ in ticks], [name for _, name in ticks], fontsize=10)
     axes.grid(axis="x", visible=False)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(ylabel="share of the memory ceiling for its bytes", xlim=(-0.8, place - 0.4))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastopt
-from fastopt import ceiling
+from fastopt import ceiling, devices
 from fastopt.bench.cases import Case
 from fastopt.bench.forms import CASES
 from fastopt.buffers import allocate, numpy_type, views
@@ -70,13 +70,13 @@ def fresh(case: Case, *, state: bool = True) -> Problem:
     return Problem(arrays.pop("p"), arrays.pop("g"), arrays)
 
 
-def fill(grads: Iterable[np.ndarray]) -> None:
+def fill(grads: Iterable[Any]) -> None:
     """Fill gradients with small positive numbers, the same every time."""
     rng = np.random.default_rng(0)
     for array in grads:
         for start in range(0, array.size, 1 << 20):
             part = array[start : start + (1 << 20)]
-            part[...] = 1e-3 * (0.5 + rng.random(part.size, np.float32))
+            devices.copy(part, (1e-3 * (0.5 + rng.random(part.size, np.float32))).astype(part.dtype, copy=False))
 
 
 def passes(case: Case, problem: Problem) -> Callable[[], object]:

@@ -172,7 +172,9 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """Give the commit of the working tree, with -dirty where files differ from it; None where git does not say."""
+    """Give the commit of the checkout, with -dirty where files differ from it; None where there is none or no git."""
+    if not (ROOT / ".git").exists():  # installed: a repository around it is not fastopt's
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -25,8 +25,8 @@ def beside(entry: Entry, chosen: Sequence[str]) -> dict[str, Peer]:
     if entry.peers == "calls":
         return {"torch fused": PEERS["torch fused"], **SURFACES} if "torch fused" in chosen else dict(SURFACES)
     known = {name: PEERS[name] for name in chosen}
-    if entry.peers == "light":
-        return {name: peer for name, peer in known.items() if peer.light}
+    if entry.peers in ("light", "torch"):
+        return {n: p for n, p in known.items() if p.light and (entry.peers == "light" or n.startswith("torch "))}
     return known if entry.peers == "all" else {}
 
 

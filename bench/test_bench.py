@@ -1,4 +1,4 @@
-"""The cases of this process for pytest-benchmark: `pytest bench --benchmark-enable`, with its usual options.
+"""The cases of this process for pytest-benchmark: `pytest bench`, with its usual options.
 
 Results rest on `fastopt bench`, where contestants take turns. Here each is timed by itself, which is handy while
 working on one of them: `-k 'adam and 64Mi'`, `--benchmark-save`, `--benchmark-compare`, `--benchmark-json`.

@@ -92,7 +92,9 @@ def modules() -> dict[str, Path]:
     found = {}
     for folder, package in (("fastopt", "fastopt"), ("kernels", "fastopt.kernels"), ("bench", "fastopt.bench")):
         for path in (
-            p for p in (ROOT / folder).rglob("*.py") if p.parent.name != "printed" and p.name != "test_bench.py"
+            p
+            for p in (ROOT / folder).rglob("*.py")
+            if p.parent.name != "printed" and p.name not in ("conftest.py", "test_bench.py")
         ):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
             found[".".join([package, *(x for x in parts if x != "__init__")])] = path

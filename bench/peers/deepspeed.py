@@ -16,6 +16,9 @@ _KINDS |= {"Adagrad": ("adagrad", "DeepSpeedCPUAdagrad")}
 _STATE = {"Adam": {"m": "exp_avg", "v": "exp_avg_sq"}, "Lion": {"m": "exp_avg"}, "Adagrad": {"v": "exp_avg_sq"}}
 
 
+BLOCK = 64  # parameters: two vectors of AVX-512, or more of others
+
+
 class DeepSpeed(Peer):
     """DeepSpeedCPUAdam, DeepSpeedCPULion and DeepSpeedCPUAdagrad."""
 
@@ -31,9 +34,15 @@ class DeepSpeed(Peer):
             return "DeepSpeedCPUAdam has no AMSGrad"
         if getattr(rule, "lr_decay", 0.0) or getattr(rule, "initial_accumulator_value", 0.0):
             return "DeepSpeedCPUAdagrad has no such setting"
+        if kind == "Adagrad" and any(n % BLOCK for n in case.tensors.values()):
+            return f"DeepSpeedCPUAdagrad overwrites gradients where parameters are no multiple of {BLOCK}"
         if callable(rule.lr):
             return "not set up for schedules"
         return None if case.storage == "f32" else "it is set up for float32 alone"
+
+    def checked(self, case: Case) -> int:
+        """Check Adagrad on whole blocks."""
+        return 16 * BLOCK if type(CASES[case.rule]).__name__ == "Adagrad" else super().checked(case)
 
     def load(self, threads: int) -> None:
         """Import DeepSpeed's optimizers."""

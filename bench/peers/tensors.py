@@ -46,7 +46,8 @@ def values(params: list[Any], problem: Problem) -> Mapping[str, np.ndarray]:
 def begin(optimizer: Any, params: list[Any], problem: Problem, names: Mapping[str, str]) -> None:
     """Let the optimizer keep its state on the problem's memory: the buffers by `names`, what they are called there.
 
-    It takes one step, which makes its state. Parameters, state and count are then those before that step again.
+    It takes one step, which makes its state. Parameters, state and count are then those before that step again. Without
+    `names` the state is its own, and made again.
     """
     torch: Any = import_module("torch")
     before = [p.detach().clone() for p in params]
@@ -60,6 +61,8 @@ def begin(optimizer: Any, params: list[Any], problem: Problem, names: Mapping[st
             state[theirs] = tensor(problem.state[ours][name])
         if "step" in state:
             state["step"] = state["step"] * 0
+        if not names:
+            state.clear()
 
 
 def grouped(params: list[Any], case: Case) -> list[Any]:

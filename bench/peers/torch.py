@@ -41,6 +41,8 @@ class Torch(Peer):
             return "torch.optim has no such storage"
         if case.storage == "bf16" and self.form != "fused":
             return "it rounds to bfloat16 after every operation: another result"
+        if self.form in ("foreach", "compile") and "nesterov" in case.rule and "momentum" in case.rule:
+            return "its Nesterov momentum overwrites the gradients"
         if self.form == "compile" and len(case.tensors) > COMPILED:
             return f"above {COMPILED} tensors it compiles for minutes"
         if self.form == "fused" and self._class(case) not in FUSED:
@@ -63,7 +65,8 @@ class Torch(Peer):
         assert row is not None, "cannot() refuses these cases"
         params = tensors.parameters(problem)
         optimizer = self._optimizer(torch, row, params, case)
-        tensors.begin(optimizer, params, problem, row.state)
+        # Where SGD has dampening, torch's first step is another one, which it tells by having no momentum yet.
+        tensors.begin(optimizer, params, problem, {} if optimizer.defaults.get("dampening") else row.state)
         step = optimizer.step
         if self.form == "compile":
             torch._dynamo.reset()

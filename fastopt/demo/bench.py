@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from fastopt.demo.console import open_console, print_table
 from fastopt.errors import BackendError, SettingError, explain, suggest
 
 BACKENDS = ("cpu", "reference", "cuda")
+FEW = 5  # names that are listed
 MEMORY = {True: "4Mi", False: "16Mi"}  # parameters of the part memory: quick, and not
 
 
@@ -50,6 +52,8 @@ class Task(NamedTuple):
 def run(asked: Asked) -> None:
     """Measure what was asked for; show it, and keep it where that was asked, also when it is interrupted."""
     tasks = list(_tasks(asked))
+    if asked.out:
+        import_module("fastopt.bench.pictures")  # what it lacks is said now, not when all is measured
     repeats = _repeats(asked)
     conditions = record.conditions() | {"repeats": repeats, "quick": asked.quick, "threads": fastopt.get_threads()}
     writer = record.Writer(asked.out, conditions) if asked.out else None
@@ -189,7 +193,8 @@ def show(console: Console, records: list[dict[str, Any]]) -> None:
     """Print the tables of records, and which goals they meet."""
     for table in report.tables(records):
         console.print(f"\n[bold]{table.title}[/bold]", soft_wrap=True)
-        print_table(console, table.headings, table.rows, table.left)
+        for headings, rows in narrowed(table, console.width):
+            print_table(console, headings, rows, table.left)
         for note in table.notes:
             console.print(f"  {note}", markup=False, soft_wrap=True)
     goals = sorted(report.goals(records), key=lambda goal: bool(goal.met))
@@ -197,6 +202,18 @@ def show(console: Console, records: list[dict[str, Any]]) -> None:
         console.print(f"\n[bold]{sum(bool(g.met) for g in goals)} of {len(goals)} goals are met[/bold]")
         rows = [("" if g.met else report.LOSS, g.words, g.found) for g in goals]
         print_table(console, ("", "goal", "found"), rows, left=3)
+
+
+def narrowed(table: report.Table, width: int) -> Iterator[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """Divide a table by its columns into as many as a terminal's width asks for; the columns of text stand in each."""
+    columns = list(zip(table.headings, *table.rows, strict=True))
+    wide = [3 + max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    fixed, k = list(range(table.left)), table.left
+    while k < len(columns):
+        chosen = [*fixed, k]
+        while (k := k + 1) < len(columns) and sum(wide[i] for i in chosen) + wide[k] <= width:
+            chosen.append(k)
+        yield tuple(table.headings[i] for i in chosen), [tuple(row[i] for i in chosen) for row in table.rows]
 
 
 def compare(old: Path, new: Path, asked: Asked) -> int:
@@ -228,9 +245,10 @@ def compare(old: Path, new: Path, asked: Asked) -> int:
     same = len(found.changes) - len(changed)
     slower = len(found.regressions)
     console.print(f"{slower} slower, {len(changed) - slower} faster, {same} the same within noise.")
-    for title, keys in (("only in the old run", found.only_old), ("only in the new run", found.only_new)):
-        if keys:
-            console.print(f"{len(keys)} {title}: {', '.join(keys)}", markup=False, soft_wrap=True)
+    for title, names in (("only in the old run", found.only_old), ("only in the new run", found.only_new)):
+        if names:
+            more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+            console.print(f"{len(names)} {title}: {'; '.join(names[:FEW])}{more}", markup=False, soft_wrap=True)
     return 1 if found.regressions else 0
 
 

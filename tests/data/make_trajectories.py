@@ -2,7 +2,7 @@
 
     python tests/data/make_trajectories.py
 
-For each row of the tables in tests/peers.py: the learning rate of each step, the parameters after some of the steps and
+For each row of bench/glossary.py: the learning rate of each step, the parameters after some of the steps and
 the state after the last. Deterministic: the same versions write the same bytes.
 """
 
