@@ -109,6 +109,10 @@ class TableLaunch(Launch):
 
         super().__init__(calls)
 
+    def set_column(self, k: int, addresses: np.ndarray) -> None:
+        """Say where the rows' buffer number `k` of the program lies now, in the order in which rows were given."""
+        self.table[:, FIRST + k] = addresses[self.order]
+
 
 def _blocks(sizes: np.ndarray, first: int) -> np.ndarray:
     """Divide the rows from `first` on into blocks: the row at which each begins, and the end of the last."""
