@@ -25,7 +25,7 @@ _HINTS = ("foreach", "fused", "capturable", "differentiable", "maximize", "initi
 class Settings(NamedTuple):
     """What fastopt's optimizers are told beyond torch's options."""
 
-    flatten: bool
+    flatten: bool | str
     storage: Any
     seed: int
 
@@ -49,11 +49,12 @@ class Adapter(torch.optim.Optimizer):
     counted: ClassVar[bool] = True
 
     def __init__(
-        self, params: Any, *args: Any, flatten: bool = False, storage: Any = None, seed: int = 0, **options: Any
+        self, params: Any, *args: Any, flatten: bool | str = False, storage: Any = None, seed: int = 0, **options: Any
     ):
         where = type(self).__name__
-        if not isinstance(flatten, bool):
-            raise SettingError(explain(where, "flatten is neither True nor False.", got=repr(flatten)))
+        if not isinstance(flatten, bool) and flatten != "sealed":
+            what, expected = "there is no such way to flatten.", 'False, True or "sealed"'
+            raise SettingError(explain(where, what, got=repr(flatten), expected=expected))
         kept = dict(storage) if isinstance(storage, Mapping) else storage
         self._settings = Settings(flatten, kept, dispatch.seed_number(seed, where))
         self._parts: list[list[Part]] | None = None
@@ -258,10 +259,12 @@ class Adapter(torch.optim.Optimizer):
             return False
         for group, parts in zip(self.param_groups, built, strict=True):
             given = group["params"]
-            if len(parts) == 1:
-                if len(given) != len(parts[0].params) or not all(map(is_, given, parts[0].params)):
+            if len(parts) != 1:
+                if sorted(map(id, given)) != sorted(id(p) for part in parts for p in part.params):
                     return False
-            elif sorted(map(id, given)) != sorted(id(p) for part in parts for p in part.params):
+            elif len(given) != len(parts[0].params):
+                return False
+            elif self._settings.flatten != "sealed" and not all(map(is_, given, parts[0].params)):
                 return False
         return True
 

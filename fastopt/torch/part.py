@@ -30,6 +30,7 @@ from fastopt.torch.tensors import (
     encode,
     flat,
     gradient,
+    is_contiguous,
     is_dense,
     is_wrapped,
     local,
@@ -41,6 +42,8 @@ from fastopt.torch.tensors import (
     torch_type,
     type_of,
 )
+
+_uses = torch._C._storage_Use_Count
 
 ALIGNED = 16
 """Elements to a multiple of which a parameter begins in a flat buffer: 64 bytes of float32, a cache line."""
@@ -61,11 +64,11 @@ class Part:
     """Parameters of one group and of one type and device.
 
     `names` says what errors call them, `first` is the offset of the first for noise. With `flatten` parameters,
-    gradients and state move into flat buffers.
+    gradients and state move into flat buffers; "sealed" promises that nobody else moves them (see `_sealed`).
     """
 
     def __init__(
-        self, params: Sequence[Any], names: Sequence[str], first: int, entries: dict[str, float], *, flatten: bool
+        self, params: Sequence[Any], names: Sequence[str], first: int, entries: dict[str, float], *, flatten: bool | str
     ):
         self.params, self.names = list(params), list(names)
         self.wrapped = any(map(is_wrapped, params))
@@ -119,7 +122,7 @@ class Part:
     def look(self, where: str) -> None:
         """Compare addresses with those of the last step, and raise a LayoutError where a step is impossible."""
         self.moved: list[int] | None = None
-        if not self.stale and self._as_before() and np.array_equal(self.counts, self.known):
+        if not self.stale and self.steps._version == self.version and (self._sealed() or self._as_before()):
             if self.moved is not None:
                 self._require_apart(self.moved, where)
             return
@@ -146,26 +149,47 @@ class Part:
         got = f"{describe(p)}, strides {list(p.stride())}"
         raise LayoutError(explain(where, what, got=got, expected=expected, do=do))
 
+    def _sealed(self) -> bool:
+        """Whether nothing can have been moved in sealed buffers: as many tensors view them as when they were looked at.
+
+        What is replaced lets go of its memory, and that shows at once, however many tensors there are. It does not where
+        somebody takes hold of the old memory instead, which is what is promised not to happen.
+        """
+        return (
+            self.flatten == "sealed"
+            and self.attached
+            and self.flat is not None
+            and self.flat.uses() == self.uses
+            and self._still_idle()
+        )
+
+    def _still_idle(self) -> bool:
+        return all(map(is_, map(gradient, self.idle), repeat(None)))
+
     def _as_before(self) -> bool:
         """Whether all is where it was; gradients alone may have `moved`."""
-        params, idle = self.active, map(gradient, self.idle)
-        if self.wrapped:
-            params = list(map(local, params))
-        if list(map(address, params)) != self.p_at or not all(map(is_, idle, repeat(None))):
-            return False
-        if self.attached:
-            return all(map(is_, map(gradient, self.active), self.grads)) and list(map(address, self.grads)) == self.g_at
+        params, grads = self.active, self.grads
         try:
-            grads = list(map(gradient, self.active))
-            if self.wrapped:
-                grads = list(map(local, grads))
+            if self.attached:
+                if not all(map(is_, map(gradient, params), grads)):
+                    return False
+            else:
+                grads = list(map(gradient, params))
+                if self.wrapped:
+                    params, grads = list(map(local, params)), list(map(local, grads))
+                if self.in_order:
+                    if not all(map(is_contiguous, grads)):
+                        return False
+                elif list(map(strides, grads)) != self.g_strides:
+                    return False
             at = list(map(address, grads))
-            if list(map(strides, grads)) != self.g_strides or list(map(type_of, grads)) != self.g_types:
-                return False
-        except (AttributeError, RuntimeError, TypeError):  # one is gone, or sparse
+        except (AttributeError, RuntimeError, TypeError):  # a gradient is gone, or sparse
             return False
-        if at != self.g_at:
+        if list(map(address, params)) != self.p_at or not self._still_idle():
+            return False
+        if at != self.g_at:  # only memory that is new can be of another type: torch sees to it
             self.moved = at
+            return not self.attached and list(map(type_of, grads)) == self.g_types
         return True
 
     def _require_apart(self, g_at: Iterable[int], where: str) -> None:
@@ -253,8 +277,7 @@ class Part:
         if with_step:
             shown = {"step": self.steps[i], **{n: x[i] for n, x in self.entries.items()}, **shown}
         for name, tensor in shown.items():
-            if entries.get(name) is None or not _same_memory(entries[name], tensor):
-                dict.__setitem__(entries, name, tensor)
+            dict.__setitem__(entries, name, tensor)
 
     def _arrange(self, where: str) -> None:
         program, params = self.program, self.params
@@ -265,6 +288,7 @@ class Part:
         grads = [local(p.grad) for p in self.active]
         self.p_at, self.g_at = list(map(address, tensors)), list(map(address, grads))
         self.g_strides, self.g_types = list(map(strides, grads)), list(map(type_of, grads))
+        self.in_order = all(map(is_contiguous, tensors))
         self.g_bytes = np.array([g.numel() * g.element_size() for g in grads], np.int64)
         own = [self.flat is not None and self.flat.owns(i, p, p.grad) for i, p in zip(self.found, self.active, strict=True)]
         self.attached = self.flat is not None and all(own)
@@ -301,7 +325,9 @@ class Part:
                     _bind(program, lengths, self.offsets[found[member]], at[member], self.device),
                 )
             )
-        self.known = self.counts.copy()
+        self.version = self.steps._version  # which others raise when they write a count; this step does not
+        if self.attached and self.flat is not None:
+            self.uses = self.flat.uses()
 
     def _require_disjoint(self, at: np.ndarray, sizes: np.ndarray, written: list[int], where: str) -> None:
         """Note where the step writes, in order, and raise a LayoutError if two of those places overlap."""
@@ -340,7 +366,6 @@ class Part:
                 calls.append((self.entries[name].numpy().__setitem__, bucket.index, value))
             calls += [
                 (self.counts.__setitem__, bucket.index, t),
-                (self.known.__setitem__, bucket.index, t),
                 (setattr, bucket, "t", t),
                 (setattr, bucket, "entries", entries),
             ]
@@ -366,7 +391,9 @@ class Part:
         ours = {name: plane for name, (plane, tensor) in shown.items() if entries.get(name) is tensor}
         self.memory[i] = {plane: self.memory[i][plane] for plane in ours.values()}
         self.shown[i] = {plane: self.shown[i][plane] for plane in ours.values()}
-        self.counts[i] = 0
+        entries = {**entries, "step": float(entries["step"])} if entries.get("step") is not None else entries
+        if not self.memory[i]:
+            self.counts[i] = 0
         for b, form in self.kept.items():  # planes of a state that was moved here as it is
             own = planes(b, STORAGES[form])
             for name, plane in own.items() if b != "g" and len(own) > 1 else ():
@@ -451,6 +478,7 @@ class Flat:
         device = params[0].device
         self.params = torch.zeros(self.total, dtype=params[0].dtype, device=device)
         self.gradients = torch.zeros(self.total, dtype=gradient_type, device=device)
+        self.storages = self.params.untyped_storage(), self.gradients.untyped_storage()
         self.state: dict[str, torch.Tensor] = {}
         self.places = [(p.shape, p.stride(), int(start)) for p, start in zip(params, self.starts, strict=False)]
         self.views = [self.gradients.as_strided(*place) for place in self.places]
@@ -462,6 +490,10 @@ class Flat:
                 if p.grad is not None and p.grad.layout == torch.strided and p.grad.dtype == gradient_type:
                     view.copy_(p.grad)
                     p.grad = view
+
+    def uses(self) -> tuple[int, int]:
+        """Count the tensors, and whatever else, that hold the memory of the parameters and of the gradients."""
+        return _uses(self.storages[0]._cdata), _uses(self.storages[1]._cdata)
 
     def plane(self, name: str, plane: Any, i: int, p: torch.Tensor) -> torch.Tensor:
         """Give a parameter's piece of one plane of the state."""
@@ -561,10 +593,6 @@ def require_state(value: Any, p: Any, b: str, storage: Any, where: str, text: st
         do = do or "say by storage= how it is to be kept, for example storage={'m': 'f32', 'v': 'f32'}"
         what = f"{text} would lose precision."
         raise LayoutError(explain(where, what, got=str(value.dtype), expected=f"{held}, as it is kept here", do=do))
-
-
-def _same_memory(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and a.shape == b.shape and a.dtype == b.dtype and local(a).data_ptr() == local(b).data_ptr()
 
 
 def _bind(program: Program, sizes: np.ndarray, offsets: np.ndarray, at: np.ndarray, device: torch.device) -> Any:

@@ -17,7 +17,8 @@ FORMATS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", t
 
 gradient = attrgetter("grad")
 type_of = attrgetter("dtype")
-address, strides = torch.Tensor.data_ptr, torch.Tensor.stride  # called through `map`: no Python between two tensors
+# Called through `map`, so that no line of Python is between two tensors.
+address, strides, is_contiguous = torch.Tensor.data_ptr, torch.Tensor.stride, torch.Tensor.is_contiguous
 
 
 def torch_type(plane: Plane) -> torch.dtype:
@@ -141,7 +142,3 @@ def planes_of(kept: dict[str, str]) -> dict[str, tuple[str, Plane]]:
         name: (b, plane) for b, form in kept.items() for name, plane in planes(b, STORAGES[form]).items()
     }
 
-
-def as_numpy(steps: torch.Tensor) -> np.ndarray:
-    """View a vector of counts as an array."""
-    return steps.numpy()
