@@ -15,6 +15,7 @@ from fastopt.errors import LayoutError, SettingError, explain
 from fastopt.kernels.launch import run
 from fastopt.kernels.rules import ScaledGradient
 from fastopt.kernels.storage import STORAGES
+from fastopt.schedules import Constant
 from fastopt.torch.part import Part, formats, require_state
 from fastopt.torch.tensors import is_wrapped, require_parameter
 from fastopt.torch.watched import Entries, Flag, Watched
@@ -178,7 +179,10 @@ class Adapter(torch.optim.Optimizer):
                 what = f"{name}=True is not supported: the step is a compiled kernel that takes numbers from the host."
                 do = f"leave {name}=False, or use torch.optim.{type(self).__name__}"
                 raise SettingError(explain(type(self).__name__, what, do=do))
-        return {name: _number(name, group[name]) for name in self.defaults if name not in _HINTS}
+        options = {name: _number(name, group[name]) for name in self.defaults if name not in _HINTS}
+        if options.get("lr") == 0:  # as at the end of a schedule: a rule's number that is zero is another kernel
+            options["lr"] = Constant(0.0)
+        return options
 
     def _rule(self, options: dict[str, Any]) -> Any:
         """Make the rule of these options."""
@@ -382,6 +386,8 @@ class Adapter(torch.optim.Optimizer):
         """Raise a LayoutError unless this is a parameter's state, in values."""
         theirs = {self.names.get(b, b): b for b in kept if b not in ("p", "g")} | {"master": "p"}
         for entry, value in given.items():
+            if entry.startswith("param."):  # of use to the storage that it is of, which has the master beside it
+                continue
             text = f"the state {entry!r} of {name}"
             if entry not in theirs and entry not in ("step", *self.entries):
                 what, known = f"{text} fits nothing here.", ", ".join(["step", *self.entries, *theirs])

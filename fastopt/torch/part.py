@@ -314,7 +314,7 @@ class Part:
             lengths = sizes[member]
             if self.flat is not None:
                 member = member[lengths > 0]
-                member, lengths = self.flat.merged(member, found, np.array(own), sizes)
+                member, lengths = self.flat.merged(member, found, np.array(own), sizes, gaps=not program.tiled)
             whole = len(rows) == len(params)
             self.buckets.append(
                 Bucket(
@@ -437,6 +437,9 @@ class Part:
                 for name in own.keys() - forward:
                     self._hold(i, name, own[name], whole=False)
                 self._fill(i, b, value)
+                for name in own.keys() - forward if b == "p" else ():
+                    if (exact := given.get(key(name, self.kept, names))) is not None:
+                        flat(self.memory[i][name]).copy_(flat(exact))
             elif (
                 not copy
                 and self.flat is None
@@ -451,7 +454,11 @@ class Part:
         self.stale = True
 
     def decoded(self, i: int, entries: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-        """Give a parameter's state under torch's names, what is kept in several planes as values of full precision."""
+        """Give a parameter's state under torch's names, what is kept in several planes as values of full precision.
+
+        What a parameter keeps beside what the model sees is given twice: as it is, for the same storage, where two ways
+        to write one value would make a difference to the model, and within the value, for every other.
+        """
         given, p = dict(entries), self.params[i]
         for b, form in self.kept.items():
             storage = STORAGES[form]
@@ -460,7 +467,7 @@ class Part:
                 continue
             held = [local(p) if name in _forward(b, own, storage) else self.memory[i][name] for name in own]
             values = decode(storage, held, local(p))
-            for name in own:
+            for name in own if b != "p" else ():  # those of a parameter, which only it and they make up, stay beside it
                 given.pop(key(name, self.kept, names), None)
             if is_wrapped(p):
                 values = type(p).from_local(values, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
@@ -513,18 +520,21 @@ class Flat:
         return g is self.views[i] and (p.numel() == 0 or (p.data_ptr() == at and g.data_ptr() == g_at))
 
     def merged(
-        self, member: np.ndarray, found: np.ndarray, own: np.ndarray, sizes: np.ndarray
+        self, member: np.ndarray, found: np.ndarray, own: np.ndarray, sizes: np.ndarray, *, gaps: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Join neighbours to one row: which of the members each row begins at, and its length, padding included."""
+        """Join neighbours to one row: which of the members each row begins at, and its length.
+
+        Without `gaps` only where nothing lies between them: what does would count for the scale of its tile.
+        """
         if not len(member):
             return member, sizes[member]
+        begin, size = self.starts[found[member]], sizes[member]
+        end = self.starts[found[member] + 1] if gaps else begin + size
         first = np.ones(len(member), bool)
-        begin, end = self.starts[found[member]], self.starts[found[member] + 1]
         first[1:] = (begin[1:] != end[:-1]) | ~own[member][1:] | ~own[member][:-1]
         rows = np.flatnonzero(first)
         last = np.append(rows[1:], len(member)) - 1
-        lengths = self.starts[found[member[last]] + 1] - self.starts[found[member[rows]]]
-        return member[rows], np.where(own[member[rows]], lengths, sizes[member[rows]])
+        return member[rows], begin[last] + size[last] - begin[rows]
 
     def clear(self, params: Sequence[torch.Tensor], *, set_to_none: bool) -> None:
         """Make all gradients zero, in the buffer: also those that came elsewhere. Who has none gets none."""
