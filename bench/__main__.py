@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fastopt
-from bench import clock, device, first, large, record, small, storage, threads
+from bench import clock, device, first, large, record, small, storage, threads, torch_optim
 
 DESCRIPTION = """\
 Time fastopt on this machine. Every rule is checked against its reference, and every peer against fastopt, before it
@@ -21,6 +21,7 @@ is timed. Contestants take turns in one process; medians, 20th and 80th percenti
   storage  Adam with every storage beside float32's, from memory and in cache; peers' bf16 and 8 bits       ~4 minutes
   first    importing, compiling, and a second process that finds everything compiled                       ~20 seconds
   threads  one thread against several over sizes: from which size a step is shared, and in what chunks     ~5 minutes
+  torch    fastopt.torch beside torch.optim: 1,000 tensors by table and flattened, and one of 64 Mi         ~3 minutes
   device   on a CUDA device: momentum, RMSprop and Adam from 1 Ki parameters up, beside torch and a copy   ~5 minutes
 """
 
@@ -43,6 +44,7 @@ DEFAULTS = {
     "first": (3, 1000),
     "storage": (10, 64 << 20),
     "threads": (10, 64 << 20),
+    "torch": (20, 64 << 20),
     "device": (20, 1 << 30),
 }
 
@@ -69,7 +71,7 @@ def work(suite: str, elements: int) -> dict[str, Callable[[int], list[dict[str, 
     """List a suite's cases by name; each is given the number of rounds and gives its records."""
     if suite == "first":
         return {name: lambda repeats, name=name: first.run(name, repeats) for name in first.RULES}
-    suites = {"large": large, "small": small, "storage": storage, "threads": threads, "device": device}
+    suites = {"large": large, "small": small, "storage": storage, "threads": threads, "torch": torch_optim, "device": device}
     cases = suites[suite].cases(elements)
     return {case.name: lambda repeats, case=case: [clock.run(case, repeats)] for case in cases}
 

@@ -189,7 +189,10 @@ class Part:
             return False
         if at != self.g_at:  # only memory that is new can be of another type: torch sees to it
             self.moved = at
-            return not self.attached and list(map(type_of, grads)) == self.g_types
+            came = self.flat is not None and self.flat.among(self.found, self.active) != self.own
+            return not self.attached and not came and list(map(type_of, grads)) == self.g_types
+        if self.attached and self.flat is not None:
+            self.uses = self.flat.uses()
         return True
 
     def _require_apart(self, g_at: Iterable[int], where: str) -> None:
@@ -290,7 +293,7 @@ class Part:
         self.g_strides, self.g_types = list(map(strides, grads)), list(map(type_of, grads))
         self.in_order = all(map(is_contiguous, tensors))
         self.g_bytes = np.array([g.numel() * g.element_size() for g in grads], np.int64)
-        own = [self.flat is not None and self.flat.owns(i, p, p.grad) for i, p in zip(self.found, self.active, strict=True)]
+        self.own = own = [False] * len(self.found) if self.flat is None else self.flat.among(self.found, self.active)
         self.attached = self.flat is not None and all(own)
         self.grads = grads if self.attached else []  # of ours alone, so that nobody's memory is kept alive
         forward = list(planes("p", program.storages["p"]))[program.storages["p"].forward]
@@ -326,8 +329,7 @@ class Part:
                 )
             )
         self.version = self.steps._version  # which others raise when they write a count; this step does not
-        if self.attached and self.flat is not None:
-            self.uses = self.flat.uses()
+        self.uses = (0, 0)  # not looked at yet
 
     def _require_disjoint(self, at: np.ndarray, sizes: np.ndarray, written: list[int], where: str) -> None:
         """Note where the step writes, in order, and raise a LayoutError if two of those places overlap."""
@@ -512,12 +514,16 @@ class Flat:
             return self.state[name][start // TILE :][: plane_size(plane, p.numel())]
         return self.state[name].as_strided(shape, stride, start)
 
-    def owns(self, i: int, p: torch.Tensor, g: torch.Tensor) -> bool:
-        """Whether a parameter and its gradient are where they were put."""
-        start = self.places[i][2]
-        at = self.params.data_ptr() + start * self.params.element_size()
-        g_at = self.gradients.data_ptr() + start * self.gradients.element_size()
-        return g is self.views[i] and (p.numel() == 0 or (p.data_ptr() == at and g.data_ptr() == g_at))
+    def among(self, found: Sequence[int], params: Sequence[torch.Tensor]) -> list[bool]:
+        """Say which of the parameters numbered `found` are, with their gradients, where they were put."""
+        at, g_at = self.params.data_ptr(), self.gradients.data_ptr()
+        size, g_size = self.params.element_size(), self.gradients.element_size()
+        own = []
+        for i, p in zip(found, params, strict=True):
+            start, g = self.places[i][2], p.grad
+            here = p.data_ptr() == at + start * size and g.data_ptr() == g_at + start * g_size
+            own.append(g is self.views[i] and (here or not p.numel()))
+        return own
 
     def merged(
         self, member: np.ndarray, found: np.ndarray, own: np.ndarray, sizes: np.ndarray, *, gaps: bool
