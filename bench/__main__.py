@@ -71,7 +71,14 @@ def work(suite: str, elements: int) -> dict[str, Callable[[int], list[dict[str, 
     """List a suite's cases by name; each is given the number of rounds and gives its records."""
     if suite == "first":
         return {name: lambda repeats, name=name: first.run(name, repeats) for name in first.RULES}
-    suites = {"large": large, "small": small, "storage": storage, "threads": threads, "torch": torch_optim, "device": device}
+    suites = {
+        "large": large,
+        "small": small,
+        "storage": storage,
+        "threads": threads,
+        "torch": torch_optim,
+        "device": device,
+    }
     cases = suites[suite].cases(elements)
     return {case.name: lambda repeats, case=case: [clock.run(case, repeats)] for case in cases}
 

@@ -27,7 +27,6 @@ from fastopt.kernels.rules import (
     NAdam,
     RAdam,
     RMSprop,
-    ScaledGradient,
 )
 
 
@@ -96,8 +95,6 @@ CASES: dict[str, Any] = {
     "lion": Lion(lr=0.01),
     "lion-weight-decay": Lion(lr=0.01, weight_decay=0.5),
     "noise-sgd": GradientNoise(SGD(lr=0.1)),
-    "scaled-adam": ScaledGradient(Adam(lr=0.01, eps=1e-3), factor=-0.375),
-    "scaled-momentum-weight-decay": ScaledGradient(Momentum(lr=0.1, weight_decay=0.02), factor=halving),
     "noise-adam": GradientNoise(Adam(lr=0.01, eps=1e-3), eta=0.3),
 }
 

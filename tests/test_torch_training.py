@@ -187,9 +187,7 @@ def test_grad_scaler_unscales_in_the_step_and_skips_it_whole(name, memory):
     """found_inf leaves parameters, state and counts as they are; otherwise the step is that of unscaled gradients."""
     start = torch.linspace(-1, 1, 300)
     params = [torch.nn.Parameter(start.clone()) for _ in range(2)]
-    own, plain = (
-        getattr(fastopt.torch, name)([p], **MOMENTUM.get(name, {}), flatten=MEMORIES[memory]) for p in params
-    )
+    own, plain = (getattr(fastopt.torch, name)([p], **MOMENTUM.get(name, {}), flatten=MEMORIES[memory]) for p in params)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=1)
     for step in range(5):
         g = torch.cos(start * (step + 1))
@@ -348,9 +346,9 @@ def test_eight_bits_show_their_planes_and_take_their_bytes():
 
 def test_stop_save_load_in_a_new_process_and_go_on(tmp_path):
     """The run of the new process ends in the same bits as the one that was never stopped."""
-    code = """
+    code = f"""
 import sys, torch, fastopt.torch
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {str(TESTS)!r})
 from test_torch_training import Transformer, network, loss_of
 torch.set_num_threads(1)
 mode, memory, path = sys.argv[1:]
@@ -368,7 +366,7 @@ for step in range(first, last):
     opt.step()
     schedule.step()
 torch.save([x.state_dict() for x in (model, opt, schedule)], path)
-""".format(tests=str(TESTS))
+"""
     for memory in ("table", "flatten"):
         whole, stopped = tmp_path / f"{memory}-whole", tmp_path / f"{memory}-stopped"
         for mode, path in (("whole", whole), ("first", stopped), ("second", stopped)):

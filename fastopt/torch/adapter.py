@@ -266,9 +266,9 @@ class Adapter(torch.optim.Optimizer):
             if len(parts) != 1:
                 if sorted(map(id, given)) != sorted(id(p) for part in parts for p in part.params):
                     return False
-            elif len(given) != len(parts[0].params):
-                return False
-            elif self._settings.flatten != "sealed" and not all(map(is_, given, parts[0].params)):
+            elif len(given) != len(parts[0].params) or (
+                self._settings.flatten != "sealed" and not all(map(is_, given, parts[0].params))
+            ):
                 return False
         return True
 

@@ -170,4 +170,4 @@ class Fused(Adapter):
 def _is_option(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_option, value))
-    return value is None or isinstance(value, Real | str) and not is_rule(value)
+    return value is None or (isinstance(value, Real | str) and not is_rule(value))

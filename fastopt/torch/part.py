@@ -334,7 +334,9 @@ class Part:
     def _require_disjoint(self, at: np.ndarray, sizes: np.ndarray, written: list[int], where: str) -> None:
         """Note where the step writes, in order, and raise a LayoutError if two of those places overlap."""
         buffers = [self.program.buffers[k] for k in written]
-        lengths = np.stack([-(-sizes // TILE) * b.dtype.itemsize if b.tiled else sizes * b.dtype.itemsize for b in buffers])
+        lengths = np.stack(
+            [-(-sizes // TILE) * b.dtype.itemsize if b.tiled else sizes * b.dtype.itemsize for b in buffers]
+        )
         starts = at[:, written].T.ravel()
         order = np.argsort(starts, kind="stable")
         order = order[lengths.ravel()[order] > 0]

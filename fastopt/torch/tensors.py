@@ -5,7 +5,6 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import Any
 
-import numpy as np
 import torch
 
 from fastopt.errors import LayoutError, explain
@@ -48,9 +47,7 @@ def is_dense(tensor: torch.Tensor) -> bool:
 
 def same_order(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors of one shape have their elements in the same order; strides of a single element are moot."""
-    return a.numel() < 2 or all(
-        s == t for s, t, n in zip(a.stride(), b.stride(), a.shape, strict=True) if n != 1
-    )
+    return a.numel() < 2 or all(s == t for s, t, n in zip(a.stride(), b.stride(), a.shape, strict=True) if n != 1)
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -138,7 +135,4 @@ def plane_size(plane: Plane, n: int) -> int:
 
 def planes_of(kept: dict[str, str]) -> dict[str, tuple[str, Plane]]:
     """Give all arrays of these formats by name: the buffer each belongs to, and its plane."""
-    return {
-        name: (b, plane) for b, form in kept.items() for name, plane in planes(b, STORAGES[form]).items()
-    }
-
+    return {name: (b, plane) for b, form in kept.items() for name, plane in planes(b, STORAGES[form]).items()}
