@@ -1,8 +1,8 @@
 """Many tensors in one launch on a CUDA device: a table with a row for each, a warp for each tile of any of them.
 
 A row is the number of elements, the number of its first element for noise, and the address of each buffer, as in
-`cpu_table`; beside it lies the number of the first tile of each row, in which a warp looks up whose its tile is. What is
-done to a tile is the text of the program's own kernel.
+`cpu_table`; beside it lies the number of the first tile of each row, in which a warp looks up whose its tile is. What
+is done to a tile is the text of the program's own kernel.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def print_kernel(program: Program) -> str:
     keys = ["Word key0", "Word key1"] if program.noise else []
     scalars = [f"{number} {names[s]}" for s in program.scalars]
     step = ["Index n", "Index first", *arrays, *keys, *(["Index offset"] if keys else []), *scalars]
+    packed = [f"packed<PACK>({names[b.name]})" for b in walked]
     pack = 16 // max(b.dtype.itemsize for b in walked)
     pointers = [f"reinterpret_cast<{a.split('*')[0]}*>(line[{FIRST + k}])" for k, a in enumerate(arrays)]
     given = ["line[0]", "(number - tiles[row]) * TILE", *pointers, *(x.split(" ")[1] for x in keys)]
@@ -47,9 +48,7 @@ def print_kernel(program: Program) -> str:
                 "",
                 *cuda.listed("__device__ __forceinline__ void step_tile(", step, ") {"),
                 f"    constexpr int PACK = {pack};",
-                *cuda.listed(
-                    "    const bool whole = ", [f"packed<PACK>({names[b.name]})" for b in walked], ";", " && "
-                ),
+                *cuda.listed("    const bool whole = ", packed, ";", " && "),
                 *(f"    {line}" if not line.startswith("#") else line for line in cuda.tile_lines(program, names)),
                 "}",
                 "",

@@ -37,7 +37,7 @@ SIZES = [1000, 0, 1, 256, 257, 3, 0, 511, 40_001, 1]
 
 
 def problem(name, sizes=SIZES):
-    """Give a program, its rule, where tensors begin for noise, and their arrays, laid with gaps that nobody may touch."""
+    """Give a program, its rule, where tensors begin for noise, the memory of all, and the arrays inside it."""
     rule, preset = RULES[name]
     kept = formats(rule, PRESETS[preset].formats(rule, parameters(rule).buffers))
     program, rng = trace(rule, kept), np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""fastopt.torch against torch.optim itself, step by step: every class, its settings, types, groups and both memories."""
+"""fastopt.torch against torch.optim itself, step by step: every class, its settings, types, groups and memories."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "radam-decoupled": ("RAdam", {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}),
 }
 
-# Each step rounds some 16 times on the way to each value, by at most half an ulp of values below 4; the ways of torch and
-# of fastopt differ in the order of operations alone. Nothing here amplifies an error: ε is large where roots are small.
+# Each step rounds some 16 times on the way to each value, by at most half an ulp of values below 4; the ways of torch
+# and of fastopt differ in the order of operations alone. Nothing amplifies an error: ε is large where roots are small.
 TOLERANCE = {
     torch.float64: STEPS * 16 * 2 * 2**-53,
     torch.float32: STEPS * 16 * 2 * 2**-24,
@@ -102,8 +102,7 @@ def grouped(params, groups):
 
 def make(case, params, groups=1, **own):
     name, settings = CASES[case]
-    ours = getattr(fastopt.torch, name)(grouped(params, groups), **settings, **own)
-    return ours
+    return getattr(fastopt.torch, name)(grouped(params, groups), **settings, **own)
 
 
 def theirs_for(case, params, groups=1, **more):

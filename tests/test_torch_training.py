@@ -1,4 +1,4 @@
-"""fastopt.torch in training code: schedulers, GradScaler, checkpoints both ways, copies, averages, processes, trainers."""
+"""fastopt.torch in training code: schedulers, GradScaler, checkpoints both ways, copies, processes, trainers."""
 
 from __future__ import annotations
 
@@ -239,8 +239,8 @@ def test_a_run_goes_from_torch_to_fastopt_and_back(name, memory):
             saved = pickle.dumps(opt.state_dict())
             assert "fastopt" not in str(saved)
         ends.append(p.detach().numpy())
-    # 12 steps of some 16 roundings; of NAdam's steps of 0.002 as many in float32, in which torch multiplies momenta until
-    # it loads their product, and then in the parameter's type.
+    # 12 steps of some 16 roundings; of NAdam's steps of 0.002 as many in float32, in which torch multiplies momenta
+    # until it loads their product, and then in the parameter's type.
     tolerance = 12 * 32 * (2**-53 if name != "NAdam" else 0.002 * 2**-24)
     for end in ends[1:]:
         np.testing.assert_allclose(end, ends[0], rtol=tolerance, atol=tolerance)

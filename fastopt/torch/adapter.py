@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from fastopt import dispatch
+from fastopt import devices, dispatch
 from fastopt.errors import LayoutError, SettingError, explain
 from fastopt.kernels.launch import run
 from fastopt.kernels.rules import ScaledGradient
@@ -95,12 +95,16 @@ class Adapter(torch.optim.Optimizer):
             SettingError: an option is out of its range or not supported. Nothing is changed then.
 
         """
+        where, given = type(self).__name__, param_group["params"]
+        if not isinstance(given, torch.Tensor | set):
+            given = param_group["params"] = list(given)
+            once = {id(p[1] if isinstance(p, tuple) else p) for p in given}
+            if len(once) < len(given):
+                what, got = "a parameter is in the group twice.", f"{len(given)} entries, {len(once)} of them different"
+                raise LayoutError(explain(where, what, got=got, do="tie weights by one nn.Parameter, listed once"))
         super().add_param_group(param_group)
-        group, where = self.param_groups[-1], type(self).__name__
+        group = self.param_groups[-1]
         try:
-            if len(set(map(id, group["params"]))) < len(group["params"]):
-                what, do = "a parameter is in the group twice.", "tie weights by one nn.Parameter, listed once"
-                raise LayoutError(explain(where, what, do=do))
             rule = self._rule(self._options(group))
             for p, name in zip(group["params"], self._named(len(self.param_groups) - 1), strict=True):
                 require_parameter(p, where, name)
@@ -247,15 +251,21 @@ class Adapter(torch.optim.Optimizer):
             for part in parts:
                 part.follow(rule, self._settings.storage, where)
                 part.look(where)
-        calls: list[tuple] = []
+        calls: dict[torch.device, list[tuple]] = {}
         for parts in self._parts:
             for part in parts:
                 part.prepare(self.names, self.state, counted=self.counted, where=where)
-                calls += part.calls(self._settings.seed, self._advance)
+                calls.setdefault(part.device, []).extend(part.calls(self._settings.seed, self._advance))
         for parts in self._parts:
             for part in parts:
                 torch.autograd.graph.increment_version(part.active)
-        run(calls)
+        for device, prepared in calls.items():
+            if device.type == "cpu":
+                run(prepared)
+            else:
+                with devices.running(devices.device(where, device.index), torch.cuda.current_stream(device), where):
+                    devices.require_not_frozen(where)
+                    run(prepared)
 
     def _same_groups(self, built: list[list[Part]]) -> bool:
         """Whether groups have the parameters they had; only lists that others hold can differ."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ _MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
 class SGD(Adapter, torch.optim.SGD):
     """torch.optim.SGD, with momentum, dampening and Nesterov's form."""
 
-    names, counted = {"m": "momentum_buffer"}, False
+    names: ClassVar = {"m": "momentum_buffer"}
+    counted = False
 
     def _rule(self, options: dict[str, Any]) -> Any:
         lr, decay = options["lr"], options["weight_decay"]
@@ -35,7 +36,7 @@ class SGD(Adapter, torch.optim.SGD):
 class RMSprop(Adapter, torch.optim.RMSprop):
     """torch.optim.RMSprop, centred and with momentum too."""
 
-    names = {"v": "square_avg", "a": "grad_avg", "m": "momentum_buffer"}
+    names: ClassVar = {"v": "square_avg", "a": "grad_avg", "m": "momentum_buffer"}
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return rules.RMSprop(**options)
@@ -44,7 +45,7 @@ class RMSprop(Adapter, torch.optim.RMSprop):
 class Adam(Adapter, torch.optim.Adam):
     """torch.optim.Adam: weight decay is L2 unless decoupled_weight_decay=True."""
 
-    names = _MOMENTS
+    names: ClassVar = _MOMENTS
 
     def _rule(self, options: dict[str, Any]) -> Any:
         decoupled = options.pop("decoupled_weight_decay", False)
@@ -58,7 +59,7 @@ class AdamW(Adam, torch.optim.AdamW):
 class Adagrad(Adapter, torch.optim.Adagrad):
     """torch.optim.Adagrad, dense."""
 
-    names = {"v": "sum"}
+    names: ClassVar = {"v": "sum"}
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return rules.Adagrad(**options)
@@ -67,7 +68,7 @@ class Adagrad(Adapter, torch.optim.Adagrad):
 class Adadelta(Adapter, torch.optim.Adadelta):
     """torch.optim.Adadelta."""
 
-    names = {"v": "square_avg", "u": "acc_delta"}
+    names: ClassVar = {"v": "square_avg", "u": "acc_delta"}
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return rules.Adadelta(**options)
@@ -76,7 +77,7 @@ class Adadelta(Adapter, torch.optim.Adadelta):
 class Adamax(Adapter, torch.optim.Adamax):
     """torch.optim.Adamax."""
 
-    names = {"m": "exp_avg", "u": "exp_inf"}
+    names: ClassVar = {"m": "exp_avg", "u": "exp_inf"}
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return rules.Adamax(**options)
@@ -85,7 +86,8 @@ class Adamax(Adapter, torch.optim.Adamax):
 class NAdam(Adapter, torch.optim.NAdam):
     """torch.optim.NAdam, whose product of momenta is state: betas and momentum_decay may change on the way."""
 
-    names, entries = _MOMENTS, {"mu_product": 1.0}
+    names: ClassVar = _MOMENTS
+    entries: ClassVar = {"mu_product": 1.0}
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return NAdamAfter(**options)
@@ -102,7 +104,7 @@ class NAdam(Adapter, torch.optim.NAdam):
 class RAdam(Adapter, torch.optim.RAdam):
     """torch.optim.RAdam."""
 
-    names = _MOMENTS
+    names: ClassVar = _MOMENTS
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return rules.RAdam(**options)
@@ -118,7 +120,7 @@ class Lion(Adapter):
 
     """
 
-    names = {"m": "exp_avg"}
+    names: ClassVar = {"m": "exp_avg"}
 
     def __init__(
         self,
@@ -140,8 +142,8 @@ class Lion(Adapter):
 class Fused(Adapter):
     """Any rule of fastopt's, or the user's own, as a torch optimizer.
 
-    The rule's numbers and choices, those of rules inside it too, are the options of a group: param_groups may have their
-    own, and torch's LR schedulers change "lr". State goes by the rule's own names.
+    The rule's numbers and choices, those of rules inside it too, are the options of a group: param_groups may have
+    their own, and torch's LR schedulers change "lr". State goes by the rule's own names.
 
     Args:
         params: parameters, or groups of them, as for torch's optimizers.
@@ -164,7 +166,7 @@ class Fused(Adapter):
         return changed(self._own_rule, options, "Fused") if options else self._own_rule
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_own_rule": self._own_rule}
+        return {"_own_rule": self._own_rule, **super().__getstate__()}
 
 
 def _is_option(value: Any) -> bool:

@@ -112,7 +112,8 @@ class Part:
         self.rule, self.program = rule, program
         if self.flatten and self.flat is None:
             coarse = program.noise or program.tiled or storage is not None
-            self.flat = Flat(self.params, TILE if coarse else ALIGNED, self._gradient_type())
+            align = TILE if coarse else ALIGNED
+            self.flat = Flat(self.params, align, self._gradient_type(), sealed=self.flatten == "sealed")
 
     def _gradient_type(self) -> torch.dtype:
         return torch_type(STORAGES[self.kept["g"]].planes[0])
@@ -150,10 +151,10 @@ class Part:
         raise LayoutError(explain(where, what, got=got, expected=expected, do=do))
 
     def _sealed(self) -> bool:
-        """Whether nothing can have been moved in sealed buffers: as many tensors view them as when they were looked at.
+        """Whether nothing can have been moved in sealed buffers: as many tensors view them as when all were looked at.
 
-        What is replaced lets go of its memory, and that shows at once, however many tensors there are. It does not where
-        somebody takes hold of the old memory instead, which is what is promised not to happen.
+        What is replaced lets go of its memory, and that shows at once, however many tensors there are. It does not
+        where somebody takes hold of the old memory instead, which is what is promised not to happen.
         """
         return (
             self.flatten == "sealed"
@@ -170,7 +171,7 @@ class Part:
         """Whether all is where it was; gradients alone may have `moved`."""
         params, grads = self.active, self.grads
         try:
-            if self.attached:
+            if grads:
                 if not all(map(is_, map(gradient, params), grads)):
                     return False
             else:
@@ -295,7 +296,8 @@ class Part:
         self.g_bytes = np.array([g.numel() * g.element_size() for g in grads], np.int64)
         self.own = own = [False] * len(self.found) if self.flat is None else self.flat.among(self.found, self.active)
         self.attached = self.flat is not None and all(own)
-        self.grads = grads if self.attached else []  # of ours alone, so that nobody's memory is kept alive
+        # Of ours alone, so that nobody's memory is kept alive; and in sealed buffers it is to die, to be noticed.
+        self.grads = grads if self.attached and self.flatten != "sealed" else []
         forward = list(planes("p", program.storages["p"]))[program.storages["p"].forward]
         columns = []
         for b in program.buffers:
@@ -417,7 +419,7 @@ class Part:
         copy: bool = False,
         exactly: bool = False,
     ) -> None:
-        """Take over a parameter's state by torch's names: the very tensors where they fit, or with `copy` the values."""
+        """Take over a parameter's state by torch's names: the tensors where they fit, or with `copy` their values."""
         theirs = {names.get(b, b): b for b in self.kept if b not in ("p", "g")}
         p, values = local(self.params[i]), {}
         for name, value in given.items():
@@ -482,7 +484,7 @@ class Part:
 class Flat:
     """Flat buffers of a part: parameters and gradients moved here, and state as it is made."""
 
-    def __init__(self, params: Sequence[torch.Tensor], align: int, gradient_type: torch.dtype):
+    def __init__(self, params: Sequence[torch.Tensor], align: int, gradient_type: torch.dtype, *, sealed: bool):
         sizes = [-(-p.numel() // align) * align for p in params]
         self.starts = np.cumsum([0, *sizes])
         self.total = -(-int(self.starts[-1]) // TILE) * TILE
@@ -492,15 +494,20 @@ class Flat:
         self.storages = self.params.untyped_storage(), self.gradients.untyped_storage()
         self.state: dict[str, torch.Tensor] = {}
         self.places = [(p.shape, p.stride(), int(start)) for p, start in zip(params, self.starts, strict=False)]
-        self.views = [self.gradients.as_strided(*place) for place in self.places]
+        self.views = [] if sealed else [self.gradients.as_strided(*place) for place in self.places]
         with torch.no_grad():
-            for p, place, view in zip(params, self.places, self.views, strict=True):
+            for i, (p, place) in enumerate(zip(params, self.places, strict=True)):
                 own = self.params.as_strided(*place)
                 own.copy_(p)
                 p.data = own
                 if p.grad is not None and p.grad.layout == torch.strided and p.grad.dtype == gradient_type:
+                    view = self.view(i)
                     view.copy_(p.grad)
                     p.grad = view
+
+    def view(self, i: int) -> torch.Tensor:
+        """Give a parameter's piece of the gradients."""
+        return self.views[i] if self.views else self.gradients.as_strided(*self.places[i])
 
     def uses(self) -> tuple[int, int]:
         """Count the tensors, and whatever else, that hold the memory of the parameters and of the gradients."""
@@ -518,14 +525,19 @@ class Flat:
 
     def among(self, found: Sequence[int], params: Sequence[torch.Tensor]) -> list[bool]:
         """Say which of the parameters numbered `found` are, with their gradients, where they were put."""
-        at, g_at = self.params.data_ptr(), self.gradients.data_ptr()
-        size, g_size = self.params.element_size(), self.gradients.element_size()
-        own = []
-        for i, p in zip(found, params, strict=True):
-            start, g = self.places[i][2], p.grad
-            here = p.data_ptr() == at + start * size and g.data_ptr() == g_at + start * g_size
-            own.append(g is self.views[i] and (here or not p.numel()))
-        return own
+        at, size = self.params.data_ptr(), self.params.element_size()
+        return [
+            (p.data_ptr() == at + self.places[i][2] * size or not p.numel()) and self._holds(i, p.grad)
+            for i, p in zip(found, params, strict=True)
+        ]
+
+    def _holds(self, i: int, g: torch.Tensor) -> bool:
+        """Whether a gradient is the piece of the gradients that it should be."""
+        if self.views and g is not self.views[i]:
+            return False
+        _, stride, start = self.places[i]
+        at = self.gradients.data_ptr() + start * self.gradients.element_size()
+        return not g.numel() or (g.data_ptr() == at and g.stride() == stride and g.dtype == self.gradients.dtype)
 
     def merged(
         self, member: np.ndarray, found: np.ndarray, own: np.ndarray, sizes: np.ndarray, *, gaps: bool
@@ -547,12 +559,12 @@ class Flat:
     def clear(self, params: Sequence[torch.Tensor], *, set_to_none: bool) -> None:
         """Make all gradients zero, in the buffer: also those that came elsewhere. Who has none gets none."""
         self.gradients.zero_()
-        for p, view in zip(params, self.views, strict=True):
+        for i, p in enumerate(params):
             if (g := p.grad) is not None:
                 if set_to_none and not p.requires_grad:  # frozen, as torch leaves it
                     p.grad = None
-                elif g is not view:
-                    p.grad = view
+                elif g.layout != torch.strided or not self._holds(i, g):
+                    p.grad = self.view(i)
 
 
 def formats(rule: Any, storage: Any, dtype: torch.dtype, where: str) -> dict[str, str]:
