@@ -96,7 +96,7 @@ def _contestants(
 def _optimizer(kind: Any, start: list[Any], grads: list[Any], **own: Any) -> Any:
     from torch.nn import Parameter  # pyright: ignore[reportMissingImports]
 
-    params = [Parameter(x.clone()) for x in start]
+    params: list[Any] = [Parameter(x.clone()) for x in start]
     opt = kind(params, **own)
     for p, g in zip(params, grads, strict=True):
         p.grad = g.clone()

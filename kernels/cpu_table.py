@@ -7,11 +7,11 @@ together are about a chunk. A row is worked on by the program's own kernel, so t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastopt.kernels import cpu, threads
 from fastopt.kernels.cache import short
@@ -120,14 +120,12 @@ def _blocks(sizes: np.ndarray, first: int) -> np.ndarray:
     return first + np.concatenate([np.flatnonzero(np.diff(block, prepend=-1)), [block.size]]).astype(np.int64)
 
 
-def bind(
-    program: Program, sizes: Sequence[int], offsets: Sequence[int], addresses: Sequence[Sequence[int]]
-) -> TableLaunch:
+def bind(program: Program, sizes: ArrayLike, offsets: ArrayLike, addresses: ArrayLike) -> TableLaunch:
     """Prepare a step over tensors that lie at these addresses, one for each of `program.buffers`.
 
     Nobody checks them: they must be memory of so many elements that nothing else writes to and that does not overlap,
     and stay so while the launch is in use. Its `calls` take the keys of the noise without an offset.
     """
-    shape = (len(sizes), len(program.buffers))
-    numbers = (np.array(sizes, np.int64), np.array(offsets, np.int64), np.array(addresses, np.int64).reshape(shape))
-    return TableLaunch(program, *numbers)
+    n = np.array(sizes, np.int64)
+    at = np.array(addresses, np.int64).reshape(n.size, len(program.buffers))
+    return TableLaunch(program, n, np.array(offsets, np.int64), at)

@@ -7,10 +7,10 @@ is done to a tile is the text of the program's own kernel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastopt.kernels import cuda
 from fastopt.kernels.launch import Launch
@@ -120,12 +120,12 @@ class TableLaunch(Launch):
 
 def bind(
     program: Program,
-    sizes: Sequence[int],
-    offsets: Sequence[int],
-    addresses: Sequence[Sequence[int]],
+    sizes: ArrayLike,
+    offsets: ArrayLike,
+    addresses: ArrayLike,
     device: int,
 ) -> TableLaunch:
     """Prepare a step over tensors that lie at these addresses of a device, as `cpu_table.bind` does in memory."""
-    shape = (len(sizes), len(program.buffers))
-    numbers = (np.array(sizes, np.int64), np.array(offsets, np.int64), np.array(addresses, np.int64).reshape(shape))
-    return TableLaunch(program, *numbers, device)
+    n = np.array(sizes, np.int64)
+    at = np.array(addresses, np.int64).reshape(n.size, len(program.buffers))
+    return TableLaunch(program, n, np.array(offsets, np.int64), at, device)

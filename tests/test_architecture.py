@@ -81,15 +81,19 @@ MAY_IMPORT = {
     "fastopt.torch.nadam": {"fastopt.kernels", "fastopt.kernels.rules"},
     "fastopt.torch.watched": set(),
     "fastopt.torch.tensors": {"fastopt.kernels.program", "fastopt.kernels.storage"},
+    "fastopt.torch.flat": {"fastopt.kernels.storage", "fastopt.torch.tensors"},
+    "fastopt.torch.kept": {
+        "fastopt", "fastopt.dispatch", "fastopt.kernels.program", "fastopt.kernels.storage", "fastopt.torch.tensors",
+    },
     "fastopt.torch.part": {
-        "fastopt", "fastopt.dispatch", "fastopt.groups", "fastopt.kernels", "fastopt.kernels.cpu_table",
+        "fastopt", "fastopt.groups", "fastopt.kernels", "fastopt.kernels.cpu_table",
         "fastopt.kernels.cuda_table", "fastopt.kernels.noise", "fastopt.kernels.program", "fastopt.kernels.storage",
-        "fastopt.torch.tensors",
+        "fastopt.torch.flat", "fastopt.torch.kept", "fastopt.torch.tensors",
     },
     "fastopt.torch.adapter": {
         "fastopt", "fastopt.devices", "fastopt.dispatch", "fastopt.kernels.launch", "fastopt.kernels.rules",
-        "fastopt.kernels.storage", "fastopt.schedules", "fastopt.torch.part", "fastopt.torch.tensors",
-        "fastopt.torch.watched",
+        "fastopt.kernels.storage", "fastopt.schedules", "fastopt.torch.kept", "fastopt.torch.part",
+        "fastopt.torch.tensors", "fastopt.torch.watched",
     },
     "fastopt.cli": {"fastopt.demo.commands"},
     "fastopt": {
@@ -102,7 +106,7 @@ HEAVY = {
     "numba": {"fastopt.kernels.cpu", "fastopt.kernels.intrinsics"},
     "llvmlite": {"fastopt.kernels.intrinsics", "fastopt.demo.machine"},
     "cupy": {"fastopt.kernels.nvrtc"},
-    "torch": {f"fastopt.torch.{name}" for name in ("adapter", "optimizers", "part", "tensors")},
+    "torch": {f"fastopt.torch.{name}" for name in ("adapter", "flat", "kept", "optimizers", "part", "tensors")},
     "jax": set(),
     "ml_dtypes": {"fastopt.devices"},
     "matplotlib": {"fastopt.demo.pictures"},

@@ -116,7 +116,7 @@ def test_a_table_on_a_device_is_a_step_of_each_tensor(name, tmp_path, monkeypatc
 
 def test_a_table_of_nothing_is_no_launch():
     program = trace(fastopt.SGD(), np.float32)
-    for bind in (cpu_table.bind, lambda *given: cuda_table.bind(*given, 0)):
+    for bind in (cpu_table.bind, lambda p, n, o, a: cuda_table.bind(p, n, o, a, 0)):
         assert bind(program, [0, 0], [0, 0], [[0, 0]] * 2).calls((), (0.1, 0.0)) == []
         assert bind(program, [], [], []).calls((), (0.1, 0.0)) == []
 

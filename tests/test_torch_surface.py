@@ -51,7 +51,7 @@ def test_arguments_and_defaults_are_torchs(name):
 
 def test_settings_are_refused_by_name():
     p = [parameter(3)]
-    for settings, error, match in (
+    cases: Any = (
         ({"capturable": True}, SettingError, "capturable"),
         ({"differentiable": True}, SettingError, "differentiable"),
         ({"lr": float("inf")}, SettingError, "lr"),
@@ -61,7 +61,8 @@ def test_settings_are_refused_by_name():
         ({"storage": {"w": "f8"}}, SettingError, "'w'"),
         ({"storage": "split"}, LayoutError, "bfloat16"),
         ({"seed": 1.5}, SettingError, "seed"),
-    ):
+    )
+    for settings, error, match in cases:
         with pytest.raises(error, match=match):
             fastopt.torch.AdamW(p, **settings)
     for hint in ({"foreach": True}, {"fused": True}, {"foreach": False}):
@@ -213,7 +214,7 @@ def test_parameters_that_are_exchanged_in_a_group_and_their_state_with_them():
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_state_may_be_reset_written_and_replaced(memory):
     p = with_gradient(parameter(4))
-    opt = fastopt.torch.Adam([p], lr=0.1, flatten=MEMORIES[memory])
+    opt: Any = fastopt.torch.Adam([p], lr=0.1, flatten=MEMORIES[memory])
     first = parameter(4).detach() - 0.1
 
     def again():
@@ -291,6 +292,7 @@ def test_converted_models_are_refused_not_misread():
 def test_zero_grad_keeps_flat_gradients_where_they_are_and_leaves_out_what_was_never_used(memory):
     used, unused, frozen = parameter(3), parameter(3), parameter(3)
     opt = fastopt.torch.AdamW([used, unused, frozen], weight_decay=0.5, flatten=MEMORIES[memory])
+    kept, at = frozen.detach(), 0
     for step in range(4):
         opt.zero_grad()
         (used.sum() + frozen.sum() * (step < 2)).backward()
@@ -313,10 +315,10 @@ def test_zero_grad_keeps_flat_gradients_where_they_are_and_leaves_out_what_was_n
 
 def test_flattened_parameters_and_gradients_are_one_row():
     params = [parameter(n) for n in (5, 0, 300, 1)]
-    opt = fastopt.torch.AdamW(params, flatten=True)
+    opt: Any = fastopt.torch.AdamW(params, flatten=True)
     for _ in range(3):
         opt.zero_grad()
-        sum(p.sum() for p in params).backward()
+        torch.cat([p.flatten() for p in params]).sum().backward()
         opt.step()
     (part,) = opt._parts[0]
     (bucket,) = part.buckets

@@ -97,6 +97,7 @@ def test_networks_train_to_torchs_loss_with_all_that_goes_with_it(name, kind, me
         found = []
         for step in range(40):
             opt.zero_grad()
+            loss: Any = None
             for part in range(2):
                 loss = loss_of(model, kind, 2 * step + part) / 2
                 scaler.scale(loss).backward()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch  # pyright: ignore[reportMissingImports]
 import torch.distributed as dist  # pyright: ignore[reportMissingImports]
-import torch.multiprocessing as mp  # pyright: ignore[reportMissingImports]
+from torch.multiprocessing.spawn import spawn  # pyright: ignore[reportMissingImports]
 
 import fastopt.torch
 
@@ -53,7 +53,8 @@ def ddp(rank: int, flatten: str) -> None:
 
 
 def fsdp(rank: int, folder: str) -> None:
-    import torch.distributed.checkpoint as dcp  # pyright: ignore[reportMissingImports]
+    import torch.distributed.checkpoint.state_dict_loader as loader  # pyright: ignore[reportMissingImports]
+    import torch.distributed.checkpoint.state_dict_saver as saver  # pyright: ignore[reportMissingImports]
     from torch.distributed.checkpoint.state_dict import (  # pyright: ignore[reportMissingImports]
         get_optimizer_state_dict,
         set_optimizer_state_dict,
@@ -87,13 +88,13 @@ def fsdp(rank: int, folder: str) -> None:
     assert isinstance(p, DTensor)
     assert isinstance(opt.state[p]["exp_avg"], DTensor)
     saved = {"net": net.state_dict(), "opt": get_optimizer_state_dict(net, opt)}
-    dcp.save(saved, checkpoint_id=folder)
+    saver.save(saved, checkpoint_id=folder)
     train(net, opt, range(3, 6))
     close(whole(net), 6)
 
     again, other = build()
     loaded = {"net": again.state_dict(), "opt": get_optimizer_state_dict(again, other)}
-    dcp.load(loaded, checkpoint_id=folder)
+    loader.load(loaded, checkpoint_id=folder)
     again.load_state_dict(loaded["net"])
     set_optimizer_state_dict(again, other, loaded["opt"])
     train(again, other, range(3, 6))
@@ -125,4 +126,4 @@ if __name__ == "__main__":
     with socket.socket() as free:
         free.bind(("localhost", 0))
         found = free.getsockname()[1]
-    mp.spawn(run, (found, sys.argv[1], sys.argv[2:]), nprocs=2)
+    spawn(run, (found, sys.argv[1], sys.argv[2:]), nprocs=2)

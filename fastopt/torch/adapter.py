@@ -16,7 +16,8 @@ from fastopt.kernels.launch import run
 from fastopt.kernels.rules import ScaledGradient
 from fastopt.kernels.storage import STORAGES
 from fastopt.schedules import Constant
-from fastopt.torch.part import Part, formats, require_state
+from fastopt.torch.kept import formats, require_state
+from fastopt.torch.part import Part
 from fastopt.torch.tensors import is_wrapped, require_parameter
 from fastopt.torch.watched import Entries, Flag, Watched
 
@@ -77,7 +78,8 @@ class Adapter(torch.optim.Optimizer):
     def _begin(self, state: Mapping) -> None:
         """Watch the state, and say whether GradScaler may leave unscaling to the step."""
         self._flag = Flag()
-        self.state = self._watched = Entries(self._flag, state)
+        self._watched = Entries(self._flag, state)
+        self.state: Any = self._watched
         # On a device it would have to wait for found_inf; GradScaler then unscales and skips itself.
         self._step_supports_amp_scaling = all(
             p.device.type == "cpu" for group in self.param_groups for p in group["params"]

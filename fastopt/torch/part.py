@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastopt import dispatch
 from fastopt.errors import LayoutError, explain
 from fastopt.groups import initial_state
 from fastopt.kernels.noise import noise_keys
 from fastopt.kernels.program import Program, parameters, plan, planes
 from fastopt.kernels.storage import STORAGES, TILE
+from fastopt.torch.flat import ALIGNED, Flat
+from fastopt.torch.kept import formats, forward_plane, key, require_state
 from fastopt.torch.tensors import (
-    FORMATS,
     address,
     decode,
     describe,
@@ -42,11 +42,6 @@ from fastopt.torch.tensors import (
     torch_type,
     type_of,
 )
-
-_uses = torch._C._storage_Use_Count
-
-ALIGNED = 16
-"""Elements to a multiple of which a parameter begins in a flat buffer: 64 bytes of float32, a cache line."""
 
 
 @dataclass
@@ -439,7 +434,7 @@ class Part:
             own = planes(b, STORAGES[self.kept[b]])
             (first, plane), tensor = next(iter(own.items())), local(value)
             if len(own) > 1:
-                forward = _forward(b, own, STORAGES[self.kept[b]])
+                forward = forward_plane(b, own, STORAGES[self.kept[b]])
                 for name in own.keys() - forward:
                     self._hold(i, name, own[name], whole=False)
                 self._fill(i, b, value)
@@ -469,9 +464,9 @@ class Part:
         for b, form in self.kept.items():
             storage = STORAGES[form]
             own = planes(b, storage)
-            if b == "g" or len(own) == 1 or not self.memory[i].keys() >= own.keys() - _forward(b, own, storage):
+            if b == "g" or len(own) == 1 or not self.memory[i].keys() >= own.keys() - forward_plane(b, own, storage):
                 continue
-            held = [local(p) if name in _forward(b, own, storage) else self.memory[i][name] for name in own]
+            held = [local(p) if name in forward_plane(b, own, storage) else self.memory[i][name] for name in own]
             values = decode(storage, held, local(p))
             for name in own if b != "p" else ():  # those of a parameter, which only it and they make up, stay beside it
                 given.pop(key(name, self.kept, names), None)
@@ -479,150 +474,6 @@ class Part:
                 values = type(p).from_local(values, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
             given["master" if b == "p" else names.get(b, b)] = values
         return given
-
-
-class Flat:
-    """Flat buffers of a part: parameters and gradients moved here, and state as it is made."""
-
-    def __init__(self, params: Sequence[torch.Tensor], align: int, gradient_type: torch.dtype, *, sealed: bool):
-        sizes = [-(-p.numel() // align) * align for p in params]
-        self.starts = np.cumsum([0, *sizes])
-        self.total = -(-int(self.starts[-1]) // TILE) * TILE
-        device = params[0].device
-        self.params = torch.zeros(self.total, dtype=params[0].dtype, device=device)
-        self.gradients = torch.zeros(self.total, dtype=gradient_type, device=device)
-        self.storages = self.params.untyped_storage(), self.gradients.untyped_storage()
-        self.state: dict[str, torch.Tensor] = {}
-        self.places = [(p.shape, p.stride(), int(start)) for p, start in zip(params, self.starts, strict=False)]
-        self.views = [] if sealed else [self.gradients.as_strided(*place) for place in self.places]
-        with torch.no_grad():
-            for i, (p, place) in enumerate(zip(params, self.places, strict=True)):
-                own = self.params.as_strided(*place)
-                own.copy_(p)
-                p.data = own
-                if p.grad is not None and p.grad.layout == torch.strided and p.grad.dtype == gradient_type:
-                    view = self.view(i)
-                    view.copy_(p.grad)
-                    p.grad = view
-
-    def view(self, i: int) -> torch.Tensor:
-        """Give a parameter's piece of the gradients."""
-        return self.views[i] if self.views else self.gradients.as_strided(*self.places[i])
-
-    def uses(self) -> tuple[int, int]:
-        """Count the tensors, and whatever else, that hold the memory of the parameters and of the gradients."""
-        return _uses(self.storages[0]._cdata), _uses(self.storages[1]._cdata)
-
-    def plane(self, name: str, plane: Any, i: int, p: torch.Tensor) -> torch.Tensor:
-        """Give a parameter's piece of one plane of the state."""
-        if name not in self.state:
-            count = self.total // TILE if plane.tiled else self.total
-            self.state[name] = torch.zeros(count, dtype=torch_type(plane), device=self.params.device)
-        shape, stride, start = self.places[i]
-        if plane.tiled:
-            return self.state[name][start // TILE :][: plane_size(plane, p.numel())]
-        return self.state[name].as_strided(shape, stride, start)
-
-    def among(self, found: Sequence[int], params: Sequence[torch.Tensor]) -> list[bool]:
-        """Say which of the parameters numbered `found` are, with their gradients, where they were put."""
-        at, size = self.params.data_ptr(), self.params.element_size()
-        return [
-            (p.data_ptr() == at + self.places[i][2] * size or not p.numel()) and self._holds(i, p.grad)
-            for i, p in zip(found, params, strict=True)
-        ]
-
-    def _holds(self, i: int, g: torch.Tensor) -> bool:
-        """Whether a gradient is the piece of the gradients that it should be."""
-        if self.views and g is not self.views[i]:
-            return False
-        _, stride, start = self.places[i]
-        at = self.gradients.data_ptr() + start * self.gradients.element_size()
-        return not g.numel() or (g.data_ptr() == at and g.stride() == stride and g.dtype == self.gradients.dtype)
-
-    def merged(
-        self, member: np.ndarray, found: np.ndarray, own: np.ndarray, sizes: np.ndarray, *, gaps: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Join neighbours to one row: which of the members each row begins at, and its length.
-
-        Without `gaps` only where nothing lies between them: what does would count for the scale of its tile.
-        """
-        if not len(member):
-            return member, sizes[member]
-        begin, size = self.starts[found[member]], sizes[member]
-        end = self.starts[found[member] + 1] if gaps else begin + size
-        first = np.ones(len(member), bool)
-        first[1:] = (begin[1:] != end[:-1]) | ~own[member][1:] | ~own[member][:-1]
-        rows = np.flatnonzero(first)
-        last = np.append(rows[1:], len(member)) - 1
-        return member[rows], begin[last] + size[last] - begin[rows]
-
-    def clear(self, params: Sequence[torch.Tensor], *, set_to_none: bool) -> None:
-        """Make all gradients zero, in the buffer: also those that came elsewhere. Who has none gets none."""
-        self.gradients.zero_()
-        for i, p in enumerate(params):
-            if (g := p.grad) is not None:
-                if set_to_none and not p.requires_grad:  # frozen, as torch leaves it
-                    p.grad = None
-                elif g.layout != torch.strided or not self._holds(i, g):
-                    p.grad = self.view(i)
-
-
-def formats(rule: Any, storage: Any, dtype: torch.dtype, where: str) -> dict[str, str]:
-    """Give the format of each buffer of a rule for parameters of a type.
-
-    Raises:
-        LayoutError: the storage keeps parameters of another type.
-
-    """
-    own = FORMATS[dtype]
-    if storage is None:
-        return dict.fromkeys(parameters(rule).buffers, own)
-    if not isinstance(storage, str):
-        storage = {"p": own, "g": own, **storage}
-    (kept,) = dispatch.layout([rule], storage, where)
-    held = STORAGES[kept["p"]]
-    expected = torch_type(held.planes[held.forward])
-    if expected != dtype:
-        what = "the storage is for parameters of another type."
-        do = f"convert the model, for example model.to({expected}), or choose another storage"
-        raise LayoutError(explain(where, what, got=str(dtype), expected=f"{expected} (p={kept['p']})", do=do))
-    return kept
-
-
-def key(plane: str, kept: dict[str, str], names: dict[str, str]) -> str:
-    """Give the name under which state shows a plane: torch's, or what says how it is kept."""
-    b, _, suffix = plane.partition(".")
-    if b == "p":
-        return f"param.{suffix or 'master'}"
-    name = names.get(b, b)
-    if suffix:
-        return f"{name}.{suffix}"
-    return name if len(STORAGES[kept[b]].planes) == 1 else f"{name}.{kept[b]}"
-
-
-def _forward(b: str, own: dict[str, Any], storage: Any) -> set[str]:
-    return {list(own)[storage.forward]} if b == "p" else set()
-
-
-def require_state(value: Any, p: Any, b: str, storage: Any, where: str, text: str, *, exactly: bool) -> None:
-    """Raise a LayoutError unless these are values of a parameter's state that can be kept here.
-
-    `exactly` asks that nothing is lost; otherwise a storage may round, as it does at each step.
-    """
-    computes = getattr(torch, storage.computes.name)
-    if not isinstance(value, torch.Tensor) or value.shape != p.shape or not value.is_floating_point():
-        got = describe(value) if isinstance(value, torch.Tensor) else repr(value)[:60]
-        raise LayoutError(explain(where, f"{text} does not match.", got=got, expected=f"{computes}{list(p.shape)}"))
-    if is_wrapped(value) != is_wrapped(p):
-        what, do = f"{text} is not distributed as the parameter is.", "load it by torch.distributed.checkpoint"
-        raise LayoutError(explain(where, what, got=type(value).__name__, expected=type(p).__name__, do=do))
-    single = len(storage.planes) == 1
-    held = torch_type(storage.planes[0]) if single and (exactly or b == "p") else computes
-    if torch.promote_types(value.dtype, held) != held:
-        do = "build the optimizer with the storage that it was saved with" if b == "p" else None
-        do = do or "say by storage= how it is to be kept, for example storage={'m': 'f32', 'v': 'f32'}"
-        what = f"{text} would lose precision."
-        raise LayoutError(explain(where, what, got=str(value.dtype), expected=f"{held}, as it is kept here", do=do))
 
 
 def _bind(program: Program, sizes: np.ndarray, offsets: np.ndarray, at: np.ndarray, device: torch.device) -> Any:
