@@ -39,7 +39,11 @@ def cases(elements: int) -> list[Case]:
             lambda: _contestants("AdamW", many, new_gradients=True),
             (Comparison("table", fused), Comparison("flatten", fused)),
         ),
-        Case("AdamW, 10 tensors of 10 to 1,000", lambda: _contestants("AdamW", few), against[:3]),
+        Case(
+            "AdamW, 10 tensors of 10 to 1,000",
+            lambda: _contestants("AdamW", few),
+            tuple(Comparison(way, fused) for way in WAYS),
+        ),
         Case(
             "RMSprop, 1,000 tensors of 10 to 1,000",
             lambda: _contestants("RMSprop", many),

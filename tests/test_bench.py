@@ -29,6 +29,13 @@ def run(bench, path: Path, *arguments: str) -> tuple[dict[str, Any], dict[str, A
     return kept, {result["case"]: result for result in kept["results"]}
 
 
+def test_every_case_of_torch_runs(bench, tmp_path):
+    pytest.importorskip("torch", reason="torch is not installed")
+    _, results = run(bench, tmp_path / "r.jsonl", "torch", "--elements", "300")
+    assert len(results) == 6
+    assert all(seconds is not None for result in results.values() for seconds in result["seconds"].values())
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_case_runs_without_torch(bench, suite, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)

@@ -21,8 +21,8 @@ address, strides, is_contiguous = torch.Tensor.data_ptr, torch.Tensor.stride, to
 
 
 def torch_type(plane: Plane) -> torch.dtype:
-    """Give torch's type of a plane's elements."""
-    return getattr(torch, plane.view or plane.dtype.name)
+    """Give torch's type of a plane's elements; of words a signed one, because it cannot save the others."""
+    return getattr(torch, plane.view or {"uint16": "int16", "uint32": "int32"}.get(plane.dtype.name, plane.dtype.name))
 
 
 def is_wrapped(tensor: Any) -> bool:
