@@ -84,7 +84,7 @@ def print_source(program: Program) -> str:
 class TableLaunch(Launch):
     """A step over the tensors of a table on a device: one launch, on the stream that is current then."""
 
-    __slots__ = ("order", "table")
+    __slots__ = ("_rows", "order", "table")
 
     def __init__(self, program: Program, sizes: np.ndarray, offsets: np.ndarray, addresses: np.ndarray, device: int):
         self.order = order = np.flatnonzero(sizes)
@@ -92,7 +92,7 @@ class TableLaunch(Launch):
             self.table = None
             super().__init__(lambda noise, scalars: [])
             return
-        rows = np.column_stack([sizes, offsets, addresses])[order].astype(np.int64)
+        self._rows = rows = np.column_stack([sizes, offsets, addresses])[order].astype(np.int64)
         firsts = np.concatenate([[0], np.cumsum(-(-rows[:, 0] // TILE))])
         cupy = load_cupy(program.name)
         with cupy.cuda.Device(device):
@@ -110,12 +110,17 @@ class TableLaunch(Launch):
         super().__init__(calls)
 
     def set_column(self, k: int, addresses: np.ndarray) -> None:
-        """Say where the rows' buffer number `k` of the program lies now, in the order in which rows were given."""
+        """Say where the rows' buffer number `k` of the program lies now, in the order in which rows were given.
+
+        It waits for the device, on which a step of any stream may still read the table. Allocators that keep freed
+        memory give gradients the same addresses step after step, so this is not what a step usually does.
+        """
         if self.table is not None:
-            with self.table.device:
-                rows = self.table.get()
-                rows[:, FIRST + k] = addresses[self.order]
-                self.table.set(rows)
+            self._rows[:, FIRST + k] = addresses[self.order]
+            with self.table.device as device:
+                device.synchronize()
+                self.table.set(self._rows)
+                device.synchronize()
 
 
 def bind(

@@ -108,6 +108,9 @@ def test_gradients_are_refused_by_name_and_nothing_is_written(memory):
         p.grad = torch.ones(5, 4)
         opt.step()
         assert not torch.equal(square, before)
+    q = parameter(2)
+    q.grad = torch._neg_view(torch.ones(2))
+    refuses(LayoutError, "negative view", fastopt.torch.SGD([q], flatten=False).step)
 
 
 def test_shared_memory_is_refused_and_tied_weights_are_one_parameter():
@@ -209,6 +212,42 @@ def test_parameters_that_are_exchanged_in_a_group_and_their_state_with_them():
         ends.append(torch.cat([p, q]).detach())
         assert {float(x["step"]) for x in opt.state.values()} == {6.0}
     torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_types_may_be_mixed_in_a_group(memory):
+    types = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.float32)
+    twins = [[parameter(5, dtype=dtype) for dtype in types] for _ in range(2)]
+    optimizers = torch.optim.AdamW(twins[0], lr=0.1), fastopt.torch.AdamW(twins[1], lr=0.1, flatten=MEMORIES[memory])
+    for step in range(3):
+        for params, opt in zip(twins, optimizers, strict=True):
+            for p in params:
+                p.grad = torch.full_like(p, step + 1)
+            opt.step()
+    for p, q in zip(*twins, strict=True):
+        torch.testing.assert_close(p, q)  # by default within some roundings of the type
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("what", ["step", "training"])
+def test_compiled_code_takes_the_same_steps(what):
+    ends = []
+    for compiled in (False, True):
+        p = with_gradient(parameter(4))
+        opt = fastopt.torch.AdamW([p], lr=0.1)
+
+        def training(p=p, opt=opt):
+            opt.zero_grad()
+            (p * p).sum().backward()
+            opt.step()
+
+        call = opt.step if what == "step" else training
+        call = torch.compile(call, backend="eager") if compiled else call
+        for _ in range(3):
+            call()
+        assert float(opt.state[p]["step"]) == 3
+        ends.append(p.detach())
+    assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize("memory", MEMORIES)

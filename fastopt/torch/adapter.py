@@ -70,7 +70,7 @@ class Adapter(torch.optim.Optimizer):
         super().__init_subclass__(**more)
         theirs = next((base for base in cls.__mro__ if base.__module__.startswith("torch.optim")), None)
         own = theirs if theirs is not torch.optim.Optimizer else None
-        if own is not None:
+        if own is not None and "__init__" not in cls.__dict__:
             first = list(inspect.signature(own.__init__).parameters.values())[1:]
             named = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d) for n, d in _OWN.items()]
             cls.__signature__ = inspect.Signature([*first, *named])  # type: ignore[attr-defined]

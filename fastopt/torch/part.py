@@ -68,8 +68,10 @@ class Part:
         self.params, self.names = list(params), list(names)
         self.wrapped = any(map(is_wrapped, params))
         kind = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32  # as torch counts
-        self.steps = torch.zeros(len(self.params), dtype=kind)
-        self.entries = {name: torch.full((len(self.params),), value, dtype=kind) for name, value in entries.items()}
+        self.steps = torch.zeros(len(self.params), dtype=kind, device="cpu")
+        self.entries = {
+            name: torch.full((len(self.params),), value, dtype=kind, device="cpu") for name, value in entries.items()
+        }
         self.beginning = entries
         self.counts = self.steps.numpy()
         self.memory: list[dict[str, torch.Tensor]] = [{} for _ in self.params]  # name of a plane → its tensor

@@ -6,6 +6,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fastopt.errors import LayoutError, explain
 from fastopt.kernels.program import planes
@@ -73,6 +74,8 @@ def require_parameter(p: Any, where: str, name: str) -> None:
         what, do = f"{name} is complex.", "optimize torch.view_as_real of it, or use torch.optim"
     elif p.dtype not in FORMATS:
         what = f"{name} has a type that is not optimized."
+    elif is_traceable_wrapper_subclass(p) and not is_wrapped(p):
+        what, do = f"{name} is a {type(p).__name__}, whose memory is its own affair.", "use an optimizer that knows it"
     elif p.device.type not in ("cpu", "cuda"):
         what, do = f"{name} is neither in the CPU's memory nor on a CUDA device.", "move the model before"
     else:
@@ -89,8 +92,8 @@ def require_gradient(g: Any, p: Any, kind: torch.dtype, where: str, name: str) -
     expected, do = f"{kind}{list(p.shape)}, in the order of the parameter", None
     if g.layout != torch.strided:
         what, do = f"the gradient of {name} is sparse.", "use sparse=False in nn.Embedding, or torch.optim.SparseAdam"
-    elif g.is_complex():
-        what = f"the gradient of {name} is complex."
+    elif g.is_complex() or g.is_neg():
+        what = f"the gradient of {name} is {'complex' if g.is_complex() else 'a negative view, whose memory is not'}."
     elif is_wrapped(g) != is_wrapped(p) or (is_wrapped(g) and g.placements != p.placements):
         what, do = f"the gradient of {name} is not distributed as its parameter is.", "redistribute it"
         raise LayoutError(explain(where, what, got=type(g).__name__, expected=type(p).__name__, do=do))
@@ -109,7 +112,8 @@ def require_gradient(g: Any, p: Any, kind: torch.dtype, where: str, name: str) -
 
 def encode(storage: Storage, value: torch.Tensor, like: torch.Tensor) -> list[torch.Tensor]:
     """Pack a tensor's values, in the order in which `like` lies in memory: one flat tensor for each plane."""
-    ordered = torch.empty_strided(like.shape, like.stride(), dtype=getattr(torch, storage.computes.name))
+    kind = getattr(torch, storage.computes.name)
+    ordered = torch.empty_strided(like.shape, like.stride(), dtype=kind, device="cpu")
     ordered.copy_(value.detach())
     packed = pack(storage, flat(ordered).numpy())
     return [torch.from_numpy(x).view(torch_type(p)) for p, x in zip(storage.planes, packed, strict=True)]
