@@ -133,6 +133,7 @@ PARTS = {
     "groups": "AdamW on 64 tensors of 1,000 in groups, each with its own learning rate",
     "threads": "SGD and AdamW from memory, on one thread and on more",
     "calls": "what each way to ask for a step costs: step, step(grads), scheduled, update, the kernel alone",
+    "torch": "fastopt.torch in place of torch.optim, on torch's tensors",
     "first": "first steps: import, cold compile, warm cache, beside what torch.compile and DeepSpeed build",
     "memory": "what a fresh process that steps holds, and holds at most",
 }
@@ -177,6 +178,10 @@ def plan(part: str, threads: int, quick: bool) -> list[Entry]:
             ]
         case "calls":
             found = [(replace(case, size=n), "calls") for n in ("1000", SMALL)]
+        case "torch":
+            many = [("adam-decoupled", "1000x10-1000"), ("rmsprop", "1000x10-1000")]
+            made = many if quick else [("adam-decoupled", "10x10-1000"), *many, ("adam-decoupled", large), ("rmsprop", large)]
+            found = [(replace(case, rule=r, size=n), "drop-in") for r, n in made]
         case _:
             found = []
     return [Entry(part, one, beside) for one, beside in found]

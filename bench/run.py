@@ -16,7 +16,7 @@ from typing import Any
 import fastopt
 from fastopt.bench import check, clock, problem
 from fastopt.bench.cases import Case, Entry
-from fastopt.bench.peers import PEERS, SURFACES, Contestant, Peer
+from fastopt.bench.peers import DROP_INS, PEERS, SURFACES, Contestant, Peer
 from fastopt.bench.process import PeerError, Process
 
 
@@ -25,6 +25,8 @@ def beside(entry: Entry, chosen: Sequence[str]) -> dict[str, Peer]:
     if entry.peers == "calls":
         return {"torch fused": PEERS["torch fused"], **SURFACES} if "torch fused" in chosen else dict(SURFACES)
     known = {name: PEERS[name] for name in chosen}
+    if entry.peers == "drop-in":
+        return {n: p for n, p in known.items() if p.light and n.startswith("torch ")} | DROP_INS
     if entry.peers in ("light", "torch"):
         return {n: p for n, p in known.items() if p.light and (entry.peers == "light" or n.startswith("torch "))}
     return known if entry.peers == "all" else {}

@@ -33,6 +33,7 @@ from fastopt.kernels.rules import (
     NAdam,
     RAdam,
     RMSprop,
+    ScaledGradient,
 )
 from fastopt.kernels.storage import PRESETS, STORAGES
 from fastopt.kernels.threads import get_threads, set_threads
@@ -62,6 +63,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "RuleError",
+    "ScaledGradient",
     "SettingError",
     "get_threads",
     "minibatches",

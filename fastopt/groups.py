@@ -95,7 +95,7 @@ def sort(rule: Any, names: list[str], groups: dict[str, Any]) -> list[tuple[Any,
         for pattern, change in groups.items():
             if _fits(name, pattern):
                 where = f"Optimizer, group {pattern!r}"
-                own = _changed(own, change, where) if isinstance(change, dict) else change
+                own = changed(own, change, where) if isinstance(change, dict) else change
                 require_rule(own, where)
         members.setdefault(exact(own), (own, []))[1].append(name)
     return list(members.values())
@@ -105,10 +105,10 @@ def _fits(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
-def _changed(rule: Any, change: dict[str, Any], where: str) -> Any:
+def changed(rule: Any, change: dict[str, Any], where: str) -> Any:
     """Replace settings of a rule; those it does not have itself are settings of the rules inside it."""
     own = {f.name: change.get(f.name, getattr(rule, f.name)) for f in dataclasses.fields(rule) if f.init}
-    inner = {name: _settings(value) for name, value in own.items()}
+    inner = {name: settings_of(value) for name, value in own.items()}
     known = [*own, *chain.from_iterable(inner.values())]
     for setting in change:
         if setting not in known:
@@ -117,16 +117,17 @@ def _changed(rule: Any, change: dict[str, Any], where: str) -> Any:
     for name, theirs in inner.items():
         inside = {setting: change[setting] for setting in theirs if setting in change and setting not in own}
         if inside:
-            own[name] = _changed(own[name], inside, where)
+            own[name] = changed(own[name], inside, where)
     return dataclasses.replace(rule, **own)
 
 
-def _settings(value: Any) -> list[str]:
-    """List the settings of a rule and of the rules inside it; what is no rule has none."""
+def settings_of(value: Any) -> dict[str, Any]:
+    """Give the settings of a rule and of the rules inside it, the outer one's first; what is no rule has none."""
     if not is_rule(value):
-        return []
-    own = [f.name for f in dataclasses.fields(value) if f.init]
-    return own + [setting for name in own for setting in _settings(getattr(value, name))]
+        return {}
+    own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+    inner = {setting: x for rule in own.values() for setting, x in settings_of(rule).items()}
+    return own | {setting: x for setting, x in inner.items() if setting not in own}
 
 
 def initial_state(rule: Any, program: Program) -> dict[str, float]:

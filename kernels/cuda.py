@@ -106,7 +106,7 @@ def _constant(value: Any) -> Text:
     return Text(text, 4 if text.startswith("-") else 9)
 
 
-def _names(program: Program) -> dict[str, str]:
+def buffer_names(program: Program) -> dict[str, str]:
     """Give the names under which buffers and scalars are printed; two leading underscores are the compiler's."""
     names = own_names(program, _RESERVED | {f"{b.name}_tile".replace(".", "_") for b in program.buffers})
     return {name: f"u{printed}" if printed.startswith("__") else printed for name, printed in names.items()}
@@ -114,15 +114,15 @@ def _names(program: Program) -> dict[str, str]:
 
 def entry(program: Program) -> str:
     """Give the name of the program's entry point."""
-    return _ascii(program.name)
+    return spelled_out(program.name)
 
 
-def _ascii(text: str) -> str:
+def spelled_out(text: str) -> str:
     """Spell out other letters, which not every compiler takes in a name."""
     return "".join(c if c.isascii() else f"u{ord(c):x}" for c in text)
 
 
-def _listed(head: str, items: list[str], tail: str, between: str = ", ") -> list[str]:
+def listed(head: str, items: list[str], tail: str, between: str = ", ") -> list[str]:
     """Write a call or definition on one line, or with its items wrapped where it is long."""
     line = f"{head}{between.join(items)}{tail}"
     if len(line) <= 120:
@@ -146,20 +146,17 @@ def _wrapped(line: str) -> list[str]:
     return textwrap.wrap(line, 120, subsequent_indent=f"{indent}    ", break_long_words=False, break_on_hyphens=False)
 
 
-def print_kernel(program: Program) -> str:
-    """Print `program` as a CUDA C++ source that includes tile.cuh; `print_source` gives the same in one piece."""
-    names = _names(program)
-    divided = loops(program, names, lambda node, operands: _render(node, operands, names))
-    scalars = [names[s] for s in program.scalars]
-    number = _TYPES[program.dtype.name]
-    buffers = [names[b.name] for b in program.buffers]
-    arrays = [
+def arrays(program: Program, names: dict[str, str]) -> list[str]:
+    """Declare the buffers as pointers."""
+    return [
         f"{'' if b.written else 'const '}{_TYPES[b.dtype.name]}* __restrict__ {names[b.name]}" for b in program.buffers
     ]
-    noise = ["Word key0", "Word key1", "Index offset"] if program.noise else []
-    arguments = ["Index n", *arrays, *noise, *(f"{number} {s}" for s in scalars)]
+
+
+def tile_lines(program: Program, names: dict[str, str]) -> list[str]:
+    """Print what a warp does to the tile that begins at `first`, `whole` saying whether its buffers are packed."""
+    divided = loops(program, names, lambda node, operands: _render(node, operands, names))
     walked = [b for b in program.buffers if not b.tiled]
-    pack = 16 // max(b.dtype.itemsize for b in walked)
     held: dict[str, list[str]] = {}
     for b in walked:
         kind, narrow = _TYPES[b.dtype.name], b.dtype.name in _NARROW
@@ -171,15 +168,44 @@ def print_kernel(program: Program) -> str:
     read = [names[b.name] for b in walked if b.read]
     narrow = {b.name for b in walked if b.dtype.name in _NARROW}
     steps = [line for loop in divided for line in _printed_loop(loop, names, narrow)]
-    written = [b.name for b in program.buffers if b.written]
-    once = ["const Index tile = first / TILE;"] if noise or program.tiled else []
+    once = ["const Index tile = first / TILE;"] if program.noise or program.tiled else []
     once += [f"const Word {names[b.name]}_i = {names[b.name]}[tile];" for b in program.buffers if b.tiled]
-    if noise:
+    if program.noise:
         once.append("const Index number = offset / TILE + tile;")
         once.append("const Word tile_low = Word(number), tile_high = Word(number >> 32);")
+    return [
+        "const Index count = n - first;",
+        *(line[8:] for kind, items in held.items() for line in listed(f"        {kind} ", items, ";")),
+        "if (whole && count >= TILE) {",
+        *(f"    load<PACK>({b}_tile, {b} + first);" for b in read),
+        "} else {",
+        *(f"    load<PACK>({b}_tile, {b} + first, count);" for b in read),
+        "}",
+        *once,
+        *(part for line in steps for part in ([line] if line.startswith("#") else _narrower(line))),
+    ]
+
+
+def _narrower(line: str) -> list[str]:
+    """Continue a long line on the next, counting the eight columns by which it will be indented."""
+    return [part[8:] for part in _wrapped(f"        {line}")]
+
+
+def print_kernel(program: Program) -> str:
+    """Print `program` as a CUDA C++ source that includes tile.cuh; `print_source` gives the same in one piece."""
+    names = buffer_names(program)
+    scalars = [names[s] for s in program.scalars]
+    number = _TYPES[program.dtype.name]
+    buffers = [names[b.name] for b in program.buffers]
+    declared = arrays(program, names)
+    noise = ["Word key0", "Word key1", "Index offset"] if program.noise else []
+    arguments = ["Index n", *declared, *noise, *(f"{number} {s}" for s in scalars)]
+    walked = [b for b in program.buffers if not b.tiled]
+    pack = 16 // max(b.dtype.itemsize for b in walked)
+    written = [b.name for b in program.buffers if b.written]
     only_read = [b.name for b in program.buffers if not b.written]
     # The same arguments where a row of a table on the device holds what depends on t.
-    fixed = ["Index n", *arrays, *(["const Word* keys", "Index offset"] if noise else []), f"const {number}* table"]
+    fixed = ["Index n", *declared, *(["const Word* keys", "Index offset"] if noise else []), f"const {number}* table"]
     from_row = ["keys[0]", "keys[1]", "offset"] if noise else []
     from_row += [f"table[{k}]" for k in range(len(scalars))]
     head = 'extern "C" __global__ void __launch_bounds__(THREADS) '
@@ -193,36 +219,28 @@ def print_kernel(program: Program) -> str:
             "",
             '#include "tile.cuh"',
             "",
-            *_listed("__device__ __forceinline__ void step(", arguments, ") {"),
+            *listed("__device__ __forceinline__ void step(", arguments, ") {"),
             f"    constexpr int PACK = {pack};",
-            *_listed("    const bool whole = ", [f"packed<PACK>({names[b.name]})" for b in walked], ";", " && "),
+            *listed("    const bool whole = ", [f"packed<PACK>({names[b.name]})" for b in walked], ";", " && "),
             "    for (Index first = first_tile() * TILE; first < n; first += warps_in_grid() * TILE) {",
-            "        const Index count = n - first;",
-            *(line for kind, items in held.items() for line in _listed(f"        {kind} ", items, ";")),
-            "        if (whole && count >= TILE) {",
-            *(f"            load<PACK>({b}_tile, {b} + first);" for b in read),
-            "        } else {",
-            *(f"            load<PACK>({b}_tile, {b} + first, count);" for b in read),
-            "        }",
-            *(f"        {line}" for line in once),
-            *(part for line in steps for part in _wrapped(line if line.startswith("#") else f"        {line}")),
+            *(f"        {line}" if line and not line.startswith("#") else line for line in tile_lines(program, names)),
             "    }",
             "}",
             "",
-            *_listed(f"{head}{program.name}(", arguments, ") {"),
-            *_listed("    step(", [x.rsplit(" ", 1)[1] for x in arguments], ");"),
+            *listed(f"{head}{program.name}(", arguments, ") {"),
+            *listed("    step(", [x.rsplit(" ", 1)[1] for x in arguments], ");"),
             "}",
             "",
-            *_listed(f"{head}{program.name}_captured(", [*fixed, "const Index* row", "Index rows"], ") {"),
+            *listed(f"{head}{program.name}_captured(", [*fixed, "const Index* row", "Index rows"], ") {"),
             "    if (*row >= rows) return;",
             *(["    keys += *row * 2;"] if noise else []),
             f"    table += *row * {len(scalars)};",
-            *_listed("    step(", ["n", *buffers, *from_row], ");"),
+            *listed("    step(", ["n", *buffers, *from_row], ");"),
             "}",
             "",
         ]
     )
-    return _ascii(text)
+    return spelled_out(text)
 
 
 def _printed_loop(loop: Loop, names: dict[str, str], narrow: set[str]) -> list[str]:
@@ -269,11 +287,12 @@ def _printed_loop(loop: Loop, names: dict[str, str], narrow: set[str]) -> list[s
 @lru_cache(maxsize=512)
 def print_source(program: Program) -> str:
     """Print `program` as one complete CUDA C++ source, which nvcc or NVRTC compiles as it stands."""
-    return print_kernel(program).replace('#include "tile.cuh"\n', _tile(), 1)
+    return print_kernel(program).replace('#include "tile.cuh"\n', tile_header(), 1)
 
 
 @lru_cache(maxsize=1)
-def _tile() -> str:
+def tile_header() -> str:
+    """Give tile.cuh without what only a file that is included needs."""
     text = (Path(__file__).parent / "tile.cuh").read_text()
     return text.replace("#pragma once\n\n", "")
 

@@ -407,7 +407,7 @@ def host_scalars(program: Program, rule: Any) -> Callable[[int], tuple[float, ..
 
     """
     order, limit = program.scalars, float(np.finfo(program.dtype).max)
-    pick, count, floats = _picker(order), len(order), [float] * len(order)
+    pick, count = _picker(order), len(order)
     rule_at, still = follow(rule), not scheduled(rule)
 
     def at_step(t: int) -> tuple[float, ...]:
@@ -426,9 +426,12 @@ def host_scalars(program: Program, rule: Any) -> Callable[[int], tuple[float, ..
                     expected=", ".join(order) or "(none)",
                 )
             )
-        if [*map(type, values)] != floats:  # as NumPy's numbers are, or integers
+        try:
+            size = math.hypot(*values)
+        except (TypeError, OverflowError):  # one is not a number, or an integer beyond the largest float
+            size = math.nan
+        if not size <= limit:  # or one is too large, or NaN, or several are close to the limit
             values = tuple(map(to_float, values))
-        if not math.hypot(*values) <= limit:  # one is too large or not a number, or several are close to the limit
             for name, value in zip(order, values, strict=True):
                 if not abs(value) <= limit:
                     raise SettingError(

@@ -85,15 +85,23 @@ def share(kernel: Callable, wait: Callable, n: int, chunk: int, arguments: tuple
     Each claims chunks with an atomic add inside the compiled code. `keep` holds the arrays whose addresses are among
     the arguments, until the last worker has looked at the job.
     """
-    chunks = -(-n // chunk)
-    helpers = min(_threads, chunks) - 1
-    if _workers < helpers:
-        _hire(helpers)
-        helpers = min(_workers, helpers)
-    if helpers < 1:
+    count = helpers(-(-n // chunk))
+    if count < 1:
         return [(kernel, 0, n, n, *arguments)]
     job = np.zeros(16, np.int64)
     address = job.__array_interface__["data"][0]
-    given = (address, n, chunk, *arguments)
-    helped = [(_work.put, (kernel, given, (job, keep)))] * helpers
-    return [*helped, (kernel, *given), (wait, address, chunks)]
+    calls = hand_out(kernel, (address, n, chunk, *arguments), (job, keep), count)
+    return [*calls, (wait, address, -(-n // chunk))]
+
+
+def helpers(pieces: int) -> int:
+    """Give the number of workers that take part, besides the caller, in work that divides into so many pieces."""
+    count = min(_threads, pieces) - 1
+    if _workers < count:
+        _hire(count)
+    return min(_workers, count)
+
+
+def hand_out(kernel: Callable, arguments: tuple, keep: object, count: int) -> list[tuple]:
+    """Prepare the calls that run `kernel(*arguments)` on so many workers and here; `keep` lives until all have."""
+    return [*[(_work.put, (kernel, arguments, (arguments, keep)))] * count, (kernel, *arguments)]

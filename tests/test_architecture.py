@@ -38,6 +38,14 @@ MAY_IMPORT = {
         "fastopt.kernels", "fastopt.kernels.cache", "fastopt.kernels.intrinsics", "fastopt.kernels.launch",
         "fastopt.kernels.printing", "fastopt.kernels.program", "fastopt.kernels.storage", "fastopt.kernels.threads",
     },
+    "fastopt.kernels.cpu_table": {
+        "fastopt.kernels", "fastopt.kernels.cache", "fastopt.kernels.cpu", "fastopt.kernels.launch",
+        "fastopt.kernels.program", "fastopt.kernels.threads",
+    },
+    "fastopt.kernels.cuda_table": {
+        "fastopt.kernels", "fastopt.kernels.cuda", "fastopt.kernels.launch", "fastopt.kernels.nvrtc",
+        "fastopt.kernels.program", "fastopt.kernels.storage",
+    },
     "fastopt.kernels.nvrtc": {"fastopt.kernels", "fastopt.kernels.cache"},
     "fastopt.kernels.cuda": {
         "fastopt.kernels", "fastopt.kernels.launch", "fastopt.kernels.nvrtc", "fastopt.kernels.printing",
@@ -66,6 +74,27 @@ MAY_IMPORT = {
         "fastopt.buffers", "fastopt.kernels", "fastopt.kernels.cpu", "fastopt.kernels.intrinsics",
         "fastopt.kernels.launch", "fastopt.kernels.threads",
     },
+    "fastopt.torch": {"fastopt.torch.optimizers"},
+    "fastopt.torch.optimizers": {
+        "fastopt.groups", "fastopt.kernels", "fastopt.kernels.form", "fastopt.kernels.rules", "fastopt.torch",
+    },
+    "fastopt.torch.nadam": {"fastopt.kernels", "fastopt.kernels.rules"},
+    "fastopt.torch.watched": set(),
+    "fastopt.torch.tensors": {"fastopt.kernels.program", "fastopt.kernels.storage"},
+    "fastopt.torch.flat": {"fastopt.kernels.storage", "fastopt.torch.tensors"},
+    "fastopt.torch.kept": {
+        "fastopt", "fastopt.dispatch", "fastopt.kernels.program", "fastopt.kernels.storage", "fastopt.torch.tensors",
+    },
+    "fastopt.torch.part": {
+        "fastopt", "fastopt.groups", "fastopt.kernels", "fastopt.kernels.cpu_table",
+        "fastopt.kernels.cuda_table", "fastopt.kernels.noise", "fastopt.kernels.program", "fastopt.kernels.storage",
+        "fastopt.torch.flat", "fastopt.torch.kept", "fastopt.torch.tensors",
+    },
+    "fastopt.torch.adapter": {
+        "fastopt", "fastopt.devices", "fastopt.dispatch", "fastopt.kernels.launch", "fastopt.kernels.rules",
+        "fastopt.kernels.storage", "fastopt.schedules", "fastopt.torch.kept", "fastopt.torch.part",
+        "fastopt.torch.tensors", "fastopt.torch.watched",
+    },
     "fastopt.cli": {"fastopt.demo.commands"},
     "fastopt": {
         "fastopt.averages", "fastopt.batches", "fastopt.dispatch", "fastopt.kernels", "fastopt.kernels.rules",
@@ -77,7 +106,7 @@ HEAVY = {
     "numba": {"fastopt.kernels.cpu", "fastopt.kernels.intrinsics"},
     "llvmlite": {"fastopt.kernels.intrinsics", "fastopt.demo.machine"},
     "cupy": {"fastopt.kernels.nvrtc"},
-    "torch": set(),  # adapters of the benchmark import their library by name, when they are asked to
+    "torch": {f"fastopt.torch.{name}" for name in ("adapter", "flat", "kept", "optimizers", "part", "tensors")},
     "jax": set(),
     "ml_dtypes": {"fastopt.devices"},
     "matplotlib": {"fastopt.bench.pictures", "fastopt.bench.quality", "fastopt.demo.pictures"},

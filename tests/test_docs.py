@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import mmap
 import re
 import sys
@@ -21,6 +22,8 @@ HAVE_EXAMPLES = {"fastopt.averages", "fastopt.batches", "fastopt.ceiling", "fast
 
 @pytest.mark.parametrize("name", modules())
 def test_docstring_examples(name):
+    if name.startswith("fastopt.torch"):
+        pytest.importorskip("torch", reason="torch is not installed")
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
     assert result.attempted or name not in HAVE_EXAMPLES
@@ -37,12 +40,14 @@ def test_every_rule_and_public_call_shows_an_example():
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/storage.md"])
 def test_python_blocks_of_documents_run_in_order(document, tmp_path, monkeypatch):
     text = (ROOT / document).read_text()
-    blocks = re.findall(r"^(<!-- needs a GPU -->\n)?```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^(?:<!-- needs (a GPU|torch) -->\n)?```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert blocks
     monkeypatch.chdir(tmp_path)
     space: dict = {"__name__": document}
-    for needs_gpu, block in blocks:
-        if needs_gpu:
+    for needs, block in blocks:
+        if needs == "torch" and importlib.util.find_spec("torch") is None:
+            continue  # the other blocks run all the same; test_the_example_for_torch_runs says that this one did not
+        if needs == "a GPU":
             with pytest.MonkeyPatch.context() as patch:  # the stand-in for CuPy plays the kernels on the CPU
                 patch.setitem(sys.modules, "cupy", fake_cupy.install())
                 patch.setattr(cache, "folder", lambda kind: tmp_path)
@@ -59,6 +64,11 @@ def test_python_blocks_of_documents_run_in_order(document, tmp_path, monkeypatch
             space.update(test.globs)
         else:
             exec(compile(block, document, "exec"), space)
+
+
+def test_the_example_for_torch_runs():
+    pytest.importorskip("torch", reason="torch is not installed: README's example for it did not run")
+    assert "<!-- needs torch -->" in (ROOT / "README.md").read_text()
 
 
 def test_an_mmap_is_bytes_and_is_updated_in_place_as_numbers():

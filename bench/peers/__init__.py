@@ -10,6 +10,7 @@ from fastopt.bench.peers.adapter import Contestant, Peer
 from fastopt.bench.peers.apex import Apex
 from fastopt.bench.peers.bitsandbytes import BitsAndBytes
 from fastopt.bench.peers.deepspeed import DeepSpeed
+from fastopt.bench.peers.drop_in import DropIn
 from fastopt.bench.peers.flashoptim import FlashOptim
 from fastopt.bench.peers.numpy import NumPy
 from fastopt.bench.peers.optax import Optax
@@ -17,7 +18,7 @@ from fastopt.bench.peers.surface import SURFACES
 from fastopt.bench.peers.torch import Torch
 from fastopt.bench.peers.torchao import TorchAO
 
-__all__ = ["PEERS", "SURFACES", "Contestant", "Peer"]
+__all__ = ["DROP_INS", "PEERS", "SURFACES", "Contestant", "Peer"]
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
@@ -35,3 +36,8 @@ PEERS: dict[str, Peer] = {
         Apex(),
     )
 }
+
+DROP_INS: dict[str, Peer] = {
+    peer.name: peer for peer in (DropIn("table", False), DropIn("flat", True), DropIn("sealed", "sealed"))
+}
+"""fastopt's own adapter for torch: no peer, but it stands beside them where tensors are torch's."""

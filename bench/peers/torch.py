@@ -84,9 +84,12 @@ class Torch(Peer):
 
     def _optimizer(self, torch: Any, row: Row, params: list[Any], case: Case) -> Any:
         like = row.make(torch, torch.nn.Parameter(torch.zeros(1)))
-        known = inspect.signature(type(like)).parameters
-        how = {name: value for name, value in like.defaults.items() if name in known}
-        how |= {"foreach": self.form in ("foreach", "compile")}
-        if "fused" in known:
+        how = self._settings(like) | {"foreach": self.form in ("foreach", "compile")}
+        if "fused" in inspect.signature(type(like)).parameters:
             how["fused"] = self.form == "fused"
         return type(like)(tensors.grouped(params, case), **how)
+
+    def _settings(self, like: Any) -> dict[str, Any]:
+        """Give the options with which an optimizer was made, those apart that say how it runs."""
+        known = inspect.signature(type(like)).parameters
+        return {n: x for n, x in like.defaults.items() if n in known and n not in ("foreach", "fused")}

@@ -10,9 +10,11 @@ from fastopt.kernels.rules.momentum import Momentum
 from fastopt.kernels.rules.nadam import NAdam
 from fastopt.kernels.rules.radam import RAdam
 from fastopt.kernels.rules.rmsprop import RMSprop
+from fastopt.kernels.rules.scaled_gradient import ScaledGradient
 from fastopt.kernels.rules.sgd import SGD
 
-# By the name the command line knows a rule by. GradientNoise is not among them: it wraps a rule and is none by itself.
+# By the name the command line knows a rule by. GradientNoise and ScaledGradient are not among them: they
+# wrap a rule and are none by themselves.
 RULES: dict[str, type] = {
     rule.__name__.lower(): rule
     for rule in (SGD, Momentum, RMSprop, Adam, Adagrad, Adadelta, Adamax, NAdam, RAdam, Lion)
@@ -31,4 +33,5 @@ __all__ = [
     "NAdam",
     "RAdam",
     "RMSprop",
+    "ScaledGradient",
 ]

@@ -67,9 +67,12 @@ class NAdam:
 
     def scalars(self, t):
         """Compute the step's scalars in float64; m_size and g_size are the learning rates of m and g."""
+        return self.scalars_after(t, _product(t, self.betas[0], self.momentum_decay))
+
+    def scalars_after(self, t, product):
+        """Compute the step's scalars from the product Πₜ of the momenta so far, whatever they were."""
         beta1, beta2 = self.betas
-        momentum, following = (_momentum(k, beta1, self.momentum_decay) for k in (t, t + 1))
-        product = _product(t, beta1, self.momentum_decay)
+        momentum, following = self.momentum(t), self.momentum(t + 1)
         # x / (√v / root + ε) = x·root / (√v + ε·root): one multiplication fewer for each element.
         root = sqrt(1 - beta2**t)
         return {
@@ -83,6 +86,10 @@ class NAdam:
             "decay": self.weight_decay,
             "keep": 1 - self.lr * self.weight_decay,
         }
+
+    def momentum(self, t):
+        """Compute μₜ."""
+        return _momentum(t, self.betas[0], self.momentum_decay)
 
     def update(self, p, g, m, v, *, beta1, rest1, beta2, rest2, m_size, g_size, eps, decay, keep):
         """Update p, m and v."""

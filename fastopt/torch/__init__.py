@@ -1,0 +1,41 @@
+"""fastopt for PyTorch: torch.optim's optimizers, and any rule, with fastopt's steps.
+
+    optimizer = fastopt.torch.AdamW(model.parameters(), lr=1e-3)        instead of torch.optim.AdamW(…)
+
+Arguments, defaults and semantics are torch's, and so are the names of state: checkpoints go both ways. Beyond torch's
+arguments each takes
+
+    flatten   move parameters, gradients and state of each group into flat buffers that the model's tensors view
+    storage   how each buffer is kept, as in `fastopt.Optimizer`: "8bit", "split", …; None is the parameter's own type
+    seed      seed of gradient noise and stochastic rounding
+
+Import it by name; `import fastopt` alone does not import torch.
+"""
+
+from fastopt.torch.optimizers import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Fused,
+    Lion,
+    NAdam,
+    RAdam,
+    RMSprop,
+)
+
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Fused",
+    "Lion",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+]

@@ -1,0 +1,175 @@
+"""The optimizers: each says how torch's options make one of fastopt's rules, and what torch calls its state."""
+
+from __future__ import annotations
+
+import dataclasses
+from numbers import Real
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from fastopt.errors import SettingError, explain
+from fastopt.groups import changed, settings_of
+from fastopt.kernels import rules
+from fastopt.kernels.form import is_rule, require_rule
+from fastopt.torch.adapter import Adapter
+from fastopt.torch.nadam import NAdam as NAdamAfter
+
+_MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
+
+
+class SGD(Adapter, torch.optim.SGD):
+    """torch.optim.SGD, with momentum, dampening and Nesterov's form."""
+
+    names: ClassVar = {"m": "momentum_buffer"}
+    counted = False
+
+    def _rule(self, options: dict[str, Any]) -> Any:
+        lr, decay = options["lr"], options["weight_decay"]
+        if not options["momentum"]:
+            return rules.SGD(lr, decay)
+        beta, dampening, nesterov = options["momentum"], options["dampening"], options["nesterov"]
+        return rules.Momentum(lr, beta, dampening=dampening, nesterov=nesterov, weight_decay=decay)
+
+
+class RMSprop(Adapter, torch.optim.RMSprop):
+    """torch.optim.RMSprop, centred and with momentum too."""
+
+    names: ClassVar = {"v": "square_avg", "a": "grad_avg", "m": "momentum_buffer"}
+
+    def _rule(self, options: dict[str, Any]) -> Any:
+        return rules.RMSprop(**options)
+
+
+class Adam(Adapter, torch.optim.Adam):
+    """torch.optim.Adam: weight decay is L2 unless decoupled_weight_decay=True."""
+
+    names: ClassVar = _MOMENTS
+
+    def _rule(self, options: dict[str, Any]) -> Any:
+        decoupled = options.pop("decoupled_weight_decay", False)
+        return rules.Adam(**options, decoupled=decoupled)
+
+
+class AdamW(Adam, torch.optim.AdamW):
+    """torch.optim.AdamW: weight decay is decoupled, 0.01 by default."""
+
+
+class Adagrad(Adapter, torch.optim.Adagrad):
+    """torch.optim.Adagrad, dense."""
+
+    names: ClassVar = {"v": "sum"}
+
+    def _rule(self, options: dict[str, Any]) -> Any:
+        return rules.Adagrad(**options)
+
+
+class Adadelta(Adapter, torch.optim.Adadelta):
+    """torch.optim.Adadelta."""
+
+    names: ClassVar = {"v": "square_avg", "u": "acc_delta"}
+
+    def _rule(self, options: dict[str, Any]) -> Any:
+        return rules.Adadelta(**options)
+
+
+class Adamax(Adapter, torch.optim.Adamax):
+    """torch.optim.Adamax."""
+
+    names: ClassVar = {"m": "exp_avg", "u": "exp_inf"}
+
+    def _rule(self, options: dict[str, Any]) -> Any:
+        return rules.Adamax(**options)
+
+
+class NAdam(Adapter, torch.optim.NAdam):
+    """torch.optim.NAdam, whose product of momenta is state: betas and momentum_decay may change on the way."""
+
+    names: ClassVar = _MOMENTS
+    entries: ClassVar = {"mu_product": 1.0}
+
+    def _rule(self, options: dict[str, Any]) -> Any:
+        return NAdamAfter(**options)
+
+    def _advance(self, rule: Any, t: int, entries: dict[str, float]) -> tuple[Any, dict[str, float]]:
+        own = rule.rule if isinstance(rule, rules.ScaledGradient) else rule
+        kind = np.float64 if torch.get_default_dtype() == torch.float64 else np.float32  # in which torch multiplies
+        product = float(kind(entries["mu_product"]) * kind(own.momentum(t)))
+        # Zero, which it comes to in the end, would be another kernel, and counts for no more than the least number.
+        now = dataclasses.replace(own, product=product or 5e-324)
+        return (now if own is rule else dataclasses.replace(rule, rule=now)), {"mu_product": product}
+
+
+class RAdam(Adapter, torch.optim.RAdam):
+    """torch.optim.RAdam."""
+
+    names: ClassVar = _MOMENTS
+
+    def _rule(self, options: dict[str, Any]) -> Any:
+        return rules.RAdam(**options)
+
+
+class Lion(Adapter):
+    """Lion, which torch.optim does not have: every element moves by lr. See `fastopt.Lion`.
+
+    Args:
+        params: parameters, or groups of them, as for torch's optimizers.
+        lr, betas, weight_decay: as in `fastopt.Lion`; weight decay is decoupled.
+        maximize: climb instead of descend.
+
+    """
+
+    names: ClassVar = {"m": "exp_avg"}
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        **own: Any,
+    ):
+        options = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, options, **own)
+
+    def _rule(self, options: dict[str, Any]) -> Any:
+        return rules.Lion(**options)
+
+
+class Fused(Adapter):
+    """Any rule of fastopt's, or the user's own, as a torch optimizer.
+
+    The rule's numbers and choices, those of rules inside it too, are the options of a group: param_groups may have
+    their own, and torch's LR schedulers change "lr". State goes by the rule's own names.
+
+    Args:
+        params: parameters, or groups of them, as for torch's optimizers.
+        rule: the rule, for example `fastopt.GradientNoise(fastopt.Adam(lr=1e-3))`. A setting that is a schedule of
+            fastopt's stays one, and is no option.
+        maximize: climb instead of descend.
+
+    """
+
+    def __init__(self, params: Any, rule: Any, *, maximize: bool = False, **own: Any):
+        require_rule(rule, "Fused")
+        self._own_rule = rule
+        options = {name: value for name, value in settings_of(rule).items() if _is_option(value)}
+        if taken := {"params", "maximize"} & options.keys():
+            what = f"a setting of the rule is called {min(taken)!r}, which means something else in a group."
+            raise SettingError(explain("Fused", what, do="rename it"))
+        super().__init__(params, {**options, "maximize": maximize}, **own)
+
+    def _rule(self, options: dict[str, Any]) -> Any:
+        return changed(self._own_rule, options, "Fused") if options else self._own_rule
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_own_rule": self._own_rule, **super().__getstate__()}
+
+
+def _is_option(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_option, value))
+    return value is None or (isinstance(value, Real | str) and not is_rule(value))

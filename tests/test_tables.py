@@ -1,0 +1,136 @@
+"""A table of tensors is one step of each: the walkers of both backends equal the reference bit for bit.
+
+The CUDA kernels are played on the CPU by g++; NVRTC compiles some of them for real.
+"""
+
+import re
+import sys
+
+import fake_cupy
+import numpy as np
+import pytest
+from cases import CASES
+from cuda_matrix import compile_source
+from cuda_player import COMPILER
+from values import assert_same_bits
+
+import fastopt
+from fastopt.kernels import cache, cpu, cpu_table, cuda_table, nvrtc, reference
+from fastopt.kernels.launch import run
+from fastopt.kernels.noise import noise_keys
+from fastopt.kernels.program import formats, host_scalars, parameters, trace
+from fastopt.kernels.storage import PRESETS, TILE
+
+SCALED = fastopt.ScaledGradient(CASES["adam-decoupled"], factor=-0.375)
+RULES = {
+    "sgd": (CASES["sgd"], "f32"),
+    "adam": (CASES["adam"], "f32"),
+    "adam-f64": (CASES["adam"], "f64"),
+    "rmsprop-centered-momentum": (CASES["rmsprop-centered-momentum"], "f32"),
+    "noise-adam": (CASES["noise-adam"], "f32"),
+    "scaled": (SCALED, "f32"),
+    "adam-bf16": (CASES["adam"], "bf16"),
+    "adam-split_8bit": (CASES["adam"], "split_8bit"),
+    "scaled-8bit": (SCALED, "8bit"),
+}
+SIZES = [1000, 0, 1, 256, 257, 3, 0, 511, 40_001, 1]
+
+
+def problem(name, sizes=SIZES):
+    """Give a program, its rule, where tensors begin for noise, the memory of all, and the arrays inside it."""
+    rule, preset = RULES[name]
+    kept = formats(rule, PRESETS[preset].formats(rule, parameters(rule).buffers))
+    program, rng = trace(rule, kept), np.random.default_rng(0)
+    memory = [
+        [rng.integers(0, 255, b.size(n) * b.dtype.itemsize + 48, np.uint8) for b in program.buffers] for n in sizes
+    ]
+    arrays = [[m[16 : m.size - 32].view(b.dtype) for m, b in zip(row, program.buffers, strict=True)] for row in memory]
+    for row in arrays:
+        for a, b in zip(row, program.buffers, strict=True):
+            a[...] = 0
+            if a.dtype.kind == "f":
+                a[...] = rng.standard_normal(a.size) ** (2 if b.buffer not in ("p", "g") else 1)
+            elif b.name in ("p", "g") and b.dtype == np.uint16:
+                a[...] = (rng.standard_normal(a.size).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    offsets = np.cumsum([0, *(-(-n // TILE) * TILE + TILE for n in sizes[:-1])])
+    return program, rule, offsets, memory, arrays
+
+
+def expected(program, rule, offsets, arrays, steps):
+    truth = [[a.copy() for a in row] for row in arrays]
+    scalars = host_scalars(program, rule)
+    for t in steps:
+        for row, offset in zip(truth, offsets, strict=True):
+            noise = (*noise_keys(5, t), int(offset)) if program.noise else ()
+            reference.bind(program, rule, row)(noise, scalars(t))
+    return truth
+
+
+def check(program, arrays, truth, memory, before):
+    for k, (row, wanted) in enumerate(zip(arrays, truth, strict=True)):
+        for a, w, b in zip(row, wanted, program.buffers, strict=True):
+            assert_same_bits(a, w, f"tensor {k}, {b.name}")
+    for row, former in zip(memory, before, strict=True):
+        for m, f in zip(row, former, strict=True):
+            assert (m[:16] == f[:16]).all()
+            assert (m[-32:] == f[-32:]).all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", RULES)
+def test_a_table_on_the_cpu_is_a_step_of_each_tensor(name, threads, monkeypatch):
+    monkeypatch.setattr(cpu, "PARALLEL_FROM", 0)  # so that threads share it
+    sizes = [*SIZES, 200_000]
+    program, rule, offsets, memory, arrays = problem(name, sizes)
+    before = [[m.copy() for m in row] for row in memory]
+    truth = expected(program, rule, offsets, arrays, (1, 2))
+    kept = fastopt.get_threads()
+    fastopt.set_threads(threads)
+    try:
+        launch = cpu_table.bind(program, sizes, offsets, [[a.ctypes.data for a in row] for row in arrays])
+        for t in (1, 2):
+            run(launch.calls(noise_keys(5, t) if program.noise else (), host_scalars(program, rule)(t)))
+    finally:
+        fastopt.set_threads(kept)
+    check(program, arrays, truth, memory, before)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs g++, which plays the GPU's part")
+@pytest.mark.parametrize("name", RULES)
+def test_a_table_on_a_device_is_a_step_of_each_tensor(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.install())
+    monkeypatch.setattr(cache, "folder", lambda kind: tmp_path)
+    nvrtc.function.cache_clear()
+    program, rule, offsets, memory, arrays = problem(name)
+    before = [[m.copy() for m in row] for row in memory]
+    truth = expected(program, rule, offsets, arrays, (1, 2))
+    at = np.array([[a.ctypes.data for a in row] for row in arrays])
+    launch = cuda_table.bind(program, SIZES, offsets, np.zeros_like(at), 0)
+    for k in range(len(program.buffers)):
+        launch.set_column(k, at[:, k])
+    for t in (1, 2):
+        run(launch.calls(noise_keys(5, t) if program.noise else (), host_scalars(program, rule)(t)))
+    check(program, arrays, truth, memory, before)
+    nvrtc.function.cache_clear()
+
+
+def test_a_table_of_nothing_is_no_launch():
+    program = trace(fastopt.SGD(), np.float32)
+    for bind in (cpu_table.bind, lambda p, n, o, a: cuda_table.bind(p, n, o, a, 0)):
+        assert bind(program, [0, 0], [0, 0], [[0, 0]] * 2).calls((), (0.1, 0.0)) == []
+        assert bind(program, [], [], []).calls((), (0.1, 0.0)) == []
+
+
+@pytest.mark.parametrize("architecture", [75, 90])
+@pytest.mark.parametrize("name", RULES)
+def test_nvrtc_compiles_the_kernels_of_tables_exactly_and_wide(name, architecture):
+    pytest.importorskip("cupy", reason="NVRTC is called through CuPy, which this platform has no wheel of")
+    program = problem(name, [1])[0]
+    made = compile_source(cuda_table.print_source(program), architecture)
+    assert set(made.stack.values()) == {0}
+    assert max(made.registers.values()) <= (128 if program.dtype == np.float32 else 160)
+    assert not re.search(r"\b(fma|mad)\.(rn\.)?f(32|64)|\.ftz|\.approx|\.local", made.ptx)
+    # A lane moves 16 bytes of the widest buffer at a time; of which memory, the addresses in a table do not tell.
+    wide = 2 if program.dtype == np.float64 else 4
+    assert re.search(rf"\bld(\.global)?(\.nc)?\.v{wide}\.", made.ptx)
+    assert re.search(rf"\bst(\.global)?\.v{wide}\.", made.ptx)

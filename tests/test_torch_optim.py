@@ -1,0 +1,243 @@
+"""fastopt.torch against torch.optim itself, step by step: every class, its settings, types, groups and memories."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastopt[torch]'")
+
+import fastopt.torch  # noqa: E402
+
+STEPS = 50
+
+# class → settings; each is used with torch's own class of that name
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("SGD", {"lr": 0.1}),
+    "sgd-decay": ("SGD", {"lr": 0.1, "weight_decay": 0.1}),
+    "sgd-momentum": ("SGD", {"lr": 0.05, "momentum": 0.9}),
+    "sgd-dampening": ("SGD", {"lr": 0.05, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
+    "sgd-nesterov": ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    "sgd-maximize": ("SGD", {"lr": 0.01, "momentum": 0.5, "weight_decay": 0.1, "maximize": True}),
+    "rmsprop": ("RMSprop", {"lr": 0.01, "eps": 1e-3}),
+    "rmsprop-centered": ("RMSprop", {"lr": 0.01, "eps": 1e-3, "centered": True, "weight_decay": 0.1}),
+    "rmsprop-momentum": ("RMSprop", {"lr": 0.01, "eps": 1e-3, "momentum": 0.8, "alpha": 0.9}),
+    "rmsprop-all": ("RMSprop", {"lr": 0.01, "eps": 1e-3, "momentum": 0.8, "centered": True, "maximize": True}),
+    "adam": ("Adam", {"lr": 0.01}),
+    "adam-decay": ("Adam", {"lr": 0.01, "weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 1e-3}),
+    "adam-decoupled": ("Adam", {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "adam-amsgrad": ("Adam", {"lr": 0.01, "amsgrad": True, "betas": (0.9, 0.5), "eps": 1e-3}),
+    "adamw": ("AdamW", {"lr": 0.01}),
+    "adamw-decay": ("AdamW", {"lr": 0.01, "weight_decay": 0.3, "amsgrad": True}),
+    "adamw-maximize": ("AdamW", {"lr": 0.01, "weight_decay": 0.3, "maximize": True}),
+    "adagrad": ("Adagrad", {"lr": 0.1}),
+    "adagrad-all": ("Adagrad", {"lr": 0.1, "lr_decay": 0.01, "weight_decay": 0.1, "initial_accumulator_value": 0.1}),
+    "adadelta": ("Adadelta", {"lr": 0.5, "eps": 1e-3}),
+    "adadelta-decay": ("Adadelta", {"rho": 0.8, "eps": 1e-3, "weight_decay": 0.1, "maximize": True}),
+    "adamax": ("Adamax", {"lr": 0.01}),
+    "adamax-decay": ("Adamax", {"lr": 0.01, "weight_decay": 0.1, "eps": 1e-3, "maximize": True}),
+    "nadam": ("NAdam", {"lr": 0.01}),
+    "nadam-decay": ("NAdam", {"lr": 0.01, "weight_decay": 0.1, "momentum_decay": 0.1}),
+    "nadam-decoupled": ("NAdam", {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "radam": ("RAdam", {"lr": 0.01}),
+    "radam-decay": ("RAdam", {"lr": 0.01, "weight_decay": 0.1, "betas": (0.8, 0.95), "maximize": True}),
+    "radam-decoupled": ("RAdam", {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+}
+
+# Each step rounds some 16 times on the way to each value, by at most half an ulp of values below 4; the ways of torch
+# and of fastopt differ in the order of operations alone. Nothing amplifies an error: ε is large where roots are small.
+TOLERANCE = {
+    torch.float64: STEPS * 16 * 2 * 2**-53,
+    torch.float32: STEPS * 16 * 2 * 2**-24,
+}
+TYPES = [torch.float32, torch.float64, torch.bfloat16]
+MEMORIES = {"table": False, "flatten": True, "sealed": "sealed"}
+
+
+def parameters(dtype):
+    """Give parameters of many kinds, and one that is never used."""
+    rng = torch.Generator().manual_seed(1)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=rng, dtype=torch.float64).to(dtype)
+
+    shapes = [
+        normal(17, 5),
+        normal(0),
+        normal(()),
+        normal(300),
+        normal(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        normal(7, 6).t(),
+        normal(1, 9),
+        normal(3, 0, 2),
+        normal(1),
+        normal(4),  # never gets a gradient
+        normal(0),
+    ]
+    return [torch.nn.Parameter(x) for x in shapes]
+
+
+def put_gradients(params, step):
+    """Give each parameter its gradient of this step, the same for all who ask; some come and go, one never comes."""
+    for i, p in enumerate(params):
+        if i == 9 or (i == 3 and step % 5 in (1, 2)) or (i == 0 and step < 3) or (i == 1 and step % 2):
+            p.grad = None
+            continue
+        rng = torch.Generator().manual_seed(1000 * step + i)
+        g = torch.empty_like(p).copy_(torch.randn(p.shape, generator=rng, dtype=torch.float64))
+        if p.grad is None or step % 7 == 3:
+            p.grad = g
+        else:
+            p.grad.copy_(g)
+
+
+def grouped(params, groups):
+    if groups == 1:
+        return params
+    return [{"params": params[:4]}, {"params": params[4:9], "lr": 0.02}, {"params": params[9:]}]
+
+
+def make(case, params, groups=1, **own):
+    name, settings = CASES[case]
+    return getattr(fastopt.torch, name)(grouped(params, groups), **settings, **own)
+
+
+def theirs_for(case, params, groups=1, **more):
+    name, settings = CASES[case]
+    return getattr(torch.optim, name)(grouped(params, groups), **settings, **more)
+
+
+def assert_same(ours, theirs, params, own, tolerance, message):
+    """Compare parameters and all state, by name."""
+    for i, (p, q) in enumerate(zip(params, own, strict=True)):
+        np.testing.assert_allclose(
+            q.detach().numpy(), p.detach().numpy(), rtol=tolerance, atol=tolerance, err_msg=f"{message}, parameter {i}"
+        )
+        expected, found = theirs.state.get(p, {}), ours.state.get(q, {})
+        assert expected.keys() == found.keys(), (message, i)
+        for name, value in expected.items():
+            np.testing.assert_allclose(
+                found[name].numpy(), value.numpy(), rtol=tolerance, atol=tolerance, err_msg=f"{message}, {i}, {name}"
+            )
+            assert found[name].dtype == value.dtype
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_fifty_steps_go_where_torch_goes(case, dtype, groups, memory):
+    params, own = parameters(dtype), parameters(dtype)
+    theirs, ours = theirs_for(case, params, groups, foreach=False), make(case, own, groups, flatten=MEMORIES[memory])
+    for step in range(STEPS):
+        put_gradients(params, step)
+        put_gradients(own, step)
+        theirs.step()
+        ours.step()
+        if step == 20:  # frozen later
+            for each in (params, own):
+                each[2].grad, each[2].requires_grad = None, False
+        if step == 30:  # added later
+            late = [torch.nn.Parameter(torch.ones(5, 3, dtype=dtype)) for _ in range(2)]
+            params.append(late[0])
+            own.append(late[1])
+            theirs.add_param_group({"params": [late[0]], "lr": 0.03})
+            ours.add_param_group({"params": [late[1]], "lr": 0.03})
+        if step in (0, 1, 5, 31, STEPS - 1):
+            assert_same(ours, theirs, params, own, TOLERANCE[dtype], f"step {step}")
+    moved = [not torch.equal(p, q) for p, q in zip(own, parameters(dtype), strict=False) if p.numel()]
+    assert moved == [i != 7 for i in range(len(moved))]  # the eighth that is not empty never had a gradient
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("case", CASES)
+def test_bfloat16_steps_are_torchs_but_for_rounding(case, memory):
+    """Each step begins where torch is, by way of state_dict: a single step's rounding is small enough to tell.
+
+    torch rounds to bfloat16 after each of up to eight operations on the way to the update, each by 2⁻⁹ of it at most,
+    and where one of them is a difference, of its operands; fastopt computes in float32 and rounds once. The new value
+    is rounded once more by both, together by 2⁻⁸ of it.
+    """
+    dtype = torch.bfloat16
+    params, own = parameters(dtype), parameters(dtype)
+    theirs, ours = theirs_for(case, params, 3, foreach=False), make(case, own, 3, flatten=MEMORIES[memory])
+    for step in range(12):
+        before = [p.detach().float() for p in params]
+        put_gradients(params, step)
+        put_gradients(own, step)
+        theirs.step()
+        ours.step()
+        for i, (p, q, b) in enumerate(zip(params, own, before, strict=True)):
+            if not p.numel():
+                continue
+            update = (p.detach().float() - b).abs().max().item()
+            np.testing.assert_allclose(
+                q.detach().float().numpy(),
+                p.detach().float().numpy(),
+                rtol=2**-7,
+                atol=16 * 2**-9 * update,
+                err_msg=f"step {step}, parameter {i}",
+            )
+            assert all(v.dtype == dtype for n, v in ours.state.get(q, {}).items() if n not in ("step", "mu_product"))
+        with torch.no_grad():
+            for p, q in zip(params, own, strict=True):
+                q.copy_(p)
+        ours.load_state_dict(theirs.state_dict())
+
+
+def test_bfloat16_steps_are_those_of_torchs_fused_adamw():
+    """It computes in float32 too and rounds once, so each step is at most one rounding, 2⁻⁷, apart."""
+    case = "adamw"
+    params, own = parameters(torch.bfloat16), parameters(torch.bfloat16)
+    theirs, ours = theirs_for(case, params, fused=True), make(case, own)
+    for step in range(STEPS):
+        put_gradients(params, step)
+        put_gradients(own, step)
+        theirs.step()
+        ours.step()
+        with torch.no_grad():
+            for p, q in zip(params, own, strict=True):
+                np.testing.assert_allclose(q.float().numpy(), p.float().numpy(), rtol=2**-7, err_msg=f"step {step}")
+                q.copy_(p)
+        ours.load_state_dict(theirs.state_dict())
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_long_and_short_tensors_are_one_step(memory):
+    """Tensors longer than a chunk, shared among threads, beside short ones."""
+    sizes = [70_000, 3, 500_001, 257, 2_000_000, 1]
+    values = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in sizes]
+    params = [torch.nn.Parameter(v.clone()) for v in values]
+    own = [torch.nn.Parameter(v.clone()) for v in values]
+    theirs = torch.optim.AdamW(params, fused=True)
+    ours = fastopt.torch.AdamW(own, flatten=MEMORIES[memory])
+    for step in range(4):
+        for i, (p, q) in enumerate(zip(params, own, strict=True)):
+            rng = torch.Generator().manual_seed(step * 10 + i)
+            p.grad = torch.randn(p.shape, generator=rng)
+            q.grad = p.grad.clone()
+        theirs.step()
+        ours.step()
+    for p, q in zip(params, own, strict=True):
+        np.testing.assert_allclose(q.detach().numpy(), p.detach().numpy(), rtol=1e-6, atol=1e-6)  # 4 × 16 roundings
+
+
+def test_flat_and_table_are_the_same_bits_in_every_storage():
+    """Noise goes by a parameter's own tiles, so it does not matter where they lie."""
+    for storage in (None, "8bit", {"m": "bf16_sr", "v": "bf16_sr"}):
+        rule = fastopt.GradientNoise(fastopt.Adam(lr=0.01), eta=0.1)
+        values = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (1000, 3, 0, 257)]
+        found = []
+        for flatten in MEMORIES.values():
+            own = [torch.nn.Parameter(v.clone()) for v in values]
+            ours = fastopt.torch.Fused(own, rule, storage=storage, seed=3, flatten=flatten)
+            for step in range(6):
+                put_gradients(own, step)
+                ours.step()
+                ours.zero_grad(set_to_none=False)
+            found.append([copy.deepcopy(p.detach()) for p in own])
+        for other in found[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True)), storage

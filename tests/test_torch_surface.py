@@ -1,0 +1,426 @@
+"""What fastopt.torch refuses, and what unusual code may do to its parameters, gradients and state."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastopt[torch]'")
+
+import fastopt.torch  # noqa: E402
+from fastopt import LayoutError, SettingError  # noqa: E402
+
+MEMORIES = {"table": False, "flatten": True, "sealed": "sealed"}
+
+
+def parameter(*shape, **how):
+    return torch.nn.Parameter(torch.ones(*shape, **how))
+
+
+def with_gradient(p, g=None):
+    p.grad = torch.full_like(p, 0.5) if g is None else g
+    return p
+
+
+def refuses(error, match, call):
+    with pytest.raises(error, match=match) as caught:
+        call()
+    assert "\n  " in str(caught.value), "got, expected or do are missing"
+
+
+def test_importing_fastopt_does_not_import_torch():
+    code = "import sys, fastopt; assert 'torch' not in sys.modules; import fastopt.torch; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", [n for n in fastopt.torch.__all__ if hasattr(torch.optim, n)])
+def test_arguments_and_defaults_are_torchs(name):
+    ours, theirs = getattr(fastopt.torch, name), getattr(torch.optim, name)
+    found = list(inspect.signature(ours).parameters.values())
+    expected = list(inspect.signature(theirs).parameters.values())
+    assert found[: len(expected)] == expected
+    assert [p.name for p in found[len(expected) :]] == ["flatten", "storage", "seed"]
+    assert issubclass(ours, theirs)
+    assert ours([parameter(2)]).defaults == theirs([parameter(2)]).defaults
+
+
+def test_settings_are_refused_by_name():
+    p = [parameter(3)]
+    cases: Any = (
+        ({"capturable": True}, SettingError, "capturable"),
+        ({"differentiable": True}, SettingError, "differentiable"),
+        ({"lr": float("inf")}, SettingError, "lr"),
+        ({"betas": (0.9, 1.0)}, ValueError, "beta"),
+        ({"flatten": "yes"}, SettingError, "flatten"),
+        ({"storage": "9bit"}, SettingError, "8bit"),
+        ({"storage": {"w": "f8"}}, SettingError, "'w'"),
+        ({"storage": "split"}, LayoutError, "bfloat16"),
+        ({"seed": 1.5}, SettingError, "seed"),
+    )
+    for settings, error, match in cases:
+        with pytest.raises(error, match=match):
+            fastopt.torch.AdamW(p, **settings)
+    for hint in ({"foreach": True}, {"fused": True}, {"foreach": False}):
+        fastopt.torch.AdamW(p, **hint)  # how torch would go about it; here every step is fused
+
+
+def test_parameters_are_refused_by_name():
+    for p, match in (
+        (torch.nn.Parameter(torch.ones(3, dtype=torch.complex64)), "complex"),
+        (torch.nn.Parameter(torch.ones(3).to_sparse()), "dense"),
+        (torch.nn.Parameter(torch.ones(3).expand(2, 3)), "one run of memory"),
+        (torch.nn.Parameter(torch.ones(4, 4)[:, :2]), "one run of memory"),
+        (torch.nn.Parameter(torch.ones(3, device="meta")), "memory"),
+        (torch.nn.Parameter(torch.ones(3, dtype=torch.float8_e4m3fn)), "type"),
+    ):
+        refuses(LayoutError, match, lambda p=p: fastopt.torch.AdamW([p]))
+    p = parameter(3)
+    refuses(LayoutError, "twice", lambda: fastopt.torch.AdamW([p, p]))
+    opt = fastopt.torch.AdamW([p])
+    refuses(LayoutError, "complex", lambda: opt.add_param_group({"params": [torch.ones(2, dtype=torch.complex64)]}))
+    refuses(SettingError, "eps", lambda: opt.add_param_group({"params": [parameter(2)], "eps": -1.0}))
+    assert len(opt.param_groups) == 1
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_gradients_are_refused_by_name_and_nothing_is_written(memory):
+    embedding = torch.nn.Embedding(5, 4, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    p, square = embedding.weight, parameter(4, 4)
+    for name, g, match in (
+        ("sparse", p.grad, "sparse"),
+        ("another order", torch.ones(4, 5).t(), "order"),
+        ("broadcast", torch.ones(1, 4).expand(5, 4), "order"),
+        ("of the parameter", p.detach(), "memory of a"),
+    ):
+        p.grad = None
+        opt = fastopt.torch.AdamW([with_gradient(square), p], flatten=MEMORIES[memory])
+        before = square.detach().clone()
+        p.grad = p.detach() if name == "of the parameter" else g  # flattened, it is elsewhere
+        refuses(LayoutError, match, opt.step)
+        assert torch.equal(square, before), name
+        assert all(float(x["step"]) == 0 for x in opt.state.values())
+        p.grad = torch.ones(5, 4)
+        opt.step()
+        assert not torch.equal(square, before)
+    q = parameter(2)
+    q.grad = torch._neg_view(torch.ones(2))
+    refuses(LayoutError, "negative view", fastopt.torch.SGD([q], flatten=False).step)
+
+
+def test_shared_memory_is_refused_and_tied_weights_are_one_parameter():
+    whole = torch.ones(6)
+    a, b = torch.nn.Parameter(whole[:4]), torch.nn.Parameter(whole[2:])
+    opt = fastopt.torch.SGD([with_gradient(a), with_gradient(b)])
+    refuses(LayoutError, "overlap", opt.step)
+    assert whole.tolist() == [1.0] * 6
+    layer, head = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    head.weight = layer.weight
+    both = torch.nn.Sequential(layer, head)
+    opt = fastopt.torch.SGD(both.parameters(), flatten=True)
+    both(torch.ones(3)).sum().backward()
+    opt.step()
+    assert layer.weight is head.weight
+    assert layer.weight.data_ptr() == head.weight.data_ptr()
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("size", [1, 200])
+def test_what_others_do_to_gradients_and_parameters_is_seen(memory, size):
+    """Each change beside torch.optim: tensors replaced, moved, taken away, shared, of one parameter or of many.
+
+    In sealed buffers nobody may replace what somebody still holds; everything else is seen there too.
+    """
+    rng = np.random.default_rng(0)
+    start = [rng.standard_normal(3).astype(np.float32) for _ in range(size)]
+    twins = [[torch.nn.Parameter(torch.tensor(x)) for x in start] for _ in range(2)]
+    optimizers = torch.optim.AdamW(twins[0]), fastopt.torch.AdamW(twins[1], flatten=MEMORIES[memory])
+    held: list[Any] = []
+
+    def replace_gradient(p):
+        p.grad = p.grad * 2
+
+    def hold_and_replace_gradient(p):
+        held.append(p.grad)
+        p.grad = torch.ones(3)
+
+    def replace_gradient_data(p):
+        p.grad.data = p.grad.data * 3
+
+    def hold_and_replace_gradient_data(p):
+        held.append(p.grad.data)
+        p.grad.data = torch.full((3,), 0.25)
+
+    def drop_gradient(p):
+        p.grad = None
+
+    def replace_data(p):
+        p.data = p.data * 0.5
+
+    def hold_and_replace_data(p):
+        held.append(p.data)
+        p.data = torch.ones(3) * 0.1
+
+    def in_place(p):
+        p.data.mul_(0.5)
+        p.grad.mul_(2.0)
+
+    changes = [replace_gradient, drop_gradient, replace_gradient_data, replace_data, in_place]
+    if memory != "sealed":
+        changes += [hold_and_replace_gradient, hold_and_replace_gradient_data, hold_and_replace_data]
+    step = 0
+    for change in changes:
+        for which in (slice(0, 1), slice(None)):
+            for _ in range(2):
+                step += 1
+                for params, opt in zip(twins, optimizers, strict=True):
+                    opt.zero_grad(set_to_none=step % 2 == 0 and opt is optimizers[0])
+                    for k, p in enumerate(params):
+                        g = torch.cos(torch.arange(3.0) + k + step)
+                        p.grad = g if p.grad is None else p.grad.copy_(g)
+                    for p in params[which]:
+                        change(p)
+                    opt.step()
+                for p, q in zip(*twins, strict=True):
+                    np.testing.assert_allclose(
+                        q.detach().numpy(), p.detach().numpy(), rtol=1e-4, atol=1e-5, err_msg=change.__name__
+                    )  # some 60 steps, as in test_torch_optim
+
+
+def test_parameters_that_are_exchanged_in_a_group_and_their_state_with_them():
+    """As code does that prunes or clones parameters: the state is cut by hand, and moved to the new parameter."""
+    ends = []
+    for module in (torch.optim, fastopt.torch):
+        p, q = parameter(6), parameter(2)
+        opt = module.Adam([{"params": [p]}, {"params": [q]}], lr=0.1)
+        for step in range(6):
+            group = opt.param_groups[0]
+            if step == 3:
+                old = group["params"][0]
+                stored = opt.state.pop(old)
+                stored["exp_avg"] = stored["exp_avg"][:4].clone()
+                stored["exp_avg_sq"] = stored["exp_avg_sq"][:4].clone()
+                p = group["params"][0] = torch.nn.Parameter(old.detach()[:4].clone())
+                opt.state[p] = stored
+            p.grad, q.grad = torch.linspace(-1, 1, 6)[: len(p)].clone(), torch.ones(2)
+            opt.step()
+        ends.append(torch.cat([p, q]).detach())
+        assert {float(x["step"]) for x in opt.state.values()} == {6.0}
+    torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_types_may_be_mixed_in_a_group(memory):
+    types = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.float32)
+    twins = [[parameter(5, dtype=dtype) for dtype in types] for _ in range(2)]
+    optimizers = torch.optim.AdamW(twins[0], lr=0.1), fastopt.torch.AdamW(twins[1], lr=0.1, flatten=MEMORIES[memory])
+    for step in range(3):
+        for params, opt in zip(twins, optimizers, strict=True):
+            for p in params:
+                p.grad = torch.full_like(p, step + 1)
+            opt.step()
+    for p, q in zip(*twins, strict=True):
+        torch.testing.assert_close(p, q)  # by default within some roundings of the type
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("what", ["step", "training"])
+def test_compiled_code_takes_the_same_steps(what):
+    ends = []
+    for compiled in (False, True):
+        p = with_gradient(parameter(4))
+        opt = fastopt.torch.AdamW([p], lr=0.1)
+
+        def training(p=p, opt=opt):
+            opt.zero_grad()
+            (p * p).sum().backward()
+            opt.step()
+
+        call = opt.step if what == "step" else training
+        call = torch.compile(call, backend="eager") if compiled else call
+        for _ in range(3):
+            call()
+        assert float(opt.state[p]["step"]) == 3
+        ends.append(p.detach())
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_state_may_be_reset_written_and_replaced(memory):
+    p = with_gradient(parameter(4))
+    opt: Any = fastopt.torch.Adam([p], lr=0.1, flatten=MEMORIES[memory])
+    first = parameter(4).detach() - 0.1
+
+    def again():
+        p.data.fill_(1.0)
+        opt.step()
+        torch.testing.assert_close(p.detach(), first)
+        assert float(opt.state[p]["step"]) == 1
+
+    again()
+    opt.step()
+    opt.state.clear()
+    again()
+    opt.state[p]["step"].fill_(0.0)
+    opt.state[p]["exp_avg"].zero_()
+    opt.state[p]["exp_avg_sq"].zero_()
+    again()
+    opt.state[p] = {}
+    again()
+    opt.state[p]["exp_avg"] = torch.zeros(4)
+    opt.state[p].update(exp_avg_sq=torch.zeros(4), step=torch.tensor(0.0))
+    again()
+    opt.state = type(opt.state)(opt.state.flag)
+    again()
+
+
+def test_a_checkpoint_that_does_not_fit_changes_nothing():
+    p = with_gradient(parameter(4))
+    opt = fastopt.torch.Adam([p])
+    opt.step()
+    kept = {n: x.clone() for n, x in opt.state[p].items()}
+    good = opt.state_dict()
+
+    def changed(**entries):
+        return {**good, "state": {0: {**good["state"][0], **entries}}}
+
+    other = torch.optim.RMSprop([parameter(4)])
+    other.param_groups[0]["params"][0].grad = torch.ones(4)
+    other.step()
+    for state, error, match in (
+        (changed(exp_avg=torch.ones(5)), LayoutError, "exp_avg.*does not match"),
+        (changed(exp_avg=torch.ones(4, dtype=torch.float64)), LayoutError, "lose precision"),
+        (changed(master=torch.ones(4, dtype=torch.float64)), LayoutError, "lose precision"),
+        (changed(exp_avg=3.0), LayoutError, "does not match"),
+        ({**good, "state": other.state_dict()["state"]}, LayoutError, "square_avg.*fits nothing"),
+        ({**good, "param_groups": []}, ValueError, "groups"),
+        ({**good, "param_groups": [{**good["param_groups"][0], "eps": -1.0}]}, SettingError, "eps"),
+    ):
+        with pytest.raises(error, match=match):
+            opt.load_state_dict(state)
+        assert opt.param_groups[0]["eps"] == 1e-8
+        assert all(torch.equal(kept[n], x) for n, x in opt.state[p].items())
+    half = with_gradient(parameter(4, dtype=torch.bfloat16))
+    narrow = fastopt.torch.Adam([half])
+    with pytest.raises(LayoutError, match="storage"):
+        narrow.load_state_dict(good)
+    fastopt.torch.Adam([half], storage={"m": "f32", "v": "f32"}).load_state_dict(good)
+    captured = {**good, "param_groups": [{**good["param_groups"][0], "capturable": True}]}
+    opt.load_state_dict(captured)
+    assert opt.param_groups[0]["capturable"] is False
+
+
+def test_converted_models_are_refused_not_misread():
+    for convert, match in ((lambda m: m.double(), "changed"), (lambda m: m.bfloat16(), "changed")):
+        model = torch.nn.Linear(3, 3)
+        opt = fastopt.torch.AdamW(model.parameters())
+        model(torch.ones(3)).sum().backward()
+        opt.step()
+        opt.zero_grad()
+        convert(model)
+        model(torch.ones(3, dtype=model.weight.dtype)).sum().backward()
+        refuses(LayoutError, match, opt.step)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_zero_grad_keeps_flat_gradients_where_they_are_and_leaves_out_what_was_never_used(memory):
+    used, unused, frozen = parameter(3), parameter(3), parameter(3)
+    opt = fastopt.torch.AdamW([used, unused, frozen], weight_decay=0.5, flatten=MEMORIES[memory])
+    kept, at = frozen.detach(), 0
+    for step in range(4):
+        opt.zero_grad()
+        (used.sum() + frozen.sum() * (step < 2)).backward()
+        at = used.grad.data_ptr()
+        if step == 1:
+            frozen.requires_grad_(requires_grad=True)
+        opt.step()
+        if step == 1:
+            frozen.requires_grad_(requires_grad=False)
+            kept = frozen.detach().clone()
+    assert torch.equal(unused, torch.ones(3))
+    assert torch.equal(frozen, kept)
+    opt.zero_grad()
+    if memory == "table":
+        assert used.grad is None
+    else:
+        assert used.grad.data_ptr() == at
+        assert used.grad.tolist() == [0.0] * 3
+
+
+def test_flattened_parameters_and_gradients_are_one_row():
+    params = [parameter(n) for n in (5, 0, 300, 1)]
+    opt: Any = fastopt.torch.AdamW(params, flatten=True)
+    for _ in range(3):
+        opt.zero_grad()
+        torch.cat([p.flatten() for p in params]).sum().backward()
+        opt.step()
+    (part,) = opt._parts[0]
+    (bucket,) = part.buckets
+    assert len(bucket.launch.table) == 1
+    assert "flat buffers" in repr(opt)
+
+
+def test_a_users_rule_with_groups_and_a_scheduler():
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class SignMomentum:
+        lr: float = 0.1
+        beta: float = 0.9
+
+        def scalars(self, t):
+            return {"lr": self.lr, "beta": self.beta, "rest": 1 - self.beta}
+
+        def update(self, p, g, m, *, lr, beta, rest):
+            m = beta * m + rest * g
+            return p - lr * np.sign(m), m
+
+    p, q = with_gradient(parameter(3)), with_gradient(parameter(2))
+    noisy = fastopt.GradientNoise(SignMomentum(lr=0.25), eta=0.0)
+    opt = fastopt.torch.Fused([{"params": [p]}, {"params": [q], "lr": 0.5, "beta": 0.0}], noisy)
+    schedule = torch.optim.lr_scheduler.StepLR(opt, 1, gamma=0.5)
+    opt.step()
+    schedule.step()
+    opt.step()
+    assert p.tolist() == [1 - 0.25 - 0.125] * 3
+    assert q.tolist() == [1 - 0.5 - 0.25] * 2
+    assert opt.state[p].keys() == {"step", "m"}
+    assert opt.param_groups[1]["beta"] == 0.0
+    climbing = fastopt.torch.Fused([with_gradient(parameter(1))], fastopt.SGD(lr=0.5), maximize=True)
+    climbing.step()
+    assert climbing.param_groups[0]["params"][0].item() == 1.25
+    refuses(fastopt.RuleError, "rule", lambda: fastopt.torch.Fused([p], fastopt.SGD))
+
+
+def test_lion_is_fastopts():
+    rng = np.random.default_rng(0)
+    w, grads = rng.standard_normal(20), rng.standard_normal((5, 20))
+    p = torch.nn.Parameter(torch.tensor(w))
+    opt = fastopt.torch.Lion([p], lr=0.01, weight_decay=0.1)
+    reference = fastopt.Optimizer(fastopt.Lion(lr=0.01, weight_decay=0.1), {"w": w}, backend="reference")
+    for g in grads:
+        p.grad = torch.tensor(g)
+        opt.step()
+        reference.step({"w": g})
+    assert (p.detach().numpy() == reference.params["w"]).all()
+    assert (opt.state[p]["exp_avg"].numpy() == reference.state("m")["w"]).all()
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_the_bits_are_those_of_the_reference(memory):
+    """Also of tensors that lie in another order: rules see elements as they lie in memory."""
+    p = torch.nn.Parameter(torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last))
+    w = np.array(p.detach().permute(0, 2, 3, 1).numpy())
+    opt = fastopt.torch.AdamW([p], lr=0.01, flatten=MEMORIES[memory])
+    reference = fastopt.Optimizer(fastopt.Adam(lr=0.01, weight_decay=0.01), {"w": w}, backend="reference")
+    for step in range(5):
+        p.grad = torch.cos(p.detach() * (step + 2))
+        reference.step({"w": np.ascontiguousarray(p.grad.permute(0, 2, 3, 1).numpy())})
+        opt.step()
+        assert p.is_contiguous(memory_format=torch.channels_last)
+        assert (p.detach().permute(0, 2, 3, 1).numpy() == reference.params["w"]).all()

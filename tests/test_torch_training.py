@@ -1,0 +1,554 @@
+"""fastopt.torch in training code: schedulers, GradScaler, checkpoints both ways, copies, processes, trainers."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastopt[torch]'")
+
+import fastopt.torch  # noqa: E402
+
+F = torch.nn.functional
+TESTS = Path(__file__).parent
+CLASSES = ["SGD", "RMSprop", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam"]
+MEMORIES = {"table": False, "flatten": True, "sealed": "sealed"}
+MOMENTUM = {"SGD": {"momentum": 0.9, "dampening": 0.1}, "RMSprop": {"momentum": 0.9, "centered": True}}
+
+
+class Convolutional(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(1, 6, 3), torch.nn.Conv2d(6, 8, 3, bias=False)
+        self.norm, self.head = torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        return self.head(F.relu(self.norm(self.second(x))).mean((2, 3)))
+
+
+class Transformer(torch.nn.Module):
+    """Its output weights are those of its embedding: tied."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(20, 16)
+        self.layer = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.head = torch.nn.Linear(16, 20, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.head(self.layer(self.embedding(tokens)))
+
+
+def network(kind, dtype=torch.float32):
+    torch.manual_seed(0)
+    return kind().to(dtype)
+
+
+def batch(kind, step, dtype=torch.float32):
+    rng = torch.Generator().manual_seed(step)
+    if kind is Transformer:
+        tokens = torch.randint(0, 20, (4, 9), generator=rng)
+        return tokens[:, :-1], tokens[:, 1:]
+    x = torch.randn(8, 1, 8, 8, generator=rng, dtype=torch.float32).to(dtype)
+    return x, (x.float().mean((1, 2, 3)) * 40 + 5).long().clamp(0, 9)
+
+
+def loss_of(model, kind, step, dtype=torch.float32):
+    x, y = batch(kind, step, dtype)
+    return F.cross_entropy(model(x).float().flatten(0, -2), y.flatten())
+
+
+def values(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def assert_equal(a, b):
+    for x, y in zip(a, b, strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("kind", [Convolutional, Transformer])
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "AdamW", "NAdam"])
+def test_networks_train_to_torchs_loss_with_all_that_goes_with_it(name, kind, memory):
+    """Under a scheduler that changes momentum too, with accumulation, clipping and GradScaler.
+
+    Rounding differences of 6e-8 grow with the steps through a network of a few layers and an optimizer that divides by
+    roots; after 40 steps some 1e-5 of the loss are left, while a step too many or too few shows in the second digit.
+    """
+    losses, ends = [], []
+    for module in (torch.optim, fastopt.torch):
+        model = network(kind)
+        own = {} if module is torch.optim else {"flatten": MEMORIES[memory]}
+        opt = getattr(module, name)(model.parameters(), lr=1e-3, **MOMENTUM.get(name, {}), **own)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=0.2 if name == "SGD" else 0.01, total_steps=40)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10)
+        found = []
+        for step in range(40):
+            opt.zero_grad()
+            loss: Any = None
+            for part in range(2):
+                loss = loss_of(model, kind, 2 * step + part) / 2
+                scaler.scale(loss).backward()
+            if step % 2:
+                scaler.unscale_(opt)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            scaler.step(opt)
+            scaler.update()
+            scheduler.step()
+            found.append(2 * loss.item())
+        losses.append(found)
+        ends.append(values(model))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    assert sum(losses[0][-10:]) < sum(losses[0][:10])
+    assert not torch.equal(ends[1][0], values(network(kind))[0])
+
+
+SCHEDULERS = {
+    "LambdaLR": {"lr_lambda": lambda t: 0.9**t},
+    "MultiplicativeLR": {"lr_lambda": lambda t: 0.95},
+    "StepLR": {"step_size": 3},
+    "MultiStepLR": {"milestones": [2, 5]},
+    "ConstantLR": {"total_iters": 4},
+    "LinearLR": {"total_iters": 4},
+    "ExponentialLR": {"gamma": 0.9},
+    "PolynomialLR": {"total_iters": 6},
+    "CosineAnnealingLR": {"T_max": 8},
+    "CosineAnnealingWarmRestarts": {"T_0": 3},
+    "CyclicLR": {"base_lr": 0.001, "max_lr": 0.01, "step_size_up": 3},
+    "OneCycleLR": {"max_lr": 0.1, "total_steps": 12},
+    "ReduceLROnPlateau": {"patience": 1},
+}
+
+
+def test_every_scheduler_of_torch_is_tried():
+    from torch.optim import lr_scheduler
+
+    known = {n for n in lr_scheduler.__all__ if n not in ("LRScheduler", "ChainedScheduler", "SequentialLR")}
+    assert known == SCHEDULERS.keys()
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("name", ["SGD", "Adam", "NAdam"])
+def test_schedulers_change_the_step_and_compile_nothing(name, scheduler, monkeypatch):
+    ends = []
+    for module in (torch.optim, fastopt.torch):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 40))
+        opt = getattr(module, name)([p], lr=0.01, **({"momentum": 0.9} if name == "SGD" else {}))
+        schedule = getattr(torch.optim.lr_scheduler, scheduler)(opt, **SCHEDULERS[scheduler])
+        for step in range(10):
+            p.grad = p.detach() * 2 + 0.1 * step
+            opt.step()
+            schedule.step(*([1.0] if scheduler == "ReduceLROnPlateau" else []))
+            if step == 1 and module is fastopt.torch:
+                monkeypatch.setattr("fastopt.kernels.cpu._compile", None)  # from now on whoever compiles fails
+        ends.append(p.detach().numpy())
+    np.testing.assert_allclose(ends[1], ends[0], rtol=10 * 32 * 2**-24, atol=10 * 32 * 2**-24)  # as in test_torch_optim
+
+
+def test_schedulers_in_sequence_and_in_a_chain():
+    kinds, ends = torch.optim.lr_scheduler, []
+    for module in (torch.optim, fastopt.torch):
+        p = torch.nn.Parameter(torch.ones(3))
+        opt = module.SGD([p], lr=0.5)
+        first, second = kinds.ConstantLR(opt, 0.5, total_iters=2), kinds.ExponentialLR(opt, 0.5)
+        both = kinds.ChainedScheduler([kinds.SequentialLR(opt, [first, second], milestones=[2])])
+        for _ in range(5):
+            p.grad = torch.ones(3)
+            opt.step()
+            both.step()
+        ends.append(p.tolist())
+    assert ends[0] == ends[1]  # powers of two: exact
+
+
+def test_a_tensor_as_learning_rate_is_read_at_each_step():
+    p, lr = torch.nn.Parameter(torch.zeros(2)), torch.tensor(0.5)
+    opt = fastopt.torch.SGD([p], lr=lr)
+    for expected in (-0.5, -0.75):
+        p.grad = torch.ones(2)
+        opt.step()
+        assert p.tolist() == [expected, expected]
+        lr.fill_(0.25)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("name", CLASSES)
+def test_grad_scaler_unscales_in_the_step_and_skips_it_whole(name, memory):
+    """found_inf leaves parameters, state and counts as they are; otherwise the step is that of unscaled gradients."""
+    start = torch.linspace(-1, 1, 300)
+    params = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    own, plain = (getattr(fastopt.torch, name)([p], **MOMENTUM.get(name, {}), flatten=MEMORIES[memory]) for p in params)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=1)
+    for step in range(5):
+        g = torch.cos(start * (step + 1))
+        bad = step in (0, 3)
+        scale = scaler.get_scale()
+        params[0].grad = g * scale
+        params[1].grad = g.clone()
+        scaler.scale(torch.zeros(1))
+        if bad:
+            params[0].grad[7] = float("inf") if step else float("nan")
+        before = copy.deepcopy((values_of(own), params[0].detach()))
+        scaler.step(own)
+        scaler.update()
+        if bad:
+            assert scaler.get_scale() == scale / 2
+            assert torch.equal(before[1], params[0].detach())
+            after = values_of(own)
+            assert before[0].keys() == after.keys()
+            assert all(torch.equal(before[0][k], after[k]) for k in after)
+        else:
+            plain.step()
+            assert torch.equal(*[p.detach() for p in params])  # a power of two unscales exactly
+            assert params[0].grad[0] == g[0] * scale  # gradients are read only
+
+
+def values_of(opt):
+    return {f"{k}/{n}": v.clone() for k, x in opt.state_dict()["state"].items() for n, v in x.items()}
+
+
+def train(opt, p, steps):
+    for t in steps:
+        p.grad = torch.cos(p.detach() * (t + 1)).to(p.dtype)
+        opt.step()
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_run_goes_from_torch_to_fastopt_and_back(name, memory):
+    more = MOMENTUM.get(name, {})
+    ends, kinds = [], [torch.optim, fastopt.torch]
+    for route in ([0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1]):
+        p, saved = torch.nn.Parameter(torch.linspace(-1, 1, 100, dtype=torch.float64)), None
+        for k, which in enumerate(route):
+            own = {"flatten": MEMORIES[memory]} if which else {}
+            opt = getattr(kinds[which], name)([p], **more, **own)
+            if saved is not None:
+                opt.load_state_dict(pickle.loads(saved))
+            train(opt, p, range(4 * k, 4 * k + 4))
+            saved = pickle.dumps(opt.state_dict())
+            assert "fastopt" not in str(saved)
+        ends.append(p.detach().numpy())
+    # 12 steps of some 16 roundings; of NAdam's steps of 0.002 as many in float32, in which torch multiplies momenta
+    # until it loads their product, and then in the parameter's type.
+    tolerance = 12 * 32 * (2**-53 if name != "NAdam" else 0.002 * 2**-24)
+    for end in ends[1:]:
+        np.testing.assert_allclose(end, ends[0], rtol=tolerance, atol=tolerance)
+
+
+def test_a_state_dict_is_loaded_by_torch_load_with_weights_only():
+    p = torch.nn.Parameter(torch.ones(300))
+    opt = fastopt.torch.AdamW([p], storage="8bit")
+    train(opt, p, range(3))
+    file = io.BytesIO()
+    torch.save(opt.state_dict(), file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert loaded["state"][0].keys() == {"step", "exp_avg", "exp_avg_sq"}
+    assert loaded["state"][0]["exp_avg"].dtype == torch.float32
+    theirs = torch.optim.AdamW([p])
+    theirs.load_state_dict(loaded)
+    p.grad = torch.ones(300)
+    theirs.step()
+
+
+STORAGES = [None, "8bit", {"m": "bf16_sr", "v": "bf16_sr"}, {"v": "uf8"}]
+HALF = [None, "bf16", "split", "split_8bit", "bf16_8bit", "bf16_kahan", "mixed_bf16"]
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize(
+    ("dtype", "storage"),
+    [
+        *[(torch.float32, s) for s in STORAGES],
+        *[(torch.bfloat16, s) for s in HALF],
+        (torch.float16, None),
+        (torch.float16, "mixed_f16"),
+        (torch.float64, None),
+    ],
+    ids=str,
+)
+def test_saved_and_loaded_a_run_goes_on_bit_for_bit(dtype, storage, memory):
+    """By state_dict, by pickle and by deepcopy; also from one memory to another."""
+
+    def fresh():
+        rng = torch.Generator().manual_seed(3)
+        return [torch.nn.Parameter(torch.randn(n, generator=rng).to(dtype)) for n in (700, 5, 0, 256, 40_000)]
+
+    def steps(opt, params, which):
+        for t in which:
+            for p in params:
+                p.grad = torch.cos(p.detach().float() * (t + 1)).to(dtype)
+            opt.step()
+
+    own = {"storage": storage, "seed": 5, "flatten": MEMORIES[memory]}
+    params = fresh()
+    opt = fastopt.torch.Adam(params, **own)
+    steps(opt, params, range(3))
+    saved = copy.deepcopy((opt.state_dict(), [p.detach() for p in params]))
+    pickled = pickle.dumps((params, opt))
+    copied = copy.deepcopy((params, opt))
+    steps(opt, params, range(3, 6))
+    others = [copied, pickle.loads(pickled)]
+    for flatten in MEMORIES.values():
+        again = fresh()
+        with torch.no_grad():
+            for p, v in zip(again, saved[1], strict=True):
+                p.copy_(v)
+        other = fastopt.torch.Adam(again, **{**own, "flatten": flatten})
+        other.load_state_dict(saved[0])
+        others.append((again, other))
+    for again, other in others:
+        steps(other, again, range(3, 6))
+        for p, q in zip(params, again, strict=True):
+            assert torch.equal(p, q)
+        for a, b in zip(sorted(values_of(opt).items()), sorted(values_of(other).items()), strict=True):
+            assert a[0] == b[0]
+            assert torch.equal(a[1], b[1]), a[0]
+
+
+def test_split_is_an_exact_float32_master_in_the_models_own_memory():
+    rng = torch.Generator().manual_seed(0)
+    start = torch.randn(1000, generator=rng).bfloat16()
+    p, q = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.float())
+    own, full = fastopt.torch.AdamW([p], lr=1e-3, storage="split"), fastopt.torch.AdamW([q], lr=1e-3)
+    for t in range(30):
+        g = torch.cos(q.detach() * (t + 1)).bfloat16()
+        p.grad, q.grad = g, g.float()
+        own.step()
+        full.step()
+        assert torch.equal(own.state_dict()["state"][0]["master"], q.detach())
+    assert (p.detach().float() - q.detach()).abs().max() <= q.abs().max() * 2**-8
+    kept = own.state[p]
+    assert kept.keys() == {"step", "param.low", "exp_avg", "exp_avg_sq"}
+    assert kept["param.low"].element_size() == 2
+    assert kept["exp_avg"].dtype == torch.float32
+
+
+def test_eight_bits_show_their_planes_and_take_their_bytes():
+    p = torch.nn.Parameter(torch.ones(1000))
+    opt = fastopt.torch.Adam([p], storage="8bit")
+    train(opt, p, range(2))
+    kept = opt.state[p]
+    assert kept.keys() == {"step", "exp_avg.f8", "exp_avg.scale", "exp_avg_sq.uf8", "exp_avg_sq.scale"}
+    assert sum(x.numel() * x.element_size() for n, x in kept.items() if n != "step") == 2 * (1000 + 4 * 4)
+
+
+def test_stop_save_load_in_a_new_process_and_go_on(tmp_path):
+    """The run of the new process ends in the same bits as the one that was never stopped."""
+    code = f"""
+import sys, torch, fastopt.torch
+sys.path.insert(0, {str(TESTS)!r})
+from test_torch_training import Transformer, network, loss_of
+torch.set_num_threads(1)
+mode, memory, path = sys.argv[1:]
+model = network(Transformer)
+opt = fastopt.torch.AdamW(model.parameters(), lr=0.01, storage="8bit", flatten=memory == "flatten")
+schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 20)
+first, last = {{"whole": (0, 12), "first": (0, 5), "second": (5, 12)}}[mode]
+if mode == "second":
+    saved = torch.load(path, weights_only=True)
+    for thing, state in zip((model, opt, schedule), saved):
+        thing.load_state_dict(state)
+for step in range(first, last):
+    opt.zero_grad()
+    loss_of(model, Transformer, step).backward()
+    opt.step()
+    schedule.step()
+torch.save([x.state_dict() for x in (model, opt, schedule)], path)
+"""
+    for memory in ("table", "flatten"):
+        whole, stopped = tmp_path / f"{memory}-whole", tmp_path / f"{memory}-stopped"
+        for mode, path in (("whole", whole), ("first", stopped), ("second", stopped)):
+            subprocess.run([sys.executable, "-c", code, mode, memory, str(path)], check=True)
+        a, b = (torch.load(path, weights_only=True) for path in (whole, stopped))
+        assert all(torch.equal(x, b[0][name]) for name, x in a[0].items())
+        for i, entries in a[1]["state"].items():
+            assert all(torch.equal(x, b[1]["state"][i][name]) for name, x in entries.items())
+
+
+def test_closures_hooks_and_returned_losses():
+    p = torch.nn.Parameter(torch.tensor([3.0]))
+    opt = fastopt.torch.SGD([p], lr=0.25)
+    seen = []
+    opt.register_step_pre_hook(lambda *_: seen.append("pre"))
+    opt.register_step_post_hook(lambda *_: seen.append("post"))
+
+    def closure():
+        opt.zero_grad()
+        loss = (p**2).sum()
+        loss.backward()
+        seen.append("closure")
+        return loss
+
+    with torch.no_grad():
+        assert opt.step(closure).item() == 9.0
+    assert seen == ["pre", "closure", "post"]
+    assert p.item() == 1.5
+    hooks = []
+    opt.register_state_dict_post_hook(lambda o, d: hooks.append(sorted(d)))
+    opt.register_load_state_dict_post_hook(lambda o: hooks.append("loaded"))
+    opt.load_state_dict(opt.state_dict())
+    assert hooks == [["param_groups", "state"], "loaded"]
+
+
+def test_a_stale_graph_is_noticed_as_with_torch():
+    w = torch.nn.Parameter(torch.ones(3, 3))
+    for flatten in MEMORIES.values():
+        opt = fastopt.torch.SGD([w], lr=0.1, flatten=flatten)
+        loss = (torch.ones(2, 3, requires_grad=True) @ w).sum()
+        w.grad = torch.ones(3, 3)
+        opt.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_averaged_models_and_swa():
+    models = [network(Convolutional), network(Convolutional)]
+    ends = []
+    for model, module in zip(models, (torch.optim, fastopt.torch), strict=True):
+        opt = module.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        average = torch.optim.swa_utils.AveragedModel(model)
+        schedule = torch.optim.swa_utils.SWALR(opt, swa_lr=0.01, anneal_epochs=3)
+        for step in range(8):
+            opt.zero_grad()
+            loss_of(model, Convolutional, step).backward()
+            opt.step()
+            average.update_parameters(model)
+            schedule.step()
+        ends.append([p.detach().numpy() for p in average.parameters()])
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)  # eight steps of a network, as above
+
+
+def test_two_optimizers_over_the_same_parameters():
+    p = torch.nn.Parameter(torch.ones(5))
+    slow, fast = fastopt.torch.SGD([p], lr=0.5), fastopt.torch.AdamW([p], lr=0.5, weight_decay=0.0)
+    p.grad = torch.ones(5)
+    slow.step()
+    fast.step()
+    assert torch.allclose(p, torch.zeros(5), atol=1e-6)
+
+
+def test_a_forked_child_steps_too():
+    code = """
+import os, torch, fastopt.torch
+p = torch.nn.Parameter(torch.ones(4_000_000))
+opt = fastopt.torch.AdamW([p], flatten=True)
+p.grad = torch.ones_like(p)
+opt.step()
+child = os.fork()
+opt.step()
+value = float(p[-1])
+if child == 0:
+    os._exit(0 if abs(value - 0.998) < 1e-3 and float(opt.state[p]["step"]) == 2 else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+def spawned(script: str, *arguments: str) -> None:
+    """Run a script in two processes that talk by gloo."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done = subprocess.run(
+            [sys.executable, str(TESTS / "torch_processes.py"), script, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+
+@pytest.mark.parametrize("flatten", ["False", "True"])
+def test_distributed_data_parallel_in_two_processes(flatten):
+    spawned("ddp", flatten)
+
+
+def test_fully_sharded_in_two_processes(tmp_path):
+    spawned("fsdp", str(tmp_path))
+
+
+def test_accelerate():
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    model = network(Convolutional)
+    opt = fastopt.torch.AdamW(model.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.LinearLR(opt)
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model, opt, schedule = accelerator.prepare(model, opt, schedule)
+    twin = network(Convolutional)
+    theirs = torch.optim.AdamW(twin.parameters(), lr=0.01)
+    rates = torch.optim.lr_scheduler.LinearLR(theirs)
+    for step in range(6):
+        with accelerator.accumulate(model):
+            accelerator.backward(loss_of(model, Convolutional, step))
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            opt.step()
+            schedule.step()
+            opt.zero_grad()
+        (loss_of(twin, Convolutional, step) / 2).backward()
+        if step % 2:
+            torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+            theirs.step()
+            rates.step()
+            theirs.zero_grad()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        # AdamW moves by about lr=0.01 a step: a step too many would be seen; rounding may show where g is almost zero.
+        np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_lightning(automatic, tmp_path):
+    lightning = pytest.importorskip("lightning", reason="lightning is not installed")
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = automatic
+            self.net = network(Convolutional)
+
+        def configure_optimizers(self):
+            opt = fastopt.torch.AdamW(self.parameters(), lr=0.01, flatten=True)
+            return [opt], [torch.optim.lr_scheduler.StepLR(opt, 1)]
+
+        def training_step(self, given, index):
+            loss = F.cross_entropy(self.net(given[0]), given[1])
+            if not automatic:
+                opt = self.optimizers()
+                opt.zero_grad()
+                self.manual_backward(loss)
+                opt.step()
+            return loss
+
+    data = [batch(Convolutional, k) for k in range(4)]
+    module = Module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = lightning.Trainer(
+            max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=None))
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+    twin = network(Convolutional)
+    theirs = torch.optim.AdamW(twin.parameters(), lr=0.01)
+    for k in range(4):
+        theirs.zero_grad()
+        loss_of(twin, Convolutional, k).backward()
+        theirs.step()
+    for p, q in zip(module.net.parameters(), twin.parameters(), strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), atol=1e-4)  # as above
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    torch.optim.AdamW(twin.parameters()).load_state_dict(saved["optimizer_states"][0])
