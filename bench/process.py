@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
@@ -69,7 +70,9 @@ class Process:
         return self.ask("sample", calls=calls)["seconds"]
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and those that its library started: torch.compile has a pool of them."""
+        if self._process.returncode is None and hasattr(os, "killpg"):  # not waited for: the number is still its own
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):

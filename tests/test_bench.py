@@ -505,14 +505,16 @@ def test_a_run_becomes_tables_with_its_losses_first(tmp_path):
     keep(
         tmp_path, *(made(rule=r) for r in ("sgd", "adam-l2", "nadam")), made(rule="lion", versus=0.8),
         made(rule="adamax", share=0.7), *(made("storages", storage=s) for s in ("f32", "bf16")),
-        made("storages", storage="bf16", size=cases.IN_CACHE), made("sizes", size="1000", versus=12.0),
+        made("storages", storage="8bit", share=0.6), made("storages", storage="bf16", size=cases.IN_CACHE),
+        made("sizes", size="1000", versus=12.0),
         made("tensors", size=cases.SMALL), made("groups", size="64x1000", groups=4), made("threads"),
         {"key": "m", "part": "memory", "case": Case().as_dict(), "bytes": {"NumPy": {"resident": 16.0, "peak": 30.5}}},
         {"key": "f", "part": "first", "name": "fastopt adam", "kind": "cold", "seconds": {"import": [1, 2, 3]}},
     )  # fmt: skip
     text = readme.text(tmp_path)
     for words in (
-        "falls short", "adamax 70%", "lion, f32, 64Mi, 2 threads: torch fused 0.80 ×", "| `lion` |", "**0.80**",
+        "falls short", "adamax 70%", "for their bytes: `8bit` 60%",
+        "lion, f32, 64Mi, 2 threads: torch fused 0.80 ×", "| `lion` |", "**0.80**",
         "The 3 other forms: 70% to 100%", "below 95 %: `adamax` 70%", "one tensor of 1,000", "100 tensors of",
         "| `bf16` | 14 |",
         "4: 50.0 ms", "| fastopt adam | 2.00 s | – |", "| NumPy | 16.0 | 30.5 |", record.conditions()["date"][:10],
