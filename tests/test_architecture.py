@@ -87,8 +87,8 @@ MAY_IMPORT = {
     },
     "fastopt.torch.part": {
         "fastopt", "fastopt.groups", "fastopt.kernels", "fastopt.kernels.cpu_table",
-        "fastopt.kernels.cuda_table", "fastopt.kernels.noise", "fastopt.kernels.program", "fastopt.kernels.storage",
-        "fastopt.torch.flat", "fastopt.torch.kept", "fastopt.torch.tensors",
+        "fastopt.kernels.cuda_table", "fastopt.kernels.form", "fastopt.kernels.noise", "fastopt.kernels.program",
+        "fastopt.kernels.storage", "fastopt.torch.flat", "fastopt.torch.kept", "fastopt.torch.tensors",
     },
     "fastopt.torch.adapter": {
         "fastopt", "fastopt.devices", "fastopt.dispatch", "fastopt.kernels.launch", "fastopt.kernels.rules",

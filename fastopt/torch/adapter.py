@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from operator import is_
 from typing import Any, ClassVar, NamedTuple
 
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 
 from fastopt import devices, dispatch
 from fastopt.errors import LayoutError, SettingError, explain

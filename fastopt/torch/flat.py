@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 
 from fastopt.kernels.storage import TILE
 from fastopt.torch.tensors import plane_size, torch_type

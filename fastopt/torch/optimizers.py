@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 
 from fastopt.errors import SettingError, explain
 from fastopt.groups import changed, settings_of

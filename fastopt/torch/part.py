@@ -14,12 +14,13 @@ from operator import is_
 from typing import Any
 
 import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 
 from fastopt.errors import LayoutError, explain
 from fastopt.groups import initial_state
+from fastopt.kernels.form import exact, form
 from fastopt.kernels.noise import noise_keys
-from fastopt.kernels.program import Program, parameters, plan, planes
+from fastopt.kernels.program import Program, host_scalars, plan, planes
 from fastopt.kernels.storage import STORAGES, TILE
 from fastopt.torch.flat import ALIGNED, Flat
 from fastopt.torch.kept import formats, forward_plane, key, require_state
@@ -78,6 +79,7 @@ class Part:
         self.shown: list[dict[str, Any]] = [{} for _ in self.params]  # likewise, as state shows it
         self.kept: dict[str, str] = {}
         self.rule: Any = None
+        self.shape: tuple = ()
         self.buckets: list[Bucket] = []
         self.stale = True
         tensors = [local(p) for p in params]
@@ -97,6 +99,10 @@ class Part:
         """Take another rule, or the same again: its program, and the formats of its buffers."""
         if rule is self.rule:
             return
+        shape = exact(form(rule))
+        if shape == self.shape:  # numbers alone have changed, as a scheduler changes them at each step
+            self.rule, self.scalars = rule, host_scalars(self.program, rule)
+            return
         kept = formats(rule, storage, self.params[0].dtype, where)
         changed = [b for b in kept if self.kept.get(b, kept[b]) != kept[b]]
         program, self.scalars = plan(rule, tuple(kept.items()))
@@ -106,7 +112,7 @@ class Part:
             raise LayoutError(explain(where, what, got=got, expected=expected, do="name its format in storage="))
         self.kept |= kept
         self.stale |= self.rule is None or program is not self.program
-        self.rule, self.program = rule, program
+        self.rule, self.program, self.shape = rule, program, shape
         if self.flatten and self.flat is None:
             coarse = program.noise or program.tiled or storage is not None
             align = TILE if coarse else ALIGNED
@@ -271,8 +277,8 @@ class Part:
         if not self.shown[i] and not with_step:
             return
         entries = state[self.params[i]]
-        for b, form in self.kept.items():  # values that are kept in planes now
-            if b != "g" and len(STORAGES[form].planes) > 1:
+        for b, chosen in self.kept.items():  # values that are kept in planes now
+            if b != "g" and len(STORAGES[chosen].planes) > 1:
                 dict.pop(entries, "master" if b == "p" else names.get(b, b), None)
         shown = {key(name, self.kept, names): tensor for name, tensor in self.shown[i].items()}
         if with_step:
@@ -363,7 +369,7 @@ class Part:
         for bucket in self.buckets:
             t = bucket.t + 1
             rule, entries = advance(self.rule, t, bucket.entries)
-            scalars = self.scalars if rule is self.rule else plan(rule, tuple(self.kept_now(rule)))[1]
+            scalars = self.scalars if rule is self.rule else host_scalars(self.program, rule)
             calls += bucket.launch.calls(noise_keys(seed, t) if self.program.noise else (), scalars(t))
             for name, value in entries.items():
                 calls.append((self.entries[name].numpy().__setitem__, bucket.index, value))
@@ -373,10 +379,6 @@ class Part:
                 (setattr, bucket, "entries", entries),
             ]
         return calls
-
-    def kept_now(self, rule: Any) -> Iterable[tuple[str, str]]:
-        """Give the formats of a rule's buffers."""
-        return [(b, self.kept[b]) for b in parameters(rule).buffers]
 
     # State that comes and goes.
 
@@ -397,8 +399,8 @@ class Part:
         entries = {**entries, "step": float(entries["step"])} if entries.get("step") is not None else entries
         if not self.memory[i]:
             self.counts[i] = 0
-        for b, form in self.kept.items():  # planes of a state that was moved here as it is
-            own = planes(b, STORAGES[form])
+        for b, chosen in self.kept.items():  # planes of a state that was moved here as it is
+            own = planes(b, STORAGES[chosen])
             for name, plane in own.items() if b != "g" and len(own) > 1 else ():
                 tensor, size = entries.get(key(name, self.kept, names)), local(self.params[i]).numel()
                 if name not in ours.values() and tensor is not None and tensor.numel() == plane_size(plane, size):
@@ -463,8 +465,8 @@ class Part:
         to write one value would make a difference to the model, and within the value, for every other.
         """
         given, p = dict(entries), self.params[i]
-        for b, form in self.kept.items():
-            storage = STORAGES[form]
+        for b, chosen in self.kept.items():
+            storage = STORAGES[chosen]
             own = planes(b, storage)
             if b == "g" or len(own) == 1 or not self.memory[i].keys() >= own.keys() - forward_plane(b, own, storage):
                 continue

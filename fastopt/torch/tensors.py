@@ -5,8 +5,8 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import Any
 
-import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+import torch  # pyright: ignore[reportMissingImports]
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass  # pyright: ignore[reportMissingImports]
 
 from fastopt.errors import LayoutError, explain
 from fastopt.kernels.program import planes
