@@ -14,7 +14,7 @@ from typing import Any
 
 from fastopt.bench import first, pictures, record, report
 from fastopt.bench.cases import MAIN, SMALL
-from fastopt.bench.peers import PEERS
+from fastopt.bench.peers import DROP_INS, PEERS
 from fastopt.bench.record import Kept
 from fastopt.bench.report import Record, beyond_cache, case_of, digits, duration, spread
 
@@ -51,6 +51,7 @@ def text(folder: Path | None) -> str:
         _small(kept),
         _pictures(folder, where, "tensors", "sizes"),
         _storages(kept),
+        _drop_in(kept),
         _growth(kept),
         _first(kept),
         _memory(kept),
@@ -190,6 +191,19 @@ def _storages(kept: Kept) -> str:
     title = f"AdamW, {one.size} parameters, {one.threads} threads, by storage"
     headings = [title, "bytes", "a step", "of the memory ceiling", "× float32", "ns a parameter in cache, one thread"]
     return _table([*headings, *(f"× {name}" for name in peers)], rows)
+
+
+def _drop_in(kept: Kept) -> str:
+    records = [r for r in kept.part("torch") if r["seconds"].get("fastopt")]
+    peers, rows = _peers(records), []
+    for r in records:
+        case = case_of(r)
+        for name in DROP_INS:
+            if name in r["seconds"]:
+                times = [report.relative(r, name, peer) for peer in peers]
+                words = ["–" if x is None else f"**{digits(x)}**" if x < 0.95 else digits(x) for x in times]
+                rows.append([f"{case.rule}, {case.size}, {name[8:]}", duration(r["seconds"][name][1]), *words])
+    return _table(["fastopt.torch, float32", "a step", *(f"× {name}" for name in peers)], rows) if rows else ""
 
 
 def _growth(kept: Kept) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fastopt.bench import first
 from fastopt.bench.cases import PARTS, Case
-from fastopt.bench.peers import PEERS, SURFACES
+from fastopt.bench.peers import DROP_INS, PEERS, SURFACES
 
 Record = dict[str, Any]
 
@@ -65,7 +65,7 @@ def beyond_cache(record: Record) -> bool:
 def lost_to(record: Record) -> dict[str, float]:
     """Give the peers that are faster than fastopt beyond the spread, and fastopt's speed relative to them."""
     versus = record.get("versus", {})
-    return {name: v[1] for name, v in versus.items() if v[2] < 1 and name not in SURFACES}
+    return {name: v[1] for name, v in versus.items() if v[2] < 1 and name not in SURFACES | DROP_INS}
 
 
 def short(record: Record) -> bool:
@@ -98,6 +98,8 @@ def tables(records: list[Record]) -> list[Table]:
             made.append(_first(parts[part]))
         elif part == "memory":
             made.append(_memory(parts[part]))
+        elif part == "torch":
+            made.append(_drop_in(parts[part]))
         else:
             made.append(timings(part, parts[part]))
     return made
@@ -108,7 +110,7 @@ def timings(part: str, records: list[Record]) -> Table:
 
     What all cases share stands in the title, what tells them apart in columns.
     """
-    known = [*PEERS, *SURFACES]
+    known = [*PEERS, *SURFACES, *DROP_INS]
     named = {name for record in records for name in record["versus"]}
     peers = sorted(named, key=lambda name: known.index(name) if name in known else len(known))
     ceiling = any(record["share"] and record["traffic"] >= A_CALL for record in records)
@@ -197,6 +199,29 @@ def _memory(records: list[Record]) -> Table:
     return Table(f"memory: {PARTS['memory']}", headings, rows, 2, missing(records))
 
 
+def relative(record: Record, name: str, peer: str) -> float | None:
+    """Give how many times as fast as a peer one of fastopt's own ways is: both raced with fastopt in one heat."""
+    versus = record["versus"]
+    return versus[peer][1] / versus[name][1] if name in versus and peer in versus else None
+
+
+def _drop_in(records: list[Record]) -> Table:
+    peers = [name for name in PEERS if any(name in record["versus"] for record in records)]
+    rows = []
+    for record in records:
+        case = case_of(record)
+        for name in DROP_INS:
+            if name not in record["seconds"]:
+                continue
+            taken, times = record["seconds"][name], [relative(record, name, peer) for peer in peers]
+            mark = LOSS if any(x is not None and x < 0.95 for x in times) else ""
+            cells = (mark, case.rule, case.size, name, duration(taken[1]), spread(taken))
+            rows.append((*cells, *(NOTHING if x is None else digits(x) for x in times)))
+    headings = ("", "rule", "size", "", "median", "p20–p80", *(_times_heading(name) for name in peers))
+    threads = case_of(records[0]).threads
+    return Table(f"torch: {PARTS['torch']} (f32, {threads} threads)", headings, rows, 4, missing(records))
+
+
 # ---------------------------------------------------------------- goals
 
 
@@ -241,6 +266,14 @@ def goals(records: list[Record]) -> list[Goal]:
             if r["case"]["size"] == size and r["case"]["rule"] == "adam-decoupled" and "torch fused" in r["versus"]
         }
         made.append(_every(words, found, target, "{:.1f} ×"))
+    for way, target, words in (
+        ("fastopt.torch sealed", 20.0, "fastopt.torch in sealed flat buffers is 20 × torch fused, 1,000 small tensors"),
+        ("fastopt.torch flat", 20.0, "fastopt.torch in flat buffers is 20 × torch fused, 1,000 small tensors"),
+        ("fastopt.torch table", 8.0, "fastopt.torch by a table is 8 × torch fused, 1,000 small tensors"),
+    ):
+        many = [r for r in timed if r["part"] == "torch" and r["case"]["size"] == "1000x10-1000"]
+        found = {r["case"]["rule"]: relative(r, way, "torch fused") for r in many}
+        made.append(_every(words, {rule: x for rule, x in found.items() if x is not None}, target, "{:.1f} ×"))
     adams = [r for r in timed if r["part"] == "storages" and r["case"]["rule"] == "adam-decoupled"]
     stored = {r["case"]["storage"]: r for r in adams if beyond_cache(r)}
     for storage, most in (("bf16", 0.70), ("8bit", 0.90), ("split_8bit", 0.90)):

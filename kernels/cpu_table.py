@@ -1,7 +1,7 @@
 """Many tensors in one call on the CPU: a table with a row for each, walked in compiled code.
 
 A row is the number of elements, the number of its first element for noise, and the address of each buffer. Rows longer
-than a chunk come first, each shared among threads like a step of its own; the others are claimed in blocks that
+than the shortest chunk come first, each shared among threads like a step of its own; the others are claimed in blocks that
 together are about a chunk. A row is worked on by the program's own kernel, so the bits are those of a step on it alone.
 """
 
@@ -34,8 +34,8 @@ def print_walker(program: Program, name: str, module: str) -> str:
     scalars = [f"s{k}" for k in range(len(program.scalars))]
     addresses = [f"table[row, {FIRST + k}]" for k in range(len(program.buffers))]
     given = [*addresses, *noise, *(["table[row, 1]"] if noise else []), *scalars]
-    types = ["intp", "intp", "TABLE", "STARTS", "intp", *["intp"] * len(noise), *["float64"] * len(scalars)]
-    arguments = ["jobs", "large", "table", "starts", "chunk", *noise, *scalars]
+    types = ["intp", "intp", "TABLE", "STARTS", "intp", "intp", *["intp"] * len(noise), *["float64"] * len(scalars)]
+    arguments = ["jobs", "large", "table", "starts", "chunk", "far", *noise, *scalars]
     return "\n".join(
         [
             f'"""{program.name} for the rows of a table. Printed by fastopt; do not edit."""',
@@ -54,11 +54,11 @@ def print_walker(program: Program, name: str, module: str) -> str:
             "    for row in range(large):",
             f"        job = jobs + {8 * _JOB} * (row + 1) if jobs else 0",
             "        length = chunk if jobs else table[row, 0]",
-            f"        {kernel}(job, table[row, 0], length, {', '.join(given)})",
+            f"        {kernel}(job, table[row, 0], length, far, {', '.join(given)})",
             "    block = claim(jobs, -1, 1)",
             "    while block < starts.size - 1:",
             "        for row in range(starts[block], starts[block + 1]):",
-            f"            {kernel}(0, table[row, 0], table[row, 0], {', '.join(given)})",
+            f"            {kernel}(0, table[row, 0], table[row, 0], far, {', '.join(given)})",
             "        block = claim(jobs, block, 1)",
             "",
         ]
@@ -92,13 +92,14 @@ class TableLaunch(Launch):
             super().__init__(lambda noise, scalars: [])
             return
         starts = _blocks(table[:, 0], large)
-        kernel, wait = compiled(program), cpu.waiting()
-        chunks = [-(-n // cpu.CHUNK) for n in table[:large, 0].tolist()]
+        kernel, wait = cpu.entry(compiled(program)), cpu.waiting()
         blocks, total = starts.size - 1, int(table[:, 0].sum())
+        length, far = cpu.chunk(total), int(cpu.is_far(total))
+        chunks = [-(-n // length) for n in table[:large, 0].tolist()]
         parallel = total > cpu.CHUNK and total * program.bytes_per_parameter >= cpu.PARALLEL_FROM
 
         def calls(noise: tuple, scalars: tuple) -> list[tuple]:
-            given = (table, starts, cpu.CHUNK, *noise, *scalars)
+            given = (table, starts, length, far, *noise, *scalars)
             helpers = threads.helpers(blocks + sum(chunks)) if parallel else 0
             if helpers < 1:
                 return [(kernel, 0, large, *given)]
