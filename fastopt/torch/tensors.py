@@ -67,14 +67,14 @@ def describe(tensor: Any) -> str:
 
 def require_parameter(p: Any, where: str, name: str) -> None:
     """Raise a LayoutError unless a parameter is memory that a step can walk."""
-    do = None
+    do, foreign = None, bool(is_traceable_wrapper_subclass(p)) and not is_wrapped(p)
     if p.layout != torch.strided:
         what, do = f"{name} is not dense.", "keep it dense, or leave it to torch.optim.SparseAdam"
     elif p.is_complex():
         what, do = f"{name} is complex.", "optimize torch.view_as_real of it, or use torch.optim"
     elif p.dtype not in FORMATS:
         what = f"{name} has a type that is not optimized."
-    elif is_traceable_wrapper_subclass(p) and not is_wrapped(p):
+    elif foreign:
         what, do = f"{name} is a {type(p).__name__}, whose memory is its own affair.", "use an optimizer that knows it"
     elif p.device.type not in ("cpu", "cuda"):
         what, do = f"{name} is neither in the CPU's memory nor on a CUDA device.", "move the model before"
