@@ -179,8 +179,9 @@ def plan(part: str, threads: int, quick: bool) -> list[Entry]:
         case "calls":
             found = [(replace(case, size=n), "calls") for n in ("1000", SMALL)]
         case "torch":
-            many = [("adam-decoupled", "1000x10-1000"), ("rmsprop", "1000x10-1000")]
-            made = many if quick else [("adam-decoupled", "10x10-1000"), *many, ("adam-decoupled", large), ("rmsprop", large)]
+            made = [(r, "1000x10-1000") for r in ("adam-decoupled", "rmsprop")]
+            if not quick:
+                made += [("adam-decoupled", "10x10-1000"), ("adam-decoupled", large), ("rmsprop", large)]
             found = [(replace(case, rule=r, size=n), "drop-in") for r, n in made]
         case _:
             found = []

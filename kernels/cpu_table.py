@@ -1,8 +1,9 @@
 """Many tensors in one call on the CPU: a table with a row for each, walked in compiled code.
 
 A row is the number of elements, the number of its first element for noise, and the address of each buffer. Rows longer
-than the shortest chunk come first, each shared among threads like a step of its own; the others are claimed in blocks that
-together are about a chunk. A row is worked on by the program's own kernel, so the bits are those of a step on it alone.
+than the shortest chunk come first, each shared among threads like a step of its own; the others are claimed in blocks
+that together are about a chunk. A row is worked on by the program's own kernel, so the bits are those of a step on it
+alone.
 """
 
 from __future__ import annotations

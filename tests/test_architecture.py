@@ -104,7 +104,7 @@ MAY_IMPORT = {
 # a heavy package → who may import it
 HEAVY = {
     "numba": {"fastopt.kernels.cpu", "fastopt.kernels.intrinsics"},
-    "llvmlite": {"fastopt.kernels.intrinsics", "fastopt.demo.machine"},
+    "llvmlite": {"fastopt.kernels.cpu", "fastopt.kernels.intrinsics", "fastopt.demo.machine"},
     "cupy": {"fastopt.kernels.nvrtc"},
     "torch": {f"fastopt.torch.{name}" for name in ("adapter", "flat", "kept", "optimizers", "part", "tensors")},
     "jax": set(),
