@@ -31,10 +31,11 @@ _PICTURES = {
 }
 
 
-def newest() -> Path | None:
-    """Give the folder of the run that was begun last; None where none is kept."""
+def newest(part: str = "rules") -> Path | None:
+    """Give the folder of the run that was begun last, of those that have this part; None where none is kept."""
     folders = [file.parent for file in record.FOLDER.glob(f"*/{record.FILE}")]
-    return max(folders, key=lambda folder: record.read(folder).runs[0]["date"], default=None)
+    having = [folder for folder in folders if record.read(folder).part(part)]
+    return max(having, key=lambda folder: record.read(folder).runs[0]["date"], default=None)
 
 
 def text(folder: Path | None) -> str:
@@ -51,7 +52,7 @@ def text(folder: Path | None) -> str:
         _small(kept),
         _pictures(folder, where, "tensors", "sizes"),
         _storages(kept),
-        _drop_in(kept),
+        _drop_in(kept, folder),
         _growth(kept),
         _first(kept),
         _memory(kept),
@@ -193,8 +194,12 @@ def _storages(kept: Kept) -> str:
     return _table([*headings, *(f"× {name}" for name in peers)], rows)
 
 
-def _drop_in(kept: Kept) -> str:
-    records = [r for r in kept.part("torch") if r["seconds"].get("fastopt")]
+def _drop_in(kept: Kept, folder: Path) -> str:
+    """Give the table of fastopt.torch: of this run, or of the newest on the same machine that has the part."""
+    own = folder if kept.part("torch") else newest("torch")
+    if own is None or (given := record.read(own)).machine != kept.machine:
+        return ""
+    records = [r for r in given.part("torch") if r["seconds"].get("fastopt")]
     peers, rows = _peers(records), []
     for r in records:
         case = case_of(r)
@@ -203,7 +208,9 @@ def _drop_in(kept: Kept) -> str:
                 times = [report.relative(r, name, peer) for peer in peers]
                 words = ["–" if x is None else f"**{digits(x)}**" if x < 0.95 else digits(x) for x in times]
                 rows.append([f"{case.rule}, {case.size}, {name[8:]}", duration(r["seconds"][name][1]), *words])
-    return _table(["fastopt.torch, float32", "a step", *(f"× {name}" for name in peers)], rows) if rows else ""
+    where = os.path.relpath(own, record.ROOT)
+    said = "" if own == folder else f"Of commit {given.runs[0]['commit']}, in [{where}]({where}/{record.FILE}):\n\n"
+    return said + _table(["fastopt.torch, float32", "a step", *(f"× {name}" for name in peers)], rows)
 
 
 def _growth(kept: Kept) -> str:
