@@ -23,6 +23,7 @@ SHORTEST = 5e-3  # seconds a sample lasts at least; a call that is shorter is re
 PAUSE = 2e-2  # seconds before a sample: OpenMP polls for 15 ms after its work, on cores the next one needs
 PATIENCE = 2.0  # seconds: a contestant that has taken as long sits the remaining rounds out, after the third
 FEWEST = 3
+SLOW = 1.0  # seconds: a call that takes as long is not made twice to find out
 
 
 def timed(call: Callable[[], object], ready: Callable[[], object] | None = None) -> Timed:
@@ -70,8 +71,8 @@ def race(contestants: Mapping[str, Timed], repeats: int) -> dict[str, list[float
 def _calls(seconds: Timed) -> int:
     """Find how many calls make a sample that is long enough; they also warm up the caches and the branch predictor."""
     calls, found = 1, seconds(1)
-    if found < SHORTEST:
-        found = seconds(1)  # the first call was a cold one
+    if found < SLOW:
+        found = seconds(1)  # the first call was a cold one, or made what the others find
     while found < SHORTEST:
         calls = max(2 * calls, round(calls * SHORTEST / max(found, 1e-9)))
         found = seconds(calls)
