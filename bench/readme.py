@@ -207,10 +207,22 @@ def _drop_in(kept: Kept, folder: Path) -> str:
             if name in r["seconds"]:
                 times = [report.relative(r, name, peer) for peer in peers]
                 words = ["–" if x is None else f"**{digits(x)}**" if x < 0.95 else digits(x) for x in times]
-                rows.append([f"{case.rule}, {case.size}, {name[8:]}", duration(r["seconds"][name][1]), *words])
+                rows.append(
+                    [
+                        f"{case.rule}, {case.size}, {name.removeprefix('fastopt.torch ')}",
+                        duration(r["seconds"][name][1]),
+                        *words,
+                    ]
+                )
     where = os.path.relpath(own, record.ROOT)
-    said = "" if own == folder else f"Of commit {given.runs[0]['commit']}, in [{where}]({where}/{record.FILE}):\n\n"
-    return said + _table(["fastopt.torch, float32", "a step", *(f"× {name}" for name in peers)], rows)
+    said = "" if own == folder else f"Of commit {given.runs[0]['commit']}, in [{where}]({where}/{record.FILE})."
+    missed = [g for g in report.goals(records) if not g.met]
+    said += " Short of what is asked: " * bool(missed) + "; ".join(f"{g.words}: {g.found}" for g in missed)
+    return (
+        said.strip()
+        + "\n\n" * bool(said)
+        + _table(["fastopt.torch, float32", "a step", *(f"× {name}" for name in peers)], rows)
+    )
 
 
 def _growth(kept: Kept) -> str:
