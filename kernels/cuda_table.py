@@ -8,6 +8,7 @@ is done to a tile is the text of the program's own kernel.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +21,9 @@ from fastopt.kernels.storage import TILE
 
 FIRST = 2
 """Column of a row's first address."""
+
+PIECE = 1 << 16
+"""Bytes that CUDA copies from pageable memory without waiting for the stream."""
 
 
 def entry(program: Program) -> str:
@@ -82,45 +86,54 @@ def print_source(program: Program) -> str:
 
 
 class TableLaunch(Launch):
-    """A step over the tensors of a table on a device: one launch, on the stream that is current then."""
+    """A step over the tensors of a table on a device: one launch, on the stream that is current then.
 
-    __slots__ = ("_rows", "order", "table")
+    The table goes there in the order of that stream, before the launch that is the first to need it, so nothing waits:
+    a step of before still finds what it was launched with.
+    """
+
+    __slots__ = ("_host", "_known", "_rows", "order")
 
     def __init__(self, program: Program, sizes: np.ndarray, offsets: np.ndarray, addresses: np.ndarray, device: int):
         self.order = order = np.flatnonzero(sizes)
+        rows = np.column_stack([sizes, offsets, addresses])[order]
+        tiles = np.concatenate([[0], np.cumsum(-(-rows[:, 0] // TILE))])
+        self._host = host = np.concatenate([rows.ravel(), tiles]).astype(np.int64)
+        self._rows = host[: rows.size].reshape(rows.shape)
+        self._known = False  # whether the device has the table as it is now
         if not order.size:
-            self.table = None
             super().__init__(lambda noise, scalars: [])
             return
-        self._rows = rows = np.column_stack([sizes, offsets, addresses])[order].astype(np.int64)
-        firsts = np.concatenate([[0], np.cumsum(-(-rows[:, 0] // TILE))])
         cupy = load_cupy(program.name)
         with cupy.cuda.Device(device):
-            self.table, tiles = cupy.empty(rows.shape, np.int64), cupy.empty(firsts.shape, np.int64)
-            self.table.set(rows)
-            tiles.set(firsts)
+            table = cupy.empty(host.shape, np.int64)
             kernel = function(print_source(program), entry(program), device)
-        shape = ((cuda.blocks(int(firsts[-1]) * TILE),), (cuda.THREADS,))
-        fixed = (np.int64(order.size), self.table, tiles)
+        upload = [*_copies(table, host), (setattr, self, "_known", True)]
+        shape = ((cuda.blocks(int(tiles[-1]) * TILE),), (cuda.THREADS,))
+        fixed = (np.int64(order.size), table, table[rows.size :])
 
         def calls(noise: tuple, scalars: tuple) -> list[tuple]:
             keys = [np.uint32(x) for x in noise]
-            return [(kernel, *shape, (*fixed, *keys, *map(program.dtype.type, scalars)))]
+            launch = (kernel, *shape, (*fixed, *keys, *map(program.dtype.type, scalars)))
+            return [launch] if self._known else [*upload, launch]
 
         super().__init__(calls)
 
     def set_column(self, k: int, addresses: np.ndarray) -> None:
-        """Say where the rows' buffer number `k` of the program lies now, in the order in which rows were given.
+        """Say where the rows' buffer number `k` of the program lies now, in the order in which rows were given."""
+        self._rows[:, FIRST + k] = addresses[self.order]
+        self._known = False
 
-        It waits for the device, on which a step of any stream may still read the table. Allocators that keep freed
-        memory give gradients the same addresses step after step, so this is not what a step usually does.
-        """
-        if self.table is not None:
-            self._rows[:, FIRST + k] = addresses[self.order]
-            with self.table.device as device:
-                device.synchronize()
-                self.table.set(self._rows)
-                device.synchronize()
+
+def _copies(array: Any, host: np.ndarray) -> list[tuple]:
+    """Make the calls that copy an array of the CPU's memory to a device on the current stream, without waiting for it.
+
+    CUDA has taken what it copies from pageable memory when the call returns. It waits for the stream first if that is
+    more than fits between the commands it sends, so the copy is made in pieces of no more.
+    """
+    at = host.__array_interface__["data"][0]
+    pieces = range(0, host.nbytes, PIECE)
+    return [((array.data + k).copy_from_host_async, at + k, min(PIECE, host.nbytes - k)) for k in pieces]
 
 
 def bind(

@@ -114,6 +114,20 @@ def get_current_stream() -> Stream:
     return _state.streams[-1] if _state.streams else _default
 
 
+class Memory:
+    """Where an array lies."""
+
+    def __init__(self, ptr: int):
+        self.ptr = ptr
+
+    def __add__(self, offset: int) -> Memory:
+        return Memory(self.ptr + offset)
+
+    def copy_from_host_async(self, source: int, size: int) -> None:
+        assert not get_current_stream().is_capturing(), "pageable memory is copied while a stream is captured"
+        ctypes.memmove(self.ptr, source, size)
+
+
 class ndarray:  # noqa: N801 — CuPy's name
     """An array "on" a device; its memory is the host's."""
 
@@ -123,7 +137,7 @@ class ndarray:  # noqa: N801 — CuPy's name
         self.shape, self.dtype, self.size, self.ndim = host.shape, host.dtype, host.size, host.ndim
         self.itemsize, self.nbytes, self.strides = host.itemsize, host.nbytes, host.strides
         self.flags = types.SimpleNamespace(c_contiguous=host.flags.c_contiguous)
-        self.data = types.SimpleNamespace(ptr=host.ctypes.data)
+        self.data = Memory(host.ctypes.data)
 
     def __getitem__(self, key: Any) -> ndarray:
         return ndarray(self._host[key], self.device.id)

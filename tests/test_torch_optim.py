@@ -57,7 +57,7 @@ TYPES = [torch.float32, torch.float64, torch.bfloat16]
 MEMORIES = {"table": False, "flatten": True, "sealed": "sealed"}
 
 
-def parameters(dtype):
+def parameters(dtype, device="cpu"):
     """Give parameters of many kinds, and one that is never used."""
     rng = torch.Generator().manual_seed(1)
 
@@ -77,7 +77,7 @@ def parameters(dtype):
         normal(4),  # never gets a gradient
         normal(0),
     ]
-    return [torch.nn.Parameter(x) for x in shapes]
+    return [torch.nn.Parameter(x.to(device)) for x in shapes]
 
 
 def put_gradients(params, step):
@@ -110,17 +110,21 @@ def theirs_for(case, params, groups=1, **more):
     return getattr(torch.optim, name)(grouped(params, groups), **settings, **more)
 
 
+def numbers(tensor):
+    return tensor.detach().cpu().numpy()
+
+
 def assert_same(ours, theirs, params, own, tolerance, message):
     """Compare parameters and all state, by name."""
     for i, (p, q) in enumerate(zip(params, own, strict=True)):
         np.testing.assert_allclose(
-            q.detach().numpy(), p.detach().numpy(), rtol=tolerance, atol=tolerance, err_msg=f"{message}, parameter {i}"
+            numbers(q), numbers(p), rtol=tolerance, atol=tolerance, err_msg=f"{message}, parameter {i}"
         )
         expected, found = theirs.state.get(p, {}), ours.state.get(q, {})
         assert expected.keys() == found.keys(), (message, i)
         for name, value in expected.items():
             np.testing.assert_allclose(
-                found[name].numpy(), value.numpy(), rtol=tolerance, atol=tolerance, err_msg=f"{message}, {i}, {name}"
+                numbers(found[name]), numbers(value), rtol=tolerance, atol=tolerance, err_msg=f"{message}, {i}, {name}"
             )
             assert found[name].dtype == value.dtype
 
@@ -130,7 +134,11 @@ def assert_same(ours, theirs, params, own, tolerance, message):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_fifty_steps_go_where_torch_goes(case, dtype, groups, memory):
-    params, own = parameters(dtype), parameters(dtype)
+    require_fifty_steps(case, dtype, groups, memory, "cpu")
+
+
+def require_fifty_steps(case, dtype, groups, memory, device):
+    params, own = parameters(dtype, device), parameters(dtype, device)
     theirs, ours = theirs_for(case, params, groups, foreach=False), make(case, own, groups, flatten=MEMORIES[memory])
     for step in range(STEPS):
         put_gradients(params, step)
@@ -141,14 +149,14 @@ def test_fifty_steps_go_where_torch_goes(case, dtype, groups, memory):
             for each in (params, own):
                 each[2].grad, each[2].requires_grad = None, False
         if step == 30:  # added later
-            late = [torch.nn.Parameter(torch.ones(5, 3, dtype=dtype)) for _ in range(2)]
+            late = [torch.nn.Parameter(torch.ones(5, 3, dtype=dtype, device=device)) for _ in range(2)]
             params.append(late[0])
             own.append(late[1])
             theirs.add_param_group({"params": [late[0]], "lr": 0.03})
             ours.add_param_group({"params": [late[1]], "lr": 0.03})
         if step in (0, 1, 5, 31, STEPS - 1):
             assert_same(ours, theirs, params, own, TOLERANCE[dtype], f"step {step}")
-    moved = [not torch.equal(p, q) for p, q in zip(own, parameters(dtype), strict=False) if p.numel()]
+    moved = [not torch.equal(p, q) for p, q in zip(own, parameters(dtype, device), strict=False) if p.numel()]
     assert moved == [i != 7 for i in range(len(moved))]  # the eighth that is not empty never had a gradient
 
 

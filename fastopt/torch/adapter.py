@@ -11,14 +11,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch  # pyright: ignore[reportMissingImports]
 
 from fastopt import devices, dispatch
-from fastopt.errors import LayoutError, SettingError, explain
+from fastopt.errors import BackendError, LayoutError, SettingError, explain
 from fastopt.kernels.launch import run
 from fastopt.kernels.rules import ScaledGradient
 from fastopt.kernels.storage import STORAGES
 from fastopt.schedules import Constant
 from fastopt.torch.kept import formats, require_state
 from fastopt.torch.part import Part
-from fastopt.torch.tensors import is_wrapped, require_parameter
+from fastopt.torch.tensors import is_wrapped, on_stream, require_parameter
 from fastopt.torch.watched import Entries, Flag, Watched
 
 _HINTS = ("foreach", "fused", "capturable", "differentiable", "maximize", "initial_lr")
@@ -242,6 +242,9 @@ class Adapter(torch.optim.Optimizer):
 
     def _step(self, unscale: float | None) -> None:
         where = self._where("step")
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            what = "the current stream is being captured into a CUDA graph, which would replay this step's t unchanged."
+            raise BackendError(explain(where, what, do="step outside of the capture, or use fastopt.Optimizer"))
         parts = self._parts
         if parts is None or not self._same_groups(parts):
             self._build()
@@ -265,7 +268,7 @@ class Adapter(torch.optim.Optimizer):
             if device.type == "cpu":
                 run(prepared)
             else:
-                with devices.running(devices.device(where, device.index), torch.cuda.current_stream(device), where):
+                with on_stream(device, where):
                     devices.require_not_frozen(where)
                     run(prepared)
 

@@ -35,6 +35,7 @@ from fastopt.torch.tensors import (
     is_dense,
     is_wrapped,
     local,
+    on_stream,
     plane_size,
     require_gradient,
     require_parameter,
@@ -484,7 +485,8 @@ def _bind(program: Program, sizes: np.ndarray, offsets: np.ndarray, at: np.ndarr
     if device.type == "cuda":
         from fastopt.kernels import cuda_table
 
-        return cuda_table.bind(program, sizes, offsets, at, device.index)
+        with on_stream(device, "fastopt.torch"):  # CuPy gives memory that was freed on a stream out on it again
+            return cuda_table.bind(program, sizes, offsets, at, device.index)
     from fastopt.kernels import cpu_table
 
     return cpu_table.bind(program, sizes, offsets, at)

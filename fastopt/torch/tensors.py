@@ -8,6 +8,7 @@ from typing import Any
 import torch  # pyright: ignore[reportMissingImports]
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass  # pyright: ignore[reportMissingImports]
 
+from fastopt import devices
 from fastopt.errors import LayoutError, explain
 from fastopt.kernels.program import planes
 from fastopt.kernels.storage import STORAGES, TILE, Plane, Storage, pack, unpack
@@ -34,6 +35,11 @@ def is_wrapped(tensor: Any) -> bool:
 def local(tensor: Any) -> torch.Tensor:
     """Give the tensor on this process; call it without gradients."""
     return tensor.to_local() if is_wrapped(tensor) else tensor
+
+
+def on_stream(device: torch.device, where: str) -> Any:
+    """Make torch's current stream on a device the one on which CuPy works, as a context."""
+    return devices.running(devices.device(where, device.index), torch.cuda.current_stream(device), where)
 
 
 def is_dense(tensor: torch.Tensor) -> bool:

@@ -1,0 +1,285 @@
+"""fastopt.torch on a GPU: where torch.optim goes, with the bits of the CPU, on torch's stream, without waiting."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastopt[torch]'")
+
+import test_torch_optim as on_cpu  # noqa: E402
+
+import fastopt.torch  # noqa: E402
+from fastopt import BackendError, devices  # noqa: E402
+
+CASES, MEMORIES = on_cpu.CASES, {"table": False, "flatten": True}
+pytestmark = pytest.mark.usefixtures("device")
+
+
+@pytest.fixture(scope="session")
+def device(cupy, missing):
+    """Be on a machine where both CuPy and torch see a GPU."""
+    if not torch.cuda.is_available():
+        missing("this torch has no CUDA")
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_fifty_steps_go_where_torch_goes(case, dtype, groups, memory):
+    on_cpu.require_fifty_steps(case, dtype, groups, memory, "cuda")
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_the_bits_are_the_cpus(case, dtype, memory):
+    both = [on_cpu.parameters(dtype, place) for place in ("cpu", "cuda")]
+    opts = [on_cpu.make(case, params, 3, flatten=MEMORIES[memory]) for params in both]
+    for step in range(10):
+        for params, opt in zip(both, opts, strict=True):
+            on_cpu.put_gradients(params, step)
+            opt.step()
+    for p, q in zip(*both, strict=True):
+        assert torch.equal(p, q.cpu())
+        ours = opts[1].state.get(q, {})
+        for name, value in opts[0].state.get(p, {}).items():
+            assert torch.equal(value, ours[name].cpu()), name
+
+
+STORED = [("f32", None), ("f32", "8bit"), ("f32", {"m": "bf16_sr", "v": "bf16_sr"}), ("bf16", "split_8bit"),
+          ("bf16", "bf16_8bit"), ("bf16", "bf16_kahan"), ("bf16", "split"), ("f16", "mixed_f16")]  # fmt: skip
+TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize(("kind", "storage"), STORED, ids=str)
+def test_every_storage_has_the_cpus_bits_and_checkpoints_travel(kind, storage, memory):
+    """A run goes on on the other device bit for bit: noise goes by element, and a checkpoint holds all there is."""
+    rule = fastopt.GradientNoise(fastopt.Adam(lr=0.01), eta=0.1)
+    sizes = (70_000, 3, 0, 257, 1000)
+    values = [torch.randn(n, generator=torch.Generator().manual_seed(n)).to(TYPES[kind]) for n in sizes]
+
+    def begin(place):
+        params = [torch.nn.Parameter(v.to(place)) for v in values]
+        return params, fastopt.torch.Fused(params, rule, storage=storage, seed=3, flatten=MEMORIES[memory])
+
+    def go(params, opt, steps):
+        for step in steps:
+            for i, p in enumerate(params):
+                rng = torch.Generator().manual_seed(100 * step + i)
+                g = torch.randn(p.shape, generator=rng).to(p.dtype)
+                p.grad = g.to(p.device) if p.grad is None else p.grad.copy_(g)
+            opt.step()
+
+    def require_equal(a, b):
+        assert all(torch.equal(p.cpu(), q.cpu()) for p, q in zip(a[0], b[0], strict=True))
+        ours, theirs = a[1].state_dict()["state"], b[1].state_dict()["state"]
+        for k, entries in ours.items():
+            for name, value in entries.items():
+                assert torch.equal(value.cpu(), theirs[k][name].cpu()), (k, name)
+
+    here, there = begin("cpu"), begin("cuda")
+    go(*here, range(4))
+    go(*there, range(4))
+    require_equal(here, there)
+    crossed = begin("cpu"), begin("cuda")
+    for (params, opt), (from_params, from_opt) in zip(crossed, (there, here), strict=True):
+        for p, q in zip(params, from_params, strict=True):
+            p.data.copy_(q.data)
+        opt.load_state_dict(pickle.loads(pickle.dumps(from_opt.state_dict())))
+    for each in (here, there, *crossed):
+        go(*each, range(4, 8))
+    for each in (there, *crossed):
+        require_equal(here, each)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_run_goes_from_torch_to_fastopt_and_back(fused, memory):
+    ends = []
+    for route in ([0, 0, 0], [0, 1, 0], [1, 0, 1]):
+        p, saved = torch.nn.Parameter(torch.linspace(-1, 1, 1000, device="cuda")), None
+        for k, ours in enumerate(route):
+            if ours:
+                opt = fastopt.torch.AdamW([p], flatten=MEMORIES[memory])
+            else:
+                opt = torch.optim.AdamW([p], fused=fused, foreach=False)
+            if saved is not None:
+                opt.load_state_dict(saved)
+            for t in range(4 * k, 4 * k + 4):
+                p.grad = torch.cos(p.detach() * (t + 1))
+                opt.step()
+            saved = copy.deepcopy(opt.state_dict())
+        ends.append(p.detach().cpu().numpy())
+    for end in ends[1:]:
+        np.testing.assert_allclose(end, ends[0], rtol=12 * 32 * 2**-24, atol=12 * 32 * 2**-24)
+
+
+SPIN = r"""
+extern "C" __global__ void spin(long long cycles) {
+    long long start = clock64();
+    while (clock64() - start < cycles);
+}
+"""
+
+
+@pytest.mark.parametrize(("memory", "moved"), [("table", True), ("table", False), ("flatten", False)])
+def test_a_step_waits_for_nothing_and_keeps_the_streams_order(memory, moved, cupy):
+    """Also one that tells the device where 20,000 gradients are now, which is more than CUDA takes at once."""
+    params = [torch.nn.Parameter(torch.ones(3, device="cuda")) for _ in range(20_000)]
+    opt = fastopt.torch.SGD(params, lr=0.5, flatten=MEMORIES[memory])
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        pieces = [torch.ones(len(params), 3, device="cuda").unbind() for _ in range(2)]
+        for p, g in zip(params, pieces[0], strict=True):
+            p.grad = g
+
+        def step(k):
+            if moved:
+                for p, g in zip(params, pieces[k % 2], strict=True):
+                    p.grad = g
+            opt.step()
+
+        for k in range(3):  # what is loaded or allocated at first is there then
+            step(k)
+        assert float(params[-1][0]) == -0.5
+        with devices.running(cupy.cuda.Device(), stream, "the test"):
+            cupy.RawKernel(SPIN, "spin")((1,), (1,), (np.int64(2_000_000_000),))
+        for k in range(3, 5):
+            step(k)
+        assert not stream.query(), "a step waited for the device"
+        assert float(params[-1][0]) == -1.5, "a step did not wait for the stream"
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_gradients_that_come_anew_each_step_on_streams_that_take_turns(memory):
+    """With a table that is written while a step of before may still read it."""
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    both = [[torch.nn.Parameter(torch.ones(n, device=place)) for n in range(1, 400)] for place in ("cpu", "cuda")]
+    opts = [fastopt.torch.RMSprop(params, lr=0.1, flatten=MEMORIES[memory]) for params in both]
+    for step in range(20):
+        torch.cuda.current_stream().wait_stream(streams[(step - 1) % 3])
+        stream = streams[step % 3]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for params, opt in zip(both, opts, strict=True):
+                opt.zero_grad()
+                junk = [torch.empty(1 + (step * 7919) % 5000, device=p.device) for p in params[: step * 5]]
+                for i, p in enumerate(params):
+                    value = float(np.cos(step * i))
+                    p.grad = torch.full_like(p, value) if p.grad is None else p.grad.fill_(value)
+                opt.step()
+                del junk
+    torch.cuda.synchronize()
+    for p, q in zip(*both, strict=True):
+        assert torch.equal(p, q.cpu())
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_grad_scaler_skips_a_step_whole(memory):
+    start = torch.linspace(-1, 1, 300, device="cuda")
+    params = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    own, plain = (fastopt.torch.AdamW([p], lr=0.1, flatten=MEMORIES[memory]) for p in params)
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**12, growth_interval=1)
+    for step in range(6):
+        g, bad, scale = torch.cos(start * (step + 1)), step in (0, 3), scaler.get_scale()
+        scaler.scale(torch.zeros(1, device="cuda"))
+        for p, values in ((params[0], g * scale), (params[1], g)):
+            p.grad = values.clone() if p.grad is None else p.grad.copy_(values)
+        if bad:
+            params[0].grad[7] = float("inf") if step else float("nan")
+        before = copy.deepcopy((own.state_dict()["state"], params[0].detach()))
+        scaler.step(own)
+        scaler.update()
+        if bad:
+            assert scaler.get_scale() == scale / 2
+            assert torch.equal(before[1], params[0].detach())
+            assert str(before[0]) == str(own.state_dict()["state"])
+        else:
+            plain.step()
+            assert torch.equal(*[p.detach() for p in params])
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_network_trains_as_with_torch_under_autocast_and_grad_scaler(memory):
+    def net():
+        torch.manual_seed(0)
+        layer = torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+        return torch.nn.Sequential(torch.nn.Embedding(50, 32), layer, torch.nn.Linear(32, 50)).cuda()
+
+    losses = []
+    for kind, own in ((torch.optim, {"fused": True}), (fastopt.torch, {"flatten": MEMORIES[memory]})):
+        model = net()
+        opt = kind.AdamW(model.parameters(), lr=3e-3, **own)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 60)
+        scaler, found = torch.amp.GradScaler("cuda"), []
+        for step in range(60):
+            x = torch.randint(0, 50, (16, 12), generator=torch.Generator().manual_seed(step % 6)).cuda()
+            opt.zero_grad()
+            with torch.autocast("cuda", torch.float16):
+                loss = torch.nn.functional.cross_entropy(model(x).flatten(0, 1).float(), x.flatten())
+            scaler.scale(loss).backward()
+            scaler.unscale_(opt)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(opt)
+            scaler.update()
+            schedule.step()
+            found.append(float(loss))
+        losses.append(found)
+    assert losses[0][-1] < 0.5 * losses[0][0]
+    # Both round to float16 within the network; what a different last bit of a parameter does there is as large.
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05, atol=0.02)
+
+
+def test_a_capture_is_refused_and_changes_nothing():
+    p = torch.nn.Parameter(torch.ones(1000, device="cuda"))
+    p.grad = torch.ones_like(p)
+    opt = fastopt.torch.AdamW([p], lr=0.1)
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(BackendError, match="captured"), torch.cuda.graph(graph):
+        opt.step()
+    assert bool((p == 1).all())
+    opt.step()
+    assert not bool((p == 1).any())
+
+
+def test_parameters_on_the_cpu_and_on_the_device_are_one_optimizer():
+    params = [torch.nn.Parameter(torch.ones(500, device=place)) for place in ("cpu", "cuda", "cpu")]
+    opt = fastopt.torch.Adam(params, lr=0.1)
+    for p in params:
+        p.grad = torch.full_like(p, 0.5)
+    opt.step()
+    assert torch.equal(params[0], params[1].cpu())
+    assert torch.equal(params[0], params[2])
+
+
+def test_fully_sharded_on_one_device(tmp_path):
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        ends = []
+        for kind, shard in ((torch.optim, False), (fastopt.torch, True)):
+            torch.manual_seed(0)
+            net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 8)).cuda()
+            if shard:
+                fully_shard(net)
+            opt = kind.AdamW(net.parameters(), lr=0.01)
+            for step in range(5):
+                opt.zero_grad()
+                x = torch.randn(16, 64, generator=torch.Generator().manual_seed(step)).cuda()
+                net(x).square().mean().backward()
+                opt.step()
+            ends.append([p.full_tensor().detach() if shard else p.detach() for p in net.parameters()])
+        for a, b in zip(*ends, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    finally:
+        dist.destroy_process_group()
