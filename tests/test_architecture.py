@@ -80,7 +80,9 @@ MAY_IMPORT = {
     },
     "fastopt.torch.nadam": {"fastopt.kernels", "fastopt.kernels.rules"},
     "fastopt.torch.watched": set(),
-    "fastopt.torch.tensors": {"fastopt.kernels.program", "fastopt.kernels.storage"},
+    "fastopt.torch.tensors": {
+        "fastopt", "fastopt.devices", "fastopt.kernels.program", "fastopt.kernels.storage",
+    },
     "fastopt.torch.flat": {"fastopt.kernels.storage", "fastopt.torch.tensors"},
     "fastopt.torch.kept": {
         "fastopt", "fastopt.dispatch", "fastopt.kernels.program", "fastopt.kernels.storage", "fastopt.torch.tensors",
