@@ -71,9 +71,9 @@ def check_peer(case: Case, peer: Peer) -> None:
     case = small(case, peer.checked(case))
     problem = peer.problem(case)
     values = start(case)
-    for name in case.tensors:
-        problem.params[name][...] = values["p"][name]
-        problem.grads[name][...] = values["g"][name]
+    for arrays, of in ((problem.params, values["p"]), (problem.grads, values["g"])):
+        for name, array in arrays.items():
+            devices.copy(array, of[name].astype(array.dtype, copy=False))
     contestant = peer.make(case, problem)
     for _ in range(STEPS):
         contestant.step()
@@ -86,7 +86,7 @@ def check_peer(case: Case, peer: Peer) -> None:
 
 def difference(case: Case, begin: np.ndarray, found: np.ndarray, expected: np.ndarray) -> str | None:
     """Say how two results differ beyond rounding; None if they do not."""
-    if case.storage == "8bit":
+    if "8bit" in case.storage:
         # Codes of 8 bits differ between libraries, so the steps do by some per cent each way, but not their direction.
         together = float(np.corrcoef(found - begin, expected - begin)[0, 1])
         return None if together > 0.95 else f"its steps correlate {together:.3f} with those of float32"
@@ -94,6 +94,8 @@ def difference(case: Case, begin: np.ndarray, found: np.ndarray, expected: np.nd
     if case.storage == "bf16":
         # A step moves by at most some 1e-2 and is rounded to 2⁻⁸ of the value: one rounding the other way is that far.
         allowed = 2.0**-7 * np.abs(expected) + 1e-4
+    if case.storage == "split":
+        allowed = 2.0**-8 * np.abs(expected) + TOLERANCE  # what is seen of the parameter is its bfloat16
     error = np.abs(found - expected)
     worst = int(np.argmax(np.where(np.isnan(error), np.inf, error - allowed)))
     if np.all(error <= allowed):

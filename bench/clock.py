@@ -41,10 +41,10 @@ def timed(call: Callable[[], object], ready: Callable[[], object] | None = None)
     return seconds
 
 
-def race(contestants: Mapping[str, Timed], repeats: int) -> dict[str, list[float]]:
+def race(contestants: Mapping[str, Timed], repeats: int, *, pause: float = PAUSE) -> dict[str, list[float]]:
     """Time each contestant `repeats` times, in turns; gives the seconds a call took, by round.
 
-    One that is slow is timed in fewer rounds, the first ones (`PATIENCE`).
+    One that is slow is timed in fewer rounds, the first ones (`PATIENCE`). `pause` is the seconds before a sample.
     """
     names = list(contestants)
     calls = {name: _calls(contestants[name]) for name in names}
@@ -58,7 +58,7 @@ def race(contestants: Mapping[str, Timed], repeats: int) -> dict[str, list[float
             for name in names[first:] + names[:first]:
                 if k >= FEWEST and spent[name] > PATIENCE:
                     continue
-                time.sleep(PAUSE)
+                time.sleep(pause)
                 took = contestants[name](calls[name])
                 spent[name] += took
                 samples[name].append(took / calls[name])

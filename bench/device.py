@@ -1,11 +1,11 @@
-"""On a CUDA device: steps beside torch, beside CuPy's simple form, and as a share of a device copy.
+"""On a CUDA device: the parts of a run that make sense there, as a share of a device copy and beside other libraries.
 
 The ceiling is a copy between two arrays on the device that moves as many bytes as the step reads and writes. All
 contestants work on the same parameters and gradients; time is taken by events on one stream, many calls in a row, so
 that what a launch costs the host shows only where the device is waiting for it: at small sizes. There a step that was
-captured into a CUDA graph stands beside the others.
+captured into a CUDA graph, and the kernel alone, stand beside the others.
 
-`fastopt bench --backend cuda` needs a GPU and CuPy (`pip install 'fastopt[cuda13]'`); torch joins in where it is
+`fastopt bench --backend cuda` needs a GPU and CuPy (`pip install 'fastopt[cuda13]'`); peers join in where they are
 installed.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,21 +23,22 @@ from typing import Any
 import numpy as np
 
 import fastopt
-from fastopt.bench import check, clock
-from fastopt.bench.cases import WHERE, Case, Entry, chosen
+from fastopt.bench import check, clock, problem
+from fastopt.bench.cases import WHERE, Case, Entry, chosen, plan
 from fastopt.bench.forms import CASES
-from fastopt.bench.peers import PEERS
+from fastopt.bench.peers import Peer
+from fastopt.bench.run import beside, here, keep
 from fastopt.errors import SettingError, explain, suggest
 from fastopt.kernels import cuda, elementwise
 from fastopt.kernels.nvrtc import require_device
-from fastopt.kernels.program import Program, plan, trace
-from fastopt.kernels.storage import PRESETS
+from fastopt.kernels.program import Program
+from fastopt.kernels.program import plan as planned
 
-DTYPE = np.dtype(np.float32)
-RULES = ("momentum", "rmsprop", "adam")
-SIZES = (*(f"{1 << k}Ki" for k in range(0, 10, 2)), "1Mi", "4Mi", "16Mi", "64Mi", "256Mi", "1Gi", "100003", "10000019")
-STORED = "64Mi"  # the size at which every storage stands beside the others
-TORCH = ("torch fused", "torch foreach")
+PARTS = ("rules", "storages", "sizes", "tensors", "torch")
+"""The parts of a run that there are on a device."""
+
+BY_HAND = ("momentum", "rmsprop", "adam")  # the rules whose simple form CuPy's own kernels are given too
+LARGEST = "1Gi"
 PREPARED = 200_000  # steps that a captured graph can be replayed
 CAPTURED = 1 << 24  # parameters up to which a captured step stands beside the others
 
@@ -56,25 +58,31 @@ def describe() -> dict[str, Any]:
 
 
 def entries(
-    rules: Sequence[str] | None, storages: Sequence[str] | None, sizes: Sequence[str] | None, quick: bool
+    parts: Sequence[str] | None,
+    rules: Sequence[str] | None,
+    storages: Sequence[str] | None,
+    sizes: Sequence[str] | None,
+    quick: bool,
 ) -> list[Entry]:
-    """List what is timed on a device: what was chosen, or the classic rules over sizes and Adam in every storage."""
+    """List what is timed on a device: what was chosen, or the parts that there are."""
     require_device(WHERE)
-    for name in rules or ():
-        if name not in RULES:
-            what = f"the rule {name!r} is not timed on a device."
-            raise SettingError(explain(WHERE, what, do=suggest(name, list(RULES))))
     if rules or storages or sizes:
-        made = chosen(rules or RULES, storages or ["f32"], sizes or [STORED], [1], "cuda")
-    else:
-        over = SIZES[::4] if quick else SIZES
-        made = chosen(RULES, ["f32"], over, [1], "cuda")
-        if not quick:
-            made += chosen(["adam"], [name for name in PRESETS if name not in ("f32", "f64")], [STORED], [1], "cuda")
-    return [Entry("device", entry.case) for entry in made]
+        return chosen(rules or ["adam-decoupled"], storages or ["f32"], sizes or ["64Mi"], [1], "cuda")
+    for name in parts or ():
+        if name not in PARTS:
+            what = f"the part {name!r} is not measured on a device."
+            raise SettingError(explain(WHERE, what, do=suggest(name, list(PARTS))))
+    made = [entry for part in dict.fromkeys(parts or PARTS) for entry in plan(part, 1, quick)]
+    if not quick and "sizes" in (parts or PARTS):
+        made.append(Entry("sizes", Case(size=LARGEST)))
+    # A few thousand parameters are a matter of launches there, not of caches.
+    made = [e for e in made if e.part != "storages" or e.case.elements > CAPTURED or quick]
+    return [e._replace(case=replace(e.case, backend="cuda")) for e in made]
 
 
-def measure(entry: Entry, repeats: int, peers: Sequence[str]) -> dict[str, Any]:
+def measure(
+    entry: Entry, repeats: int, peers: Sequence[str], say: Callable[[str], object] = lambda _: None
+) -> dict[str, Any]:
     """Time one case on the device and give its record; a case that its memory does not hold is named."""
     cupy = require_device(WHERE)
     _stream()
@@ -88,32 +96,26 @@ def measure(entry: Entry, repeats: int, peers: Sequence[str]) -> dict[str, Any]:
     if need > free:
         record["cannot"]["fastopt"] = f"it needs {need / 2**30:.0f} GiB of the device's memory"
         return record
-    for name in peers:
-        why = _cannot(name, case)
-        if why:
+    able: dict[str, Peer] = {}
+    for name, peer in beside(entry, peers).items():
+        if why := peer.absent() or (None if peer.devices else "not set up for devices") or peer.cannot(case):
             record["cannot"][name] = why
+        else:
+            able[name] = peer
+    say("fastopt")
     check.check_ours(case)
-    calls = _contestants(cupy, case, [name for name in peers if name not in record["cannot"]])
+    made = problem.optimizer(case)
+    own = problem.shared(made)
+    calls: dict[str, Callable[[], object]] = {"fastopt": made.step, "ceiling": _copy(cupy, case.program, case.elements)}
+    calls |= _forms(case, made)
+    for name, peer in able.items():
+        say(name)
+        if contestant := here(case, peer, own, record):
+            calls[name] = contestant.step
+    say("racing")
     seconds = _timer(cupy)
-    samples = clock.race({name: partial(seconds, call) for name, call in calls.items()}, repeats)
-    record["seconds"] = {name: clock.percentiles(taken) for name, taken in samples.items()}
-    record["share"] = clock.speed(samples["fastopt"], samples["ceiling"])
-    others = [name for name in samples if name not in ("fastopt", "ceiling")]
-    record["versus"] = {name: clock.speed(samples["fastopt"], samples[name]) for name in others}
+    keep(record, clock.race({name: partial(seconds, call) for name, call in calls.items()}, repeats, pause=0.0))
     return record
-
-
-def _cannot(name: str, case: Case) -> str | None:
-    """Say why a peer does not stand beside fastopt on a device; None if it does."""
-    if name not in TORCH:
-        return PEERS[name].absent() or "not set up for devices"
-    if case.storage != "f32" or len(case.tensors) > 1:
-        return "set up for one float32 tensor"
-    if (case.rule, name) == ("rmsprop", "torch fused"):
-        return "torch does not fuse RMSprop"
-    if find_spec("torch") is None:
-        return "not installed: torch"
-    return None if import_module("torch").cuda.is_available() else "this torch sees no device"
 
 
 def _copy(cupy: Any, program: Program, n: int) -> Callable[[], object]:
@@ -124,9 +126,9 @@ def _copy(cupy: Any, program: Program, n: int) -> Callable[[], object]:
 
 
 def _memory(program: Program, n: int) -> float:
-    """Count the bytes of a case: the step's buffers, the two arrays of the copy, and two torch optimizers' state."""
-    state = 2 * len(program.state) + (program.rule == "RMSprop")  # and torch's foreach makes a temporary
-    return n * (DTYPE.itemsize * (len(program.buffers) + state + 1) + program.bytes_per_parameter) + (1 << 30)
+    """Count the bytes of a case: the step's buffers, the two arrays of the copy, and what torch's foreach makes."""
+    kept = sum(b.dtype.itemsize * (1 / 256 if b.tiled else 1) for b in program.buffers)
+    return n * (3 * kept + program.bytes_per_parameter + 4 * 4) + (1 << 30)
 
 
 @cache
@@ -168,44 +170,38 @@ def _give_back(cupy: Any) -> None:
         torch.cuda.empty_cache()
 
 
-def _contestants(cupy: Any, case: Case, peers: Sequence[str]) -> dict[str, Callable[[], object]]:
-    rule, n = CASES[case.rule], case.elements
-    rng = np.random.default_rng(0)
-    ones = {name: np.broadcast_to(DTYPE.type(1), count) for name, count in case.tensors.items()}
-    opt = fastopt.Optimizer(rule, ones, storage=case.storage, backend="cuda")
-    if case.storage == "f32":
-        for start in range(0, n, 1 << 20):
-            count = min(1 << 20, n - start)
-            opt.flat_grads[start : start + count].set(1e-3 * (0.5 + rng.random(count, DTYPE)))
-    calls: dict[str, Callable[[], object]] = {"ceiling": _copy(cupy, case.program, n), "fastopt": opt.step}
-    if case.storage != "f32":
+def _forms(case: Case, made: fastopt.Optimizer) -> dict[str, Callable[[], object]]:
+    """Give fastopt's own forms of a step that tell where its time goes, in the parts that are about that."""
+    calls: dict[str, Callable[[], object]] = {}
+    if case.storage != "f32" or len(case.tensors) > 1:
         return calls
-    (group,) = opt._groups
+    (group,), n = made._groups, case.elements
     program, scalars = group.program, group.scalars(10)
-    arrays = [opt.flat_params[:n], opt.flat_grads[:n], *(group.packed[b].forward[:n] for b in program.state)]
-    _require_same_steps(cupy, rule)
-    launch, by_hand = cuda.bind(program, arrays), elementwise.bind(program, arrays)
-    calls |= {"kernel alone": lambda: launch((), scalars), "elementwise": lambda: by_hand(scalars)}
+    arrays = [made.flat_params[:n], made.flat_grads[:n], *(group.packed[b].forward[:n] for b in program.state)]
+    if case.rule in BY_HAND:
+        _require_same_steps(case)
+        by_hand = elementwise.bind(program, arrays)
+        calls["elementwise"] = lambda: by_hand(scalars)
     if n <= CAPTURED:
-        calls["captured"] = _captured(rule, arrays[0])
-    for name in peers:
-        calls[name] = _torch(case.rule, name.partition(" ")[2], arrays)
+        launch = cuda.bind(program, arrays)
+        noise = (1, 2, 0) if program.noise else ()
+        calls["kernel alone"] = lambda: launch(noise, scalars)
+        calls["captured"] = _captured(CASES[case.rule], arrays[0])
     return calls
 
 
-def _require_same_steps(cupy: Any, rule: Any) -> None:
+def _require_same_steps(case: Case) -> None:
     """Take steps on a small problem and raise unless the simple form has the kernel's bits."""
-    rng = np.random.default_rng(1)
-    program = trace(rule, DTYPE)
-    begin = {b.name: rng.random(1003).astype(DTYPE) for b in program.buffers}
+    cupy, rule, rng = require_device(WHERE), CASES[case.rule], np.random.default_rng(1)
+    begin = {b.name: rng.random(1003).astype(np.float32) for b in case.program.buffers}
     ours, by_hand = ({name: cupy.asarray(a) for name, a in begin.items()} for _ in range(2))
-    scalars, simple = plan(rule, DTYPE)[1], elementwise.bind(program, list(by_hand.values()))
+    scalars, simple = planned(rule, np.dtype(np.float32))[1], elementwise.bind(case.program, list(by_hand.values()))
     for t in range(1, check.STEPS + 1):
         fastopt.update(rule, t, ours)
         simple(scalars(t))
     for name, array in ours.items():
         if array.get().tobytes() != by_hand[name].get().tobytes():
-            raise check.WrongResultError(f"the simple form of {program.rule} computes another {name}")
+            raise check.WrongResultError(f"the simple form of {case.rule} computes another {name}")
 
 
 def _captured(rule: Any, p: Any) -> Callable[[], object]:
@@ -224,16 +220,3 @@ def _captured(rule: Any, p: Any) -> Callable[[], object]:
         graph.launch(stream)
 
     return replay
-
-
-def _torch(rule: str, form: str, arrays: list[Any]) -> Callable[[], object]:
-    """Make torch's optimizer on the same parameters and gradients, with the same settings."""
-    torch: Any = import_module("torch")
-    p = torch.nn.Parameter(torch.from_dlpack(arrays[0]))
-    p.grad = torch.from_dlpack(arrays[1])
-    how = {form: True}
-    return {
-        "momentum": lambda: torch.optim.SGD([p], lr=0.1, momentum=0.9, dampening=0.1, **how),
-        "rmsprop": lambda: torch.optim.RMSprop([p], lr=0.01, eps=1e-3, **how),
-        "adam": lambda: torch.optim.Adam([p], lr=0.01, eps=1e-3, **how),
-    }[rule]().step

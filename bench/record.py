@@ -172,9 +172,12 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """Give the commit of the checkout, with -dirty where files differ from it; None where there is none or no git."""
+    """Give the commit of the checkout, with -dirty where files differ from it; None where there is none or no git.
+
+    A copy of the files alone is told by the variable FASTOPT_COMMIT what it is a copy of.
+    """
     if not (ROOT / ".git").exists():  # installed: a repository around it is not fastopt's
-        return None
+        return os.environ.get("FASTOPT_COMMIT")
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -239,6 +239,8 @@ def goals(records: list[Record]) -> list[Goal]:
     large = [
         r for r in timed if r["part"] == "rules" and beyond_cache(r) and r["share"] and not case_of(r).program.noise
     ]
+    if any(r["case"]["backend"] == "cuda" for r in timed):
+        return [goal for goal in _on_a_device(timed, large) if goal.met is not None]
     made = [
         _every(
             "in float32 beyond the cache every rule, gradient noise apart, reaches 95 % of the memory ceiling",
@@ -296,6 +298,28 @@ def goals(records: list[Record]) -> list[Goal]:
     ]
     made += [Goal(f"{name}, {kind}: {claim}", "yes" if ok else "no", ok) for name, kind, claim, ok in claims]
     return [goal for goal in made if goal.met is not None]
+
+
+def _on_a_device(timed: list[Record], large: list[Record]) -> list[Goal]:
+    stored = {r["case"]["storage"]: r for r in timed if r["part"] == "storages" and beyond_cache(r)
+              and r["case"]["rule"] == "adam-decoupled"}  # fmt: skip
+    return [
+        _every(
+            "in float32 beyond the cache every rule, gradient noise apart, reaches 95 % of a device copy",
+            {case_of(r).rule: r["share"][1] for r in large}, 0.95, "{:.0%}",
+        ),
+        _peers_ahead("in float32 beyond the cache no peer is ahead beyond noise", large),
+        _every(
+            "Adam in fewer bytes takes no longer than in float32, from memory",
+            {name: stored["f32"]["seconds"]["fastopt"][1] / r["seconds"]["fastopt"][1]
+             for name, r in stored.items() if "f32" in stored and name not in ("f32", "f64")}, 1.0, "{:.2f} ×",
+        ),
+        _every(
+            "a step in 8 bits is no slower than a peer's",
+            {f"{case_of(r).rule} {r['case']['storage']} {name}": v[1]
+             for r in timed if "8bit" in r["case"]["storage"] for name, v in r["versus"].items()}, 1.0, "{:.2f} ×",
+        ),
+    ]  # fmt: skip
 
 
 def _every(words: str, found: dict[str, float], target: float, how: str) -> Goal:

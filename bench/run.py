@@ -62,13 +62,13 @@ def measure(
         for name, peer in able.items():
             if not peer.apart:
                 say(name)
-                contestant = _here(case, peer, own, record)
+                contestant = here(case, peer, own, record)
                 if contestant:
                     near[name] = clock.timed(contestant.step, contestant.ready)
                     record["notes"] |= {name: contestant.note} if contestant.note else {}
         say("racing")
         samples = clock.race(near, repeats)
-        _keep(record, samples)
+        keep(record, samples)
         del near, with_ceiling
         gc.collect()
         for name, peer in able.items():
@@ -89,7 +89,7 @@ def threads(count: int):
         fastopt.set_threads(before)
 
 
-def _here(case: Case, peer: Peer, own: problem.Problem, record: dict[str, Any]) -> Contestant | None:
+def here(case: Case, peer: Peer, own: problem.Problem, record: dict[str, Any]) -> Contestant | None:
     """Check a peer in this process and make it ready; one that fails is named, and the others go on."""
     try:
         peer.load(case.threads)
@@ -108,12 +108,12 @@ def _apart(case: Case, name: str, ours: Mapping[str, clock.Timed], repeats: int,
         with Process(name, case.threads) as process:
             note = process.prepare(case)
             record["notes"] |= {name: note} if note else {}
-            _keep(record, clock.race({**ours, name: partial(process.seconds)}, repeats))
+            keep(record, clock.race({**ours, name: partial(process.seconds)}, repeats))
     except PeerError as error:
         record["cannot"][name] = f"failed: {error}"
 
 
-def _keep(record: dict[str, Any], samples: Mapping[str, list[float]]) -> None:
+def keep(record: dict[str, Any], samples: Mapping[str, list[float]]) -> None:
     """Add a heat to the record: each one's seconds, and how many times as fast as it fastopt is."""
     for name, taken in samples.items():
         record["seconds"].setdefault(name, clock.percentiles(taken))

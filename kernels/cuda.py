@@ -24,8 +24,8 @@ from fastopt.kernels.printing import Loop, Text, Value, infix, loops, own_names
 from fastopt.kernels.program import Node, Program
 from fastopt.kernels.storage import TILE
 
-THREADS = 256
-"""Threads of a block, 8 warps; as in tile.cuh."""
+THREADS = 128
+"""Threads of a block, 4 warps; as in tile.cuh. Twice as many are slower, most so where there is much arithmetic."""
 
 MOST_BLOCKS = 2**31 - 1
 """Blocks that a grid can have. Below this a warp works on one tile, and the device is never short of blocks."""

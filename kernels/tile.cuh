@@ -13,7 +13,7 @@ typedef unsigned int Word;
 typedef unsigned short Word16;
 typedef unsigned char Word8;
 
-constexpr int TILE = 256, LANES = 32, HELD = TILE / LANES, THREADS = 256;
+constexpr int TILE = 256, LANES = 32, HELD = TILE / LANES, THREADS = 128;
 
 template <int PACK, typename T>
 struct alignas(PACK * sizeof(T)) Pack {

@@ -347,16 +347,22 @@ def test_a_case_on_a_device(storage, monkeypatch, tmp_path):
     monkeypatch.setattr(device, "_copy", lambda *_: lambda: None)
     monkeypatch.setattr(device, "_timer", lambda _: lambda call, calls: clock.timed(call)(calls))
     monkeypatch.setattr(device.elementwise, "bind", lambda *_: lambda scalars: None)
-    (entry,) = device.entries(["adam"], [storage], ["3000"], False)
+    monkeypatch.setattr(PEERS["torch fused"], "absent", lambda: "not installed: torch")
+    (entry,) = device.entries(None, ["adam"], [storage], ["3000"], False)
     found = device.measure(entry, 1, ["torch fused", "optax jit"])
     assert found["seconds"]["fastopt"][1] > 0
     assert found["share"]
-    assert set(found["cannot"]) == {"torch fused", "optax jit"}
-    assert set(found["versus"]) == ({"kernel alone", "elementwise"} if storage == "f32" else set())
+    assert found["cannot"]["torch fused"] == "not installed: torch"
+    assert found["cannot"]["optax jit"]  # not installed, or not set up for devices
+    assert set(found["versus"]) == ({"elementwise"} if storage == "f32" else set())
     assert report.tables([{"key": entry.key, **found}])[0].rows
-    assert {e.case.rule for e in device.entries(None, None, None, True)} == set(device.RULES)
-    with pytest.raises(SettingError, match="not timed on a device"):
-        device.entries(["lion"], None, None, False)
+    for quick in (True, False):
+        planned = device.entries(None, None, None, None, quick)
+        assert {e.part for e in planned} == set(device.PARTS)
+        assert {e.case.backend for e in planned} == {"cuda"}
+    assert {e.part for e in device.entries(["sizes"], None, None, None, True)} == {"sizes"}
+    with pytest.raises(SettingError, match="not measured on a device"):
+        device.entries(["memory"], None, None, None, False)
     nvrtc.function.cache_clear()
 
 
@@ -612,7 +618,7 @@ def test_the_reference_can_be_timed(alone):
         ("--backend cpuu", "did you mean 'cpu'?"),
         ("rules --size 5", "a part has its own"),
         ("rules --backend reference", "parts are timed on the backend cpu"),
-        ("rules --backend cuda", "no parts and no threads"),
+        ("--threads 2 --backend cuda", "no threads to choose"),
         ("--compare a b --quick", "--compare measures nothing"),
         ("--compare a b", "there are no results"),
     ],

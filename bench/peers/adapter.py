@@ -30,6 +30,7 @@ class Peer:
     apart = True
     own_state = False
     light = False  # whether it needs no compiler, so that a quick run has it too
+    devices = False  # whether it steps on the memory of a CUDA device too
 
     def absent(self) -> str | None:
         """Name what is not installed, without importing anything; None if nothing is missing."""
@@ -46,6 +47,8 @@ class Peer:
 
     def problem(self, case: Case) -> Problem:
         """Allocate the memory of a case for a process of its own; the state too, unless the library wants its own."""
+        if case.backend == "cuda":
+            return memory.shared(memory.optimizer(case))
         return memory.fresh(case, state=not self.own_state)
 
     def make(self, case: Case, problem: Problem) -> Contestant:

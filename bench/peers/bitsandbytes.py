@@ -1,4 +1,4 @@
-"""bitsandbytes' optimizers on the CPU: in float32, and with 8-bit state."""
+"""bitsandbytes' optimizers: in float32, and with 8-bit state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BitsAndBytes(Peer):
     """AdamW, Lion, RMSprop and SGD with momentum."""
 
     name, packages = "bitsandbytes", ("bitsandbytes", "torch")
-    own_state = True
+    own_state = devices = True
 
     def cannot(self, case: Case) -> str | None:
         """Refuse rules and storages that it does not have, and 8-bit state of tensors that it keeps in float32."""
@@ -67,4 +67,4 @@ class BitsAndBytes(Peer):
 
     def tune(self, case: Case, contestant: Contestant) -> Contestant:
         """Use the faster number of threads."""
-        return tensors.tuned(contestant, case)
+        return contestant if case.backend == "cuda" else tensors.tuned(contestant, case)

@@ -18,13 +18,15 @@ WARM = 3  # steps before a contestant is ready: what is compiled or allocated at
 FEW = 1 << 20  # parameters up to which one thread may be the faster setting
 
 
-def tensor(array: np.ndarray) -> Any:
-    """View an array's memory as a tensor; bfloat16, which NumPy's exchange does not know, by way of its words."""
+def tensor(array: Any) -> Any:
+    """View an array's memory as a tensor; bfloat16, which their exchange does not know, by way of its words."""
     torch: Any = import_module("torch")
-    array = array if array.flags.writeable else array.copy()
+    lend = torch.from_numpy if isinstance(array, np.ndarray) else torch.from_dlpack
+    if isinstance(array, np.ndarray) and not array.flags.writeable:
+        array = array.copy()
     if array.dtype.itemsize == 2:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+        return lend(array.view(np.int16)).view(torch.bfloat16)
+    return lend(array)
 
 
 def parameters(problem: Problem) -> list[Any]:
@@ -40,7 +42,7 @@ def parameters(problem: Problem) -> list[Any]:
 
 def values(params: list[Any], problem: Problem) -> Mapping[str, np.ndarray]:
     """Give the parameters' values as float32, by name."""
-    return {name: p.detach().float().numpy() for name, p in zip(problem.params, params, strict=True)}
+    return {name: p.detach().float().cpu().numpy() for name, p in zip(problem.params, params, strict=True)}
 
 
 def begin(optimizer: Any, params: list[Any], problem: Problem, names: Mapping[str, str]) -> None:

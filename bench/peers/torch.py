@@ -13,8 +13,8 @@ from fastopt.bench.peers import tensors
 from fastopt.bench.peers.adapter import Contestant, Peer
 from fastopt.bench.problem import Problem
 
-FUSED = {"SGD", "Adam", "AdamW", "Adagrad"}
-"""What torch runs in one pass on the CPU; the others are a chain of operations on whole arrays."""
+FUSED = {"cpu": {"SGD", "Adam", "AdamW", "Adagrad"}, "cuda": {"SGD", "Adam", "AdamW"}}
+"""What torch runs in one pass; the others are a chain of operations on whole arrays."""
 
 COMPILED = 100  # tensors up to which torch.compile is waited for: it makes a kernel for each
 
@@ -22,7 +22,7 @@ COMPILED = 100  # tensors up to which torch.compile is waited for: it makes a ke
 class Torch(Peer):
     """One form of torch.optim."""
 
-    packages = ("torch",)
+    packages, devices = ("torch",), True
 
     def __init__(self, form: str):
         self.name, self.form = f"torch {form}", form
@@ -45,8 +45,10 @@ class Torch(Peer):
             return "its Nesterov momentum overwrites the gradients"
         if self.form == "compile" and len(case.tensors) > COMPILED:
             return f"above {COMPILED} tensors it compiles for minutes"
-        if self.form == "fused" and self._class(case) not in FUSED:
-            return f"torch does not fuse {self._class(case)} on the CPU"
+        if self.form == "fused" and self._class(case) not in FUSED[case.backend]:
+            return f"torch does not fuse {self._class(case)} on {'the CPU' if case.backend == 'cpu' else 'a device'}"
+        if self.form == "compile" and case.backend == "cuda":
+            return "not set up for devices"
         return None
 
     def _class(self, case: Case) -> str:
@@ -75,6 +77,8 @@ class Torch(Peer):
 
     def tune(self, case: Case, contestant: Contestant) -> Contestant:
         """Set the faster number of threads before each sample."""
+        if case.backend == "cuda":
+            return contestant
         if self.apart:
             return tensors.tuned(contestant, case)
         torch: Any = import_module("torch")

@@ -19,14 +19,14 @@ class TorchAO(Peer):
     """AdamW8bit."""
 
     name, packages = "torchao", ("torchao", "torch")
-    own_state = True
+    own_state = devices = True
 
     def cannot(self, case: Case) -> str | None:
         """Refuse all but Adam with 8-bit state in tensors that it keeps so."""
         if case.rule not in ("adam", "adam-decoupled"):
             return "torchao has Adam alone"
         if case.storage != "8bit":
-            return "torchao has no such storage for the CPU"
+            return "torchao has no such storage"
         if min(case.tensors.values()) < SMALLEST or any(n % 256 for n in case.tensors.values()):
             return f"below {SMALLEST:,} parameters, or for part of a block of 256, torchao keeps float32 state"
         return "not set up for groups" if case.groups > 1 else None
@@ -48,4 +48,4 @@ class TorchAO(Peer):
 
     def tune(self, case: Case, contestant: Contestant) -> Contestant:
         """Use the faster number of threads."""
-        return tensors.tuned(contestant, case)
+        return contestant if case.backend == "cuda" else tensors.tuned(contestant, case)

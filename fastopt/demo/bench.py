@@ -153,13 +153,13 @@ def _timed(entries: list[Entry], asked: Asked, peers: list[str]) -> Iterator[Tas
 def _device_tasks(asked: Asked, peers: list[str]) -> Iterator[Task]:
     from fastopt.bench import device
 
-    if asked.parts or asked.threads:
-        what = "on a device there are no parts and no threads to choose."
-        raise SettingError(explain(WHERE, what, do="choose by --rule, --storage and --size"))
-    repeats = asked.repeats or (5 if asked.quick else 20)
+    if asked.threads:
+        what = "on a device there are no threads to choose."
+        raise SettingError(explain(WHERE, what, do="choose by --part, or by --rule, --storage and --size"))
+    repeats = _repeats(asked)
     rules = _rules(asked.rules) if asked.rules else None
-    for entry in device.entries(rules, asked.storages, asked.sizes, asked.quick):
-        yield Task([entry.key], entry.case.name, lambda say, e=entry: [device.measure(e, repeats, peers)])
+    for entry in device.entries(asked.parts, rules, asked.storages, asked.sizes, asked.quick):
+        yield Task([entry.key], entry.case.name, lambda say, e=entry: [device.measure(e, repeats, peers, say)])
 
 
 def _rules(patterns: list[str]) -> list[str]:

@@ -66,7 +66,7 @@ def test_every_storage_has_the_cpus_bits_and_checkpoints_travel(kind, storage, m
     values = [torch.randn(n, generator=torch.Generator().manual_seed(n)).to(TYPES[kind]) for n in sizes]
 
     def begin(place):
-        params = [torch.nn.Parameter(v.to(place)) for v in values]
+        params = [torch.nn.Parameter(v.to(place, copy=True)) for v in values]
         return params, fastopt.torch.Fused(params, rule, storage=storage, seed=3, flatten=MEMORIES[memory])
 
     def go(params, opt, steps):
@@ -149,13 +149,13 @@ def test_a_step_waits_for_nothing_and_keeps_the_streams_order(memory, moved, cup
 
         for k in range(3):  # what is loaded or allocated at first is there then
             step(k)
-        assert float(params[-1][0]) == -0.5
+        assert params[-1].tolist() == [-0.5] * 3
         with devices.running(cupy.cuda.Device(), stream, "the test"):
             cupy.RawKernel(SPIN, "spin")((1,), (1,), (np.int64(2_000_000_000),))
         for k in range(3, 5):
             step(k)
         assert not stream.query(), "a step waited for the device"
-        assert float(params[-1][0]) == -1.5, "a step did not wait for the stream"
+        assert params[-1].tolist() == [-1.5] * 3, "a step did not wait for the stream"
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -231,7 +231,7 @@ def test_a_network_trains_as_with_torch_under_autocast_and_grad_scaler(memory):
             scaler.step(opt)
             scaler.update()
             schedule.step()
-            found.append(float(loss))
+            found.append(loss.item())
         losses.append(found)
     assert losses[0][-1] < 0.5 * losses[0][0]
     # Both round to float16 within the network; what a different last bit of a parameter does there is as large.
