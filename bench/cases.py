@@ -36,9 +36,13 @@ class Case:
     @property
     def name(self) -> str:
         """Say it in one line; it tells cases apart."""
-        more = [f"{self.groups} groups"] * (self.groups > 1) + [self.backend] * (self.backend != "cpu")
-        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
-        return ", ".join([self.rule, self.storage, self.size, threads, *more])
+        more = [f"{self.groups} groups"] * (self.groups > 1) + [self.backend] * (self.backend == "reference")
+        return ", ".join([self.rule, self.storage, self.size, self.workers, *more])
+
+    @property
+    def workers(self) -> str:
+        """Say what works on it: the threads, or a device."""
+        return "cuda" if self.backend == "cuda" else f"{self.threads} thread{'s' * (self.threads > 1)}"
 
     @cached_property
     def tensors(self) -> dict[str, int]:

@@ -48,8 +48,9 @@ def draw(kept: Kept, folder: Path) -> list[Path]:
 
 
 def _measured(kept: Kept) -> str:
-    run, machine = kept.runs[0], kept.machine
-    return f"{machine['cpu']}, {machine['cores']} cores, {run['date'][:10]}, fastopt {run['commit'] or ''}"
+    run, machine, device = kept.runs[0], kept.machine, kept.device
+    where = device["name"] if device else f"{machine['cpu']}, {machine['cores']} cores"
+    return f"{where}, {run['date'][:10]}, fastopt {run['commit'] or ''}"
 
 
 def _largest(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -144,7 +145,7 @@ def _sizes(axes: Axes, records: list[dict[str, Any]]) -> bool:
         axes.plot(sizes, sizes * each / rate, label=f"memory ceiling,\n{rate / 1e9:.0f} GB/s", **line)
     one = case_of(found[0])
     axes.set(xlabel="parameters, one tensor", ylabel="time of a step")
-    axes.set_title(f"From one parameter to {case_of(found[-1]).size}: {one.rule}, {one.storage}, {one.threads} threads")
+    axes.set_title(f"From one parameter to {case_of(found[-1]).size}: {one.rule}, {one.storage}, {one.workers}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return True
 
@@ -242,6 +243,6 @@ def _shares(axes: Axes, records: list[dict[str, Any]]) -> bool:
     axes.grid(axis="x", visible=False)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(ylabel="share of the memory ceiling for its bytes", xlim=(-0.8, place - 0.4))
-    axes.set_title(f"How near to the ceiling, {case_of(found[0]).size} parameters, {case_of(found[0]).threads} threads")
+    axes.set_title(f"How near to the ceiling, {case_of(found[0]).size} parameters, {case_of(found[0]).workers}")
     axes.legend(title="storage", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, alignment="left")
     return True

@@ -43,6 +43,11 @@ class Kept(NamedTuple):
         """The machine that it was measured on."""
         return self.runs[0]["machine"]
 
+    @property
+    def device(self) -> dict[str, Any] | None:
+        """The CUDA device that it was measured on; None where that was the machine itself."""
+        return next((r["device"] for r in self.records if "device" in r), None)
+
     def part(self, *names: str) -> list[dict[str, Any]]:
         """Give the records of some parts."""
         return [record for record in self.records if record["part"] in names]
@@ -174,10 +179,12 @@ def versions() -> dict[str, str | None]:
 def commit() -> str | None:
     """Give the commit of the checkout, with -dirty where files differ from it; None where there is none or no git.
 
-    A copy of the files alone is told by the variable FASTOPT_COMMIT what it is a copy of.
+    A copy of the files is told by the variable FASTOPT_COMMIT what it is a copy of.
     """
+    if told := os.environ.get("FASTOPT_COMMIT"):
+        return told
     if not (ROOT / ".git").exists():  # installed: a repository around it is not fastopt's
-        return os.environ.get("FASTOPT_COMMIT")
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

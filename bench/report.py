@@ -15,6 +15,9 @@ Record = dict[str, Any]
 BEYOND_CACHE = 128 << 20
 """Bytes of traffic from which the share of the ceiling is a matter of memory rather than of caches."""
 
+OURS = frozenset([*SURFACES, *DROP_INS, "captured", "elementwise"])
+"""Fastopt's own forms of a step, which stand beside peers and are none."""
+
 A_CALL = 512 << 10
 """Bytes of traffic up to which a step's time is the call's, so that a share of the ceiling would say nothing."""
 
@@ -65,7 +68,7 @@ def beyond_cache(record: Record) -> bool:
 def lost_to(record: Record) -> dict[str, float]:
     """Give the peers that are faster than fastopt beyond the spread, and fastopt's speed relative to them."""
     versus = record.get("versus", {})
-    return {name: v[1] for name, v in versus.items() if v[2] < 1 and name not in SURFACES | DROP_INS}
+    return {name: v[1] for name, v in versus.items() if v[2] < 1 and name not in OURS}
 
 
 def short(record: Record) -> bool:
@@ -91,7 +94,7 @@ def tables(records: list[Record]) -> list[Table]:
     for record in records:
         parts[record["part"]].append(record)
     made = []
-    for part in [*PARTS, "device", "chosen"]:
+    for part in [*PARTS, "chosen"]:
         if part not in parts:
             continue
         if part == "first":
@@ -110,7 +113,7 @@ def timings(part: str, records: list[Record]) -> Table:
 
     What all cases share stands in the title, what tells them apart in columns.
     """
-    known = [*PEERS, *SURFACES, *DROP_INS]
+    known = [*PEERS, *SURFACES, *DROP_INS, "captured", "elementwise"]
     named = {name for record in records for name in record["versus"]}
     peers = sorted(named, key=lambda name: known.index(name) if name in known else len(known))
     ceiling = any(record["share"] and record["traffic"] >= A_CALL for record in records)
@@ -130,7 +133,7 @@ def timings(part: str, records: list[Record]) -> Table:
         rows.append((*cells, *(_times(record, name) for name in peers)))
     headings = ["", *apart, "median", "p20–p80", "GB/s", *(["% of\nceiling"] if ceiling else [])]
     headings += [_times_heading(name) for name in peers]
-    what = PARTS.get(part, "the chosen cases" if part == "chosen" else "on a CUDA device")
+    what = PARTS.get(part, "the chosen cases")
     title = f"{part}: {what}{_shared(records[0], apart)}"
     return Table(title, tuple(headings), rows, 1 + len(apart), missing(records))
 
@@ -139,11 +142,10 @@ def _shared(record: Record, apart: Sequence[str]) -> str:
     """Word what the cases of a table have in common, where it goes without saying not at all."""
     case = case_of(record)
     words = [getattr(case, name) for name in ("rule", "storage", "size") if name not in apart]
-    for name, usual in (("threads", None), ("groups", 1)):
-        count = getattr(case, name)
-        if name not in apart and count != usual:
-            words.append(f"{count} {name if count > 1 else name[:-1]}")
-    words += [case.backend] * ("backend" not in apart and case.backend != "cpu")
+    words += [case.workers] * ("threads" not in apart) + [f"{case.groups} groups"] * (
+        "groups" not in apart and case.groups > 1
+    )
+    words += [case.backend] * ("backend" not in apart and case.backend == "reference")
     return f" ({', '.join(words)})" if words else ""
 
 
@@ -218,8 +220,7 @@ def _drop_in(records: list[Record]) -> Table:
             cells = (mark, case.rule, case.size, name, duration(taken[1]), spread(taken))
             rows.append((*cells, *(NOTHING if x is None else digits(x) for x in times)))
     headings = ("", "rule", "size", "", "median", "p20–p80", *(_times_heading(name) for name in peers))
-    threads = case_of(records[0]).threads
-    return Table(f"torch: {PARTS['torch']} (f32, {threads} threads)", headings, rows, 4, missing(records))
+    return Table(f"torch: {PARTS['torch']} (f32, {case_of(records[0]).workers})", headings, rows, 4, missing(records))
 
 
 # ---------------------------------------------------------------- goals

@@ -148,11 +148,12 @@ def running(device: Any, stream: Any, where: str) -> Iterator[None]:
         if stream is None:
             yield
         else:
-            with _stream(stream, device, where):
+            with stream_of(stream, device, where):
                 yield
 
 
-def _stream(stream: Any, device: Any, where: str) -> Any:
+def stream_of(stream: Any, device: Any, where: str) -> Any:
+    """Give CuPy's stream for a caller's: see `running`."""
     cuda = load_cupy(where).cuda
     if isinstance(stream, cuda.Stream):
         if stream.device_id not in (-1, device.id):

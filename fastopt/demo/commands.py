@@ -274,7 +274,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[PART]...",
-            help="rules, storages, sizes, tensors, groups, threads, calls, first, memory.  [default: all of them]",
+            help="rules, storages, sizes, tensors, groups, threads, calls, torch, first, memory.  [default: all]",
             show_default=False,
         ),
     ] = None,
@@ -286,7 +286,9 @@ def bench(
     ] = None,
     size: Annotated[
         list[str] | None,
-        typer.Option(metavar="SIZE", help="Parameters (1000, 64Mi), or tensors of so many (100x1000, 100x10-1000)."),
+        typer.Option(
+            "--size", metavar="SIZE", help="Parameters (1000, 64Mi), or tensors of so many (100x1000, 100x10-1000)."
+        ),
     ] = None,
     threads: Annotated[
         list[int] | None, typer.Option(min=1, metavar="N", help="Share a step among so many threads.")
@@ -296,7 +298,8 @@ def bench(
         typer.Option(metavar="NAME", help="Stand beside this library only; a pattern as 'torch*' is several; or none."),
     ] = None,
     backend: Annotated[
-        str, typer.Option(metavar="NAME", help="cpu, reference, or cuda (device and peers there).")
+        str,
+        typer.Option(metavar="NAME", help="cpu, reference, or cuda: the parts rules, storages, sizes, tensors, torch."),
     ] = "cpu",
     repeats: Annotated[
         int | None,

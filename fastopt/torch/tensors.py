@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -37,9 +40,16 @@ def local(tensor: Any) -> torch.Tensor:
     return tensor.to_local() if is_wrapped(tensor) else tensor
 
 
-def on_stream(device: torch.device, where: str) -> Any:
-    """Make torch's current stream on a device the one on which CuPy works, as a context."""
-    return devices.running(devices.device(where, device.index), torch.cuda.current_stream(device), where)
+@contextmanager
+def on_stream(device: torch.device, where: str) -> Iterator[None]:
+    """Make torch's current stream on a device the one on which CuPy works."""
+    with devices.device(where, device.index), _stream(torch.cuda.current_stream(device).cuda_stream, device.index):
+        yield
+
+
+@lru_cache(maxsize=64)
+def _stream(address: int, number: int) -> Any:
+    return devices.stream_of(address, devices.device("fastopt.torch", number), "fastopt.torch")
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
