@@ -76,7 +76,7 @@ def entries(
     if not quick and "sizes" in (parts or PARTS):
         made.append(Entry("sizes", Case(size=LARGEST)))
     # A few thousand parameters are a matter of launches there, not of caches.
-    made = [e for e in made if e.part != "storages" or e.case.elements > CAPTURED or quick]
+    made = [e for e in made if e.part != "storages" or e.case.elements >= CAPTURED]
     return [e._replace(case=replace(e.case, backend="cuda")) for e in made]
 
 

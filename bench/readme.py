@@ -1,7 +1,8 @@
 """README's numbers: `python -m fastopt.bench.readme` writes them, and draws the pictures, from the newest kept run.
 
-The newest is the folder of bench/results/ whose results.jsonl was begun last; `python -m fastopt.bench.readme FOLDER`
-takes another one. What stands between the two marks in README is this module's, and a test holds it to that.
+The newest is the folder of bench/results/ whose results.jsonl was begun last: one of a processor, and one of a CUDA
+device. `python -m fastopt.bench.readme FOLDER` takes another one of a processor. What stands between the two marks in
+README is this module's, and a test holds it to that.
 """
 
 from __future__ import annotations
@@ -31,17 +32,21 @@ _PICTURES = {
 }
 
 
-def newest(part: str = "rules") -> Path | None:
+def newest(part: str = "rules", *, device: bool = False) -> Path | None:
     """Give the folder of the run that was begun last, of those that have this part; None where none is kept."""
-    folders = [file.parent for file in record.FOLDER.glob(f"*/{record.FILE}")]
-    having = [folder for folder in folders if record.read(folder).part(part)]
-    return max(having, key=lambda folder: record.read(folder).runs[0]["date"], default=None)
+    folders = {file.parent: record.read(file) for file in record.FOLDER.glob(f"*/{record.FILE}")}
+    having = [folder for folder, kept in folders.items() if kept.part(part) and bool(kept.device) is device]
+    return max(having, key=lambda folder: folders[folder].runs[0]["date"], default=None)
 
 
-def text(folder: Path | None) -> str:
-    """Give what stands in README between the marks."""
+def text(folder: Path | None, device: Path | None = None) -> str:
+    """Give what stands in README between the marks: of a run on a processor, and of one on a CUDA device."""
     if folder is None:
         return NO_RUN
+    return _of_run(folder) + (f"\n### On a GPU\n\n{_of_run(device)}" if device else "")
+
+
+def _of_run(folder: Path) -> str:
     kept = record.read(folder, "python -m fastopt.bench.readme")
     where = os.path.relpath(folder, record.ROOT)
     parts = [
@@ -66,9 +71,12 @@ def _machine(kept: Kept, where: str) -> str:
     installed = {name: version for name, version in run["versions"].items() if version and name != "fastopt"}
     said = ", ".join(f"{name} {version}" for name, version in installed.items())
     where_on = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB"
+    if device := kept.device:
+        where_on = f"{device['name']} ({device['memory_gib']:g} GiB, driver for CUDA {device['driver'] / 1000:g})"
     loads = [one["load"] for one in kept.runs if one.get("load") is not None]
+    command = f"fastopt bench{' --backend cuda' * bool(device)}"
     return (
-        f"`fastopt bench` on {run['date'][:10]}: {where_on}; commit {run['commit'] or 'unknown'}; {said}."
+        f"`{command}` on {run['date'][:10]}: {where_on}; commit {run['commit'] or 'unknown'}; {said}."
         f" Medians of {run['repeats']} rounds, in which contestants take turns; load average {max(loads, default=0):g}"
         f" before. Every number is in [{where}/{record.FILE}]({where}/{record.FILE}), and"
         " [docs/benchmark.md](docs/benchmark.md) says how it is measured and what is not claimed. × is how many times"
@@ -154,7 +162,7 @@ def _rules(kept: Kept) -> str:
         lowest = ", ".join(f"`{rule}` {share:.0%}" for share, rule in others if share < 0.95)
         more = f"\n\nThe {len(others)} other forms: {others[0][0]:.0%} to {others[-1][0]:.0%} of the ceiling"
         more += f"; below 95 %: {lowest}." if lowest else "."
-    title = f"float32, {one.size} parameters, {one.threads} threads"
+    title = f"float32, {one.size} parameters, {one.workers}"
     return _table([title, "a step", "of the memory ceiling", *(f"× {name}" for name in peers)], rows) + more
 
 
@@ -169,7 +177,7 @@ def _small(kept: Kept) -> str:
         ours = r["seconds"]["fastopt"]
         name = wanted[r["part"], r["case"]["size"]]
         rows.append([name, f"{duration(ours[1])} ({spread(ours)})", *_times(r, peers)])
-    said = "Peers use one thread or all, whichever is faster.\n\n"
+    said = "" if kept.device else "Peers use one thread or all, whichever is faster.\n\n"
     return said + _table(["AdamW, float32, small", "a step", *(f"× {name}" for name in peers)], rows)
 
 
@@ -187,16 +195,18 @@ def _storages(kept: Kept) -> str:
         cells = [f"`{storage}`", f"{case_of(r).program.bytes_per_parameter:.4g}", duration(ours), _share(r)]
         cells.append(f"{base / ours:.2f}" if base else "–")
         inside = cached.get(storage)
-        cells.append(f"{inside['seconds']['fastopt'][1] * 1e9 / case_of(inside).elements:.2f}" if inside else "–")
+        if cached:
+            cells.append(f"{inside['seconds']['fastopt'][1] * 1e9 / case_of(inside).elements:.2f}" if inside else "–")
         rows.append([*cells, *_times(r, peers)])
-    title = f"AdamW, {one.size} parameters, {one.threads} threads, by storage"
-    headings = [title, "bytes", "a step", "of the memory ceiling", "× float32", "ns a parameter in cache, one thread"]
+    title = f"AdamW, {one.size} parameters, {one.workers}, by storage"
+    headings = [title, "bytes", "a step", "of the memory ceiling", "× float32"]
+    headings += ["ns a parameter in cache, one thread"] * bool(cached)
     return _table([*headings, *(f"× {name}" for name in peers)], rows)
 
 
 def _drop_in(kept: Kept, folder: Path) -> str:
     """Give the table of fastopt.torch: of this run, or of the newest on the same machine that has the part."""
-    own = folder if kept.part("torch") else newest("torch")
+    own = folder if kept.part("torch") else newest("torch", device=bool(kept.device))
     if own is None or (given := record.read(own)).machine != kept.machine:
         return ""
     records = [r for r in given.part("torch") if r["seconds"].get("fastopt")]
@@ -281,14 +291,15 @@ def written(readme: str, folder: Path | None) -> str:
     _, mark, after = rest.partition(END)
     if not mark:
         raise SystemExit(f"README has no part between {BEGIN.strip()!r} and {END.strip()!r}")
-    return f"{before}{BEGIN}\n{text(folder)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{text(folder, newest(device=True))}\n{END}{after}"
 
 
 def main() -> None:
     """Draw the pictures and write README."""
     folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else newest()
-    if folder is not None:
-        pictures.draw(record.read(folder, "python -m fastopt.bench.readme"), folder)
+    for one in (folder, newest(device=True)):
+        if one is not None:
+            pictures.draw(record.read(one, "python -m fastopt.bench.readme"), one)
     README.write_text(written(README.read_text(encoding="utf-8"), folder), encoding="utf-8")
     print(f"README has the numbers of {folder or 'no run'}")
 
