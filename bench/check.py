@@ -95,7 +95,8 @@ def difference(case: Case, begin: np.ndarray, found: np.ndarray, expected: np.nd
         # A step moves by at most some 1e-2 and is rounded to 2⁻⁸ of the value: one rounding the other way is that far.
         allowed = 2.0**-7 * np.abs(expected) + 1e-4
     if case.storage == "split":
-        allowed = 2.0**-8 * np.abs(expected) + TOLERANCE  # what is seen of the parameter is its bfloat16
+        # What is seen of the parameter is its bfloat16, which not every library rounds to nearest.
+        allowed = 2.0**-7 * np.abs(expected) + TOLERANCE
     error = np.abs(found - expected)
     worst = int(np.argmax(np.where(np.isnan(error), np.inf, error - allowed)))
     if np.all(error <= allowed):

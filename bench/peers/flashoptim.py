@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -58,5 +59,7 @@ class FlashOptim(Peer):
         params = tensors.parameters(problem)
         rule: Any = CASES[case.rule]
         how = how | {"lr": rule.lr} | _STORED[case.storage]
-        optimizer = getattr(import_module("flashoptim"), name)(params, **how)
+        with warnings.catch_warnings():  # it warns of bfloat16 parameters without a master
+            warnings.simplefilter("ignore")
+            optimizer = getattr(import_module("flashoptim"), name)(params, **how)
         return Contestant(optimizer.step, lambda: tensors.values(params, problem))
