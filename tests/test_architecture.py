@@ -81,6 +81,8 @@ MAY_IMPORT = {
     "fastopt.torch.nadam": {"fastopt.kernels", "fastopt.kernels.rules"},
     "fastopt.torch.watched": set(),
     "fastopt.torch.tensors": {"fastopt.kernels.program", "fastopt.kernels.storage"},
+    "fastopt.torch.native": {"fastopt.kernels", "fastopt.kernels.cpu", "fastopt.torch.tensors"},
+    "fastopt.torch.before": {"fastopt.torch", "fastopt.torch.native", "fastopt.torch.tensors"},
     "fastopt.torch.flat": {"fastopt.kernels.storage", "fastopt.torch.tensors"},
     "fastopt.torch.kept": {
         "fastopt", "fastopt.dispatch", "fastopt.kernels.program", "fastopt.kernels.storage", "fastopt.torch.tensors",
@@ -88,7 +90,8 @@ MAY_IMPORT = {
     "fastopt.torch.part": {
         "fastopt", "fastopt.groups", "fastopt.kernels", "fastopt.kernels.cpu_table",
         "fastopt.kernels.cuda_table", "fastopt.kernels.form", "fastopt.kernels.noise", "fastopt.kernels.program",
-        "fastopt.kernels.storage", "fastopt.torch.flat", "fastopt.torch.kept", "fastopt.torch.tensors",
+        "fastopt.kernels.storage", "fastopt.torch", "fastopt.torch.before", "fastopt.torch.flat", "fastopt.torch.kept",
+        "fastopt.torch.native", "fastopt.torch.tensors",
     },
     "fastopt.torch.adapter": {
         "fastopt", "fastopt.devices", "fastopt.dispatch", "fastopt.kernels.launch", "fastopt.kernels.rules",
@@ -106,7 +109,10 @@ HEAVY = {
     "numba": {"fastopt.kernels.cpu", "fastopt.kernels.intrinsics"},
     "llvmlite": {"fastopt.kernels.cpu", "fastopt.kernels.intrinsics", "fastopt.demo.machine"},
     "cupy": {"fastopt.kernels.nvrtc"},
-    "torch": {f"fastopt.torch.{name}" for name in ("adapter", "flat", "kept", "optimizers", "part", "tensors")},
+    "torch": {
+        f"fastopt.torch.{name}"
+        for name in ("adapter", "before", "flat", "kept", "native", "optimizers", "part", "tensors")
+    },
     "jax": set(),
     "ml_dtypes": {"fastopt.devices"},
     "matplotlib": {"fastopt.bench.pictures", "fastopt.bench.quality", "fastopt.demo.pictures"},

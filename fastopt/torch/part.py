@@ -1,16 +1,13 @@
 """The parameters of one group that are kept alike: their memory, what has become of it, and one launch for all.
 
 Each parameter has a row: where it lies, and where its gradient and its state do. Rows are made once and hold as long as
-the addresses do; at each step those are compared, tensor by tensor but without a line of Python in between. In flat
-buffers neighbours are one row.
+the addresses do; at each step those are compared, tensor by tensor (`before`). In flat buffers neighbours are one row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
-from operator import is_
 from typing import Any
 
 import numpy as np
@@ -22,16 +19,15 @@ from fastopt.kernels.form import exact, form
 from fastopt.kernels.noise import noise_keys
 from fastopt.kernels.program import Program, host_scalars, plan, planes
 from fastopt.kernels.storage import STORAGES, TILE
+from fastopt.torch import native
+from fastopt.torch.before import MOVED, SAME, before
 from fastopt.torch.flat import ALIGNED, Flat
 from fastopt.torch.kept import formats, forward_plane, key, require_state
 from fastopt.torch.tensors import (
-    address,
     decode,
     describe,
     encode,
     flat,
-    gradient,
-    is_contiguous,
     is_dense,
     is_wrapped,
     local,
@@ -39,9 +35,7 @@ from fastopt.torch.tensors import (
     require_gradient,
     require_parameter,
     same_order,
-    strides,
     torch_type,
-    type_of,
 )
 
 
@@ -60,14 +54,14 @@ class Part:
     """Parameters of one group and of one type and device.
 
     `names` says what errors call them, `first` is the offset of the first for noise. With `flatten` parameters,
-    gradients and state move into flat buffers; "sealed" promises that nobody else moves them (see `_sealed`).
+    gradients and state move into flat buffers.
     """
 
     def __init__(
-        self, params: Sequence[Any], names: Sequence[str], first: int, entries: dict[str, float], *, flatten: bool | str
+        self, params: Sequence[Any], names: Sequence[str], first: int, entries: dict[str, float], *, flatten: bool
     ):
         self.params, self.names = list(params), list(names)
-        self.wrapped = any(map(is_wrapped, params))
+        self.objects = np.fromiter(map(id, self.params), np.int64, len(self.params))
         kind = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32  # as torch counts
         self.steps = torch.zeros(len(self.params), dtype=kind, device="cpu")
         self.entries = {
@@ -89,6 +83,10 @@ class Part:
         self.offsets = first + np.cumsum([0, *(-(-n // TILE) * TILE for n in sizes)])
         self.flat: Flat | None = None
         self.flatten = flatten
+
+    def holds(self, given: Any) -> bool:
+        """Whether a group's parameters are still these."""
+        return native.holds(given, self.params, self.objects)
 
     @property
     def end(self) -> int:
@@ -116,7 +114,7 @@ class Part:
         if self.flatten and self.flat is None:
             coarse = program.noise or program.tiled or storage is not None
             align = TILE if coarse else ALIGNED
-            self.flat = Flat(self.params, align, self._gradient_type(), sealed=self.flatten == "sealed")
+            self.flat = Flat(self.params, align, self._gradient_type())
 
     def _gradient_type(self) -> torch.dtype:
         return torch_type(STORAGES[self.kept["g"]].planes[0])
@@ -125,13 +123,17 @@ class Part:
 
     def look(self, where: str) -> None:
         """Compare addresses with those of the last step, and raise a LayoutError where a step is impossible."""
-        self.moved: list[int] | None = None
-        if not self.stale and self.steps._version == self.version and (self._sealed() or self._as_before()):
-            if self.moved is not None:
-                self._require_apart(self.moved, where)
-            return
+        self.moved = False
+        if not self.stale and self.steps._version == self.version:
+            found = self.before.compare()
+            if found == SAME:
+                return
+            if found == MOVED and self._may_move():
+                self._require_apart(self.before.now, np.flatnonzero(self.before.now != self.before.g_at), where)
+                self.moved = True
+                return
         self.stale, self.buckets = True, []
-        grads = list(map(gradient, self.params))
+        grads = [p.grad for p in self.params]
         self.found = [i for i, g in enumerate(grads) if g is not None]
         kind = self._gradient_type()
         for i in self.found:
@@ -153,62 +155,19 @@ class Part:
         got = f"{describe(p)}, strides {list(p.stride())}"
         raise LayoutError(explain(where, what, got=got, expected=expected, do=do))
 
-    def _sealed(self) -> bool:
-        """Whether nothing can have been moved in sealed buffers: as many tensors view them as when all were looked at.
+    def _may_move(self) -> bool:
+        """Whether the rows stay what they are though gradients lie elsewhere: in flat buffers neighbours are one."""
+        if self.flat is None:
+            return True
+        return not (((self.before.now == self.flat_at) != self.own) & (self.g_bytes > 0)).any()
 
-        What is replaced lets go of its memory, and that shows at once, however many tensors there are. It does not
-        where somebody takes hold of the old memory instead, which is what is promised not to happen.
-        """
-        return (
-            self.flatten == "sealed"
-            and self.attached
-            and self.flat is not None
-            and self.flat.uses() == self.uses
-            and self._still_idle()
-        )
-
-    def _still_idle(self) -> bool:
-        return all(map(is_, map(gradient, self.idle), repeat(None)))
-
-    def _as_before(self) -> bool:
-        """Whether all is where it was; gradients alone may have `moved`."""
-        params, grads = self.active, self.grads
-        try:
-            if grads:
-                if not all(map(is_, map(gradient, params), grads)):
-                    return False
-            else:
-                grads = list(map(gradient, params))
-                if self.wrapped:
-                    params, grads = list(map(local, params)), list(map(local, grads))
-                if self.in_order:
-                    if not all(map(is_contiguous, grads)):
-                        return False
-                elif list(map(strides, grads)) != self.g_strides:
-                    return False
-            at = list(map(address, grads))
-        except (AttributeError, RuntimeError, TypeError):  # a gradient is gone, or sparse
-            return False
-        if list(map(address, params)) != self.p_at or not self._still_idle():
-            return False
-        if at != self.g_at:  # only memory that is new can be of another type: torch sees to it
-            self.moved = at
-            came = self.flat is not None and self.flat.among(self.found, self.active) != self.own
-            return not self.attached and not came and list(map(type_of, grads)) == self.g_types
-        if self.attached and self.flat is not None:
-            self.uses = self.flat.uses()
-        return True
-
-    def _require_apart(self, g_at: Iterable[int], where: str) -> None:
-        """Raise a LayoutError if a gradient lies in memory that the step writes."""
-        first = np.fromiter(g_at, np.int64, len(self.active))
+    def _require_apart(self, g_at: np.ndarray, which: np.ndarray, where: str) -> None:
+        """Raise a LayoutError if one of these gradients lies in memory that the step writes."""
+        first, size = g_at[which], self.g_bytes[which]
         after = np.searchsorted(self.starts, first, "right")
-        into = self.ends[after - 1] > first
-        before = after < len(self.starts)
-        into[before] |= self.starts[after[before]] < (first + self.g_bytes)[before]
-        into &= self.g_bytes > 0
+        into = ((self.ends[after - 1] > first) | (self.starts[after] < first + size)) & (size > 0)
         if into.any():
-            what = f"the gradient of {self.names[self.found[int(np.flatnonzero(into)[0])]]} lies in memory of a"
+            what = f"the gradient of {self.names[self.found[which[into][0]]]} lies in memory of a"
             raise LayoutError(explain(where, f"{what} parameter or its state.", do="give it memory of its own"))
 
     # Memory.
@@ -220,8 +179,8 @@ class Part:
         torch.optim.SGD, the first step is the one that makes the state.
         """
         if not self.stale:
-            if self.moved is not None:
-                self._move(self.moved)
+            if self.moved:
+                self._move()
             return
         initial = initial_state(self.rule, self.program)
         for i in self.found:
@@ -293,26 +252,24 @@ class Part:
         self.idle = [p for i, p in enumerate(params) if i not in chosen]
         tensors = list(map(local, self.active))
         grads = [local(p.grad) for p in self.active]
-        self.p_at, self.g_at = list(map(address, tensors)), list(map(address, grads))
-        self.g_strides, self.g_types = list(map(strides, grads)), list(map(type_of, grads))
-        self.in_order = all(map(is_contiguous, tensors))
+        self.before = before(self.active, self.idle)
         self.g_bytes = np.array([g.numel() * g.element_size() for g in grads], np.int64)
-        self.own = own = [False] * len(self.found) if self.flat is None else self.flat.among(self.found, self.active)
-        self.attached = self.flat is not None and all(own)
-        # Of ours alone, so that nobody's memory is kept alive; and in sealed buffers it is to die, to be noticed.
-        self.grads = grads if self.attached and self.flatten != "sealed" else []
+        found = np.array(self.found, np.intp)
+        self.own = own = np.zeros(len(found), bool)
+        if self.flat is not None:
+            own[:] = self.flat.among(self.found, self.active)
+            self.flat_at = self.flat.gradients_at(found)
         forward = list(planes("p", program.storages["p"]))[program.storages["p"].forward]
         columns = []
         for b in program.buffers:
-            given = self.p_at if b.name == forward else self.g_at if b.buffer == "g" else None
-            columns.append(given or [self.memory[i][b.name].data_ptr() for i in self.found])
+            given = self.before.p_at if b.name == forward else self.before.g_at if b.buffer == "g" else None
+            columns.append([self.memory[i][b.name].data_ptr() for i in self.found] if given is None else given)
         sizes = np.array([t.numel() for t in tensors], np.int64)
         at = np.array(columns, np.int64).reshape(len(columns), len(sizes)).T
         written = [k for k, b in enumerate(program.buffers) if b.buffer != "g"]
         self._require_disjoint(at, sizes, written, where)
-        self._require_apart(self.g_at, where)
+        self._require_apart(self.before.g_at, np.arange(len(found)), where)
         self.buckets = []
-        found = np.array(self.found, np.intp)
         groups: dict[tuple, list[int]] = {}
         values = [self.counts[found], *(x.numpy()[found] for x in self.entries.values())]
         for k, equal in enumerate(zip(*(v.tolist() for v in values), strict=True)):
@@ -322,7 +279,7 @@ class Part:
             lengths = sizes[member]
             if self.flat is not None:
                 member = member[lengths > 0]
-                member, lengths = self.flat.merged(member, found, np.array(own), sizes, gaps=not program.tiled)
+                member, lengths = self.flat.merged(member, found, own, sizes, gaps=not program.tiled)
             whole = len(rows) == len(params)
             self.buckets.append(
                 Bucket(
@@ -334,7 +291,6 @@ class Part:
                 )
             )
         self.version = self.steps._version  # which others raise when they write a count; this step does not
-        self.uses = (0, 0)  # not looked at yet
 
     def _require_disjoint(self, at: np.ndarray, sizes: np.ndarray, written: list[int], where: str) -> None:
         """Note where the step writes, in order, and raise a LayoutError if two of those places overlap."""
@@ -345,21 +301,21 @@ class Part:
         starts = at[:, written].T.ravel()
         order = np.argsort(starts, kind="stable")
         order = order[lengths.ravel()[order] > 0]
-        self.starts = np.concatenate([[0], starts[order]])
-        self.ends = np.concatenate([[0], (starts + lengths.ravel())[order]])
+        beyond = np.iinfo(np.int64).max  # so that there is always one before and one after
+        self.starts = np.concatenate([[0], starts[order], [beyond]])
+        self.ends = np.concatenate([[0], (starts + lengths.ravel())[order], [beyond]])
         clash = np.flatnonzero(self.ends[:-1] > self.starts[1:])
         if clash.size:
             pair = [self.names[self.found[int(order[k]) % len(sizes)]] for k in (clash[0] - 1, clash[0])]
             what = f"the memory of {pair[0]} and {pair[1]}, or of their state, overlaps."
             raise LayoutError(explain(where, what, do="share one nn.Parameter between modules to tie them"))
 
-    def _move(self, g_at: list[int]) -> None:
+    def _move(self) -> None:
         """Write where the gradients now are into the rows."""
-        column = np.array(g_at, np.int64)
         k = next(k for k, b in enumerate(self.program.buffers) if b.buffer == "g")
         for bucket in self.buckets:
-            bucket.launch.set_column(k, column[bucket.rows])
-        self.g_at = g_at
+            bucket.launch.set_column(k, self.before.now[bucket.rows])
+        self.before.settle()
 
     # A step.
 
