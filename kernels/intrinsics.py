@@ -112,17 +112,21 @@ def prefetch(typingctx, view, count):
     """
 
     def codegen(context, builder, signature, args):
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
-        )
         size = context.get_abi_sizeof(context.get_value_type(signature.args[0].dtype))
         for offset in range(AHEAD, AHEAD + count.literal_value * size, 64):
-            address = builder.inttoptr(builder.add(args[0], ir.Constant(_INT64, offset)), byte)
-            builder.call(function, [address, flag(0), flag(3), flag(1)])  # to read, into every cache level, data
+            _prefetch(builder, builder.add(args[0], ir.Constant(_INT64, offset)))
         return context.get_dummy_value()
 
     return types.void(view, count), codegen
+
+
+def _prefetch(builder, address):
+    byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
+    )
+    pointer = builder.inttoptr(address, byte)
+    builder.call(function, [pointer, flag(0), flag(3), flag(1)])  # to read, into every cache level, data
 
 
 @type_callable(operator.getitem)
@@ -394,6 +398,17 @@ def peek(typingctx, address, dtype):
         return builder.load(builder.inttoptr(args[0], context.get_value_type(signature.return_type).as_pointer()))
 
     return dtype.instance_type(address, dtype), codegen
+
+
+@intrinsic
+def expect(typingctx, address):
+    """Ask for the cache line at an address, a hint that cannot fault."""
+
+    def codegen(context, builder, signature, args):
+        _prefetch(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(address), codegen
 
 
 def _foreign(name, result, arity):

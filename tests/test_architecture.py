@@ -95,8 +95,8 @@ MAY_IMPORT = {
     },
     "fastopt.torch.adapter": {
         "fastopt", "fastopt.devices", "fastopt.dispatch", "fastopt.kernels.launch", "fastopt.kernels.rules",
-        "fastopt.kernels.storage", "fastopt.schedules", "fastopt.torch.kept", "fastopt.torch.part",
-        "fastopt.torch.tensors", "fastopt.torch.watched",
+        "fastopt.kernels.storage", "fastopt.schedules", "fastopt.torch.before", "fastopt.torch.kept",
+        "fastopt.torch.part", "fastopt.torch.tensors", "fastopt.torch.watched",
     },
     "fastopt.cli": {"fastopt.demo.commands"},
     "fastopt": {

@@ -15,6 +15,7 @@ from fastopt.kernels.launch import run
 from fastopt.kernels.rules import ScaledGradient
 from fastopt.kernels.storage import STORAGES
 from fastopt.schedules import Constant
+from fastopt.torch.before import way_of
 from fastopt.torch.kept import formats, require_state
 from fastopt.torch.part import Part
 from fastopt.torch.tensors import is_wrapped, require_parameter
@@ -407,7 +408,8 @@ class Adapter(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         memory = "flat buffers" if self._settings.flatten else "a table of the tensors"
-        return f"{super().__repr__()}\nfastopt: {memory}, storage={self._settings.storage!r}"
+        way = way_of([p for group in self.param_groups for p in group["params"]])
+        return f"{super().__repr__()}\nfastopt: {memory}, looked at {way}, storage={self._settings.storage!r}"
 
 
 _OWN: dict[str, Any] = {"flatten": False, "storage": None, "seed": 0}
