@@ -81,8 +81,9 @@ MAY_IMPORT = {
     "fastopt.torch.nadam": {"fastopt.kernels", "fastopt.kernels.rules"},
     "fastopt.torch.watched": set(),
     "fastopt.torch.tensors": {"fastopt.kernels.program", "fastopt.kernels.storage"},
-    "fastopt.torch.native": {"fastopt.kernels", "fastopt.kernels.cpu", "fastopt.torch.tensors"},
-    "fastopt.torch.before": {"fastopt.torch", "fastopt.torch.native", "fastopt.torch.tensors"},
+    "fastopt.torch.native": {"fastopt.torch.tensors"},
+    "fastopt.torch.walks": {"fastopt.kernels", "fastopt.kernels.cpu", "fastopt.torch", "fastopt.torch.native"},
+    "fastopt.torch.before": {"fastopt.torch", "fastopt.torch.native", "fastopt.torch.tensors", "fastopt.torch.walks"},
     "fastopt.torch.flat": {"fastopt.kernels.storage", "fastopt.torch.tensors"},
     "fastopt.torch.kept": {
         "fastopt", "fastopt.dispatch", "fastopt.kernels.program", "fastopt.kernels.storage", "fastopt.torch.tensors",
@@ -91,7 +92,7 @@ MAY_IMPORT = {
         "fastopt", "fastopt.groups", "fastopt.kernels", "fastopt.kernels.cpu_table",
         "fastopt.kernels.cuda_table", "fastopt.kernels.form", "fastopt.kernels.noise", "fastopt.kernels.program",
         "fastopt.kernels.storage", "fastopt.torch", "fastopt.torch.before", "fastopt.torch.flat", "fastopt.torch.kept",
-        "fastopt.torch.native", "fastopt.torch.tensors",
+        "fastopt.torch.tensors", "fastopt.torch.walks",
     },
     "fastopt.torch.adapter": {
         "fastopt", "fastopt.devices", "fastopt.dispatch", "fastopt.kernels.launch", "fastopt.kernels.rules",

@@ -16,7 +16,7 @@ torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip in
 import fastopt.torch  # noqa: E402
 from fastopt import LayoutError  # noqa: E402
 from fastopt.kernels import cpu  # noqa: E402
-from fastopt.torch import native  # noqa: E402
+from fastopt.torch import native, walks  # noqa: E402
 from fastopt.torch.before import CHANGED, MOVED, SAME, before  # noqa: E402
 
 WAYS = ["in compiled code", "through Python"]
@@ -96,7 +96,7 @@ def test_the_optimizer_says_in_which_way_it_looks(way):
 
 def test_the_interpreter_is_held_while_tensors_are_looked_at(monkeypatch, tmp_path):
     """Whoever could run meanwhile could free them. Also where compiled code cannot be kept on disk."""
-    for name, text in (("look", native._LOOK), ("bump", native._BUMP), ("holds", native._HOLDS)):
+    for name, text in (("look", walks._LOOK), ("bump", walks._BUMP), ("holds", walks._HOLDS)):
         kernel = cpu.load(name, text)
         assert not kernel.targetoptions.get("nogil")
 

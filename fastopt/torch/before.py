@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
-from fastopt.torch import native
-from fastopt.torch.native import CHANGED, MOVED, SAME
+from fastopt.torch import native, walks
 from fastopt.torch.tensors import fits, is_wrapped, local
+from fastopt.torch.walks import CHANGED, MOVED, SAME
 
 _gradient, _device = attrgetter("grad"), attrgetter("device")
 _address, _is_neg = torch.Tensor.data_ptr, torch.Tensor.is_neg
@@ -111,7 +111,7 @@ class Compiled:
             device = [found.say(name, handle) for name in ("device_type", "device_index")]
             common += [found.types[p.dtype], found.types[g.dtype], *device, g.element_size()]
         self.common = np.array([*common, *[0] * (7 - len(common))], np.int64)
-        self.look, self.bump = native.look(), native.bump()
+        self.look, self.bump = walks.look(), walks.bump()
 
     def compare(self) -> int:
         """Say whether all is as it was; where gradients alone have `MOVED`, `now` is where they are."""

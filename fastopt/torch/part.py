@@ -19,7 +19,7 @@ from fastopt.kernels.form import exact, form
 from fastopt.kernels.noise import noise_keys
 from fastopt.kernels.program import Program, host_scalars, plan, planes
 from fastopt.kernels.storage import STORAGES, TILE
-from fastopt.torch import native
+from fastopt.torch import walks
 from fastopt.torch.before import MOVED, SAME, before
 from fastopt.torch.flat import ALIGNED, Flat
 from fastopt.torch.kept import formats, forward_plane, key, require_state
@@ -86,7 +86,7 @@ class Part:
 
     def holds(self, given: Any) -> bool:
         """Whether a group's parameters are still these."""
-        return native.holds(given, self.params, self.objects)
+        return walks.holds(given, self.params, self.objects)
 
     @property
     def end(self) -> int:
