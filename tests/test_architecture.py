@@ -88,11 +88,15 @@ MAY_IMPORT = {
     "fastopt.torch.kept": {
         "fastopt", "fastopt.dispatch", "fastopt.kernels.program", "fastopt.kernels.storage", "fastopt.torch.tensors",
     },
+    "fastopt.torch.state": {
+        "fastopt.kernels.program", "fastopt.kernels.storage", "fastopt.torch.flat", "fastopt.torch.kept",
+        "fastopt.torch.tensors",
+    },
     "fastopt.torch.part": {
         "fastopt", "fastopt.groups", "fastopt.kernels", "fastopt.kernels.cpu_table",
         "fastopt.kernels.cuda_table", "fastopt.kernels.form", "fastopt.kernels.noise", "fastopt.kernels.program",
         "fastopt.kernels.storage", "fastopt.torch", "fastopt.torch.before", "fastopt.torch.flat", "fastopt.torch.kept",
-        "fastopt.torch.tensors", "fastopt.torch.walks",
+        "fastopt.torch.state", "fastopt.torch.tensors", "fastopt.torch.walks",
     },
     "fastopt.torch.adapter": {
         "fastopt", "fastopt.devices", "fastopt.dispatch", "fastopt.kernels.launch", "fastopt.kernels.rules",
@@ -112,7 +116,7 @@ HEAVY = {
     "cupy": {"fastopt.kernels.nvrtc"},
     "torch": {
         f"fastopt.torch.{name}"
-        for name in ("adapter", "before", "flat", "kept", "native", "optimizers", "part", "tensors")
+        for name in ("adapter", "before", "flat", "kept", "native", "optimizers", "part", "state", "tensors")
     },
     "jax": set(),
     "ml_dtypes": {"fastopt.devices"},
