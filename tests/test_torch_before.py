@@ -93,6 +93,18 @@ def test_the_optimizer_says_in_which_way_it_looks(way):
         frozen = torch.ones(2)  # has no version counter, for which torch's function would end the process
     assert WAYS[1] in repr(fastopt.torch.AdamW([parameter(2), frozen]))
 
+    elsewhere = torch.ones(2)
+
+    class Own(torch.nn.Parameter):
+        grad = property(lambda self: elsewhere)
+
+    ours = Own(torch.ones(2))
+    opt = fastopt.torch.SGD([ours], lr=0.25)
+    assert WAYS[1] in repr(opt)
+    for expected in (0.75, 0.5):
+        opt.step()
+        assert ours.tolist() == [expected] * 2
+
 
 def test_the_interpreter_is_held_while_tensors_are_looked_at(monkeypatch, tmp_path):
     """Whoever could run meanwhile could free them. Also where compiled code cannot be kept on disk."""
