@@ -347,7 +347,7 @@ def _compile(kernel: Any, signature: Any, path: Path) -> Any:
             files.warn_damaged(path, damage)
     except OSError as error:
         files.warn_unwritable(path, error)
-        kernel = numba.njit(nogil=True, error_model="numpy")(kernel.py_func)
+        kernel = numba.njit(nogil=kernel.targetoptions.get("nogil", False), error_model="numpy")(kernel.py_func)
         kernel.compile(signature)
     return kernel
 

@@ -1,4 +1,5 @@
-"""What the printed CPU modules import: buffers that do not alias, 32-bit words, exact operations, claims on chunks.
+"""What the printed CPU modules import: buffers that do not alias, 32-bit words, exact operations, claims on chunks,
+calls of C functions by address.
 
 Numba would need run-time overlap checks between the buffers of a kernel and gives up vectorising when there are more
 than a few. A `buffer` here is a bare address whose loads and stores carry LLVM's scoped alias metadata: the compiler
@@ -111,17 +112,21 @@ def prefetch(typingctx, view, count):
     """
 
     def codegen(context, builder, signature, args):
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
-        )
         size = context.get_abi_sizeof(context.get_value_type(signature.args[0].dtype))
         for offset in range(AHEAD, AHEAD + count.literal_value * size, 64):
-            address = builder.inttoptr(builder.add(args[0], ir.Constant(_INT64, offset)), byte)
-            builder.call(function, [address, flag(0), flag(3), flag(1)])  # to read, into every cache level, data
+            _prefetch(builder, builder.add(args[0], ir.Constant(_INT64, offset)))
         return context.get_dummy_value()
 
     return types.void(view, count), codegen
+
+
+def _prefetch(builder, address):
+    byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
+    )
+    pointer = builder.inttoptr(address, byte)
+    builder.call(function, [pointer, flag(0), flag(3), flag(1)])  # to read, into every cache level, data
 
 
 @type_callable(operator.getitem)
@@ -383,3 +388,50 @@ def give_way(typingctx):
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@intrinsic
+def peek(typingctx, address, dtype):
+    """Read a number of that type at an address."""
+
+    def codegen(context, builder, signature, args):
+        return builder.load(builder.inttoptr(args[0], context.get_value_type(signature.return_type).as_pointer()))
+
+    return dtype.instance_type(address, dtype), codegen
+
+
+@intrinsic
+def expect(typingctx, address):
+    """Ask for the cache line at an address, a hint that cannot fault."""
+
+    def codegen(context, builder, signature, args):
+        _prefetch(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(address), codegen
+
+
+def _foreign(name, result, arity):
+    """Make an intrinsic that calls the C function at an address, known only at run time, with so many addresses."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.VoidType() if result == types.void else context.get_value_type(result)
+        function = builder.inttoptr(args[0], ir.FunctionType(kind, [_INT64] * arity).as_pointer())
+        value = builder.call(function, args[1:])
+        return context.get_dummy_value() if result == types.void else value
+
+    def one(typingctx, function, a):
+        return result(function, a), codegen
+
+    def two(typingctx, function, a, b):
+        return result(function, a, b), codegen
+
+    chosen = one if arity == 1 else two
+    chosen.__name__ = name
+    return intrinsic(chosen)
+
+
+call_for_status = _foreign("call_for_status", types.int32, 2)
+call_for_address = _foreign("call_for_address", types.intp, 1)
+call_for_flag = _foreign("call_for_flag", types.uint8, 1)
+call_for_nothing = _foreign("call_for_nothing", types.void, 1)

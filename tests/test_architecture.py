@@ -83,19 +83,27 @@ MAY_IMPORT = {
     "fastopt.torch.tensors": {
         "fastopt", "fastopt.devices", "fastopt.kernels.program", "fastopt.kernels.storage",
     },
+    "fastopt.torch.native": {"fastopt.torch.tensors"},
+    "fastopt.torch.walks": {"fastopt.kernels", "fastopt.kernels.cpu", "fastopt.torch", "fastopt.torch.native"},
+    "fastopt.torch.before": {"fastopt.torch", "fastopt.torch.native", "fastopt.torch.tensors", "fastopt.torch.walks"},
     "fastopt.torch.flat": {"fastopt.kernels.storage", "fastopt.torch.tensors"},
     "fastopt.torch.kept": {
         "fastopt", "fastopt.dispatch", "fastopt.kernels.program", "fastopt.kernels.storage", "fastopt.torch.tensors",
     },
+    "fastopt.torch.state": {
+        "fastopt.kernels.program", "fastopt.kernels.storage", "fastopt.torch.flat", "fastopt.torch.kept",
+        "fastopt.torch.tensors",
+    },
     "fastopt.torch.part": {
         "fastopt", "fastopt.groups", "fastopt.kernels", "fastopt.kernels.cpu_table",
         "fastopt.kernels.cuda_table", "fastopt.kernels.form", "fastopt.kernels.noise", "fastopt.kernels.program",
-        "fastopt.kernels.storage", "fastopt.torch.flat", "fastopt.torch.kept", "fastopt.torch.tensors",
+        "fastopt.kernels.storage", "fastopt.torch", "fastopt.torch.before", "fastopt.torch.flat", "fastopt.torch.kept",
+        "fastopt.torch.state", "fastopt.torch.tensors", "fastopt.torch.walks",
     },
     "fastopt.torch.adapter": {
         "fastopt", "fastopt.devices", "fastopt.dispatch", "fastopt.kernels.launch", "fastopt.kernels.rules",
-        "fastopt.kernels.storage", "fastopt.schedules", "fastopt.torch.kept", "fastopt.torch.part",
-        "fastopt.torch.tensors", "fastopt.torch.watched",
+        "fastopt.kernels.storage", "fastopt.schedules", "fastopt.torch.before", "fastopt.torch.kept",
+        "fastopt.torch.part", "fastopt.torch.tensors", "fastopt.torch.watched",
     },
     "fastopt.cli": {"fastopt.demo.commands"},
     "fastopt": {
@@ -108,7 +116,10 @@ HEAVY = {
     "numba": {"fastopt.kernels.cpu", "fastopt.kernels.intrinsics"},
     "llvmlite": {"fastopt.kernels.cpu", "fastopt.kernels.intrinsics", "fastopt.demo.machine"},
     "cupy": {"fastopt.kernels.nvrtc"},
-    "torch": {f"fastopt.torch.{name}" for name in ("adapter", "flat", "kept", "optimizers", "part", "tensors")},
+    "torch": {
+        f"fastopt.torch.{name}"
+        for name in ("adapter", "before", "flat", "kept", "native", "optimizers", "part", "state", "tensors")
+    },
     "jax": set(),
     "ml_dtypes": {"fastopt.devices"},
     "matplotlib": {"fastopt.bench.pictures", "fastopt.bench.quality", "fastopt.demo.pictures"},

@@ -54,7 +54,7 @@ TOLERANCE = {
     torch.float32: STEPS * 16 * 2 * 2**-24,
 }
 TYPES = [torch.float32, torch.float64, torch.bfloat16]
-MEMORIES = {"table": False, "flatten": True, "sealed": "sealed"}
+MEMORIES = {"table": False, "flatten": True}
 
 
 def parameters(dtype, device="cpu"):

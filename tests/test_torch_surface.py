@@ -15,7 +15,7 @@ torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip in
 import fastopt.torch  # noqa: E402
 from fastopt import LayoutError, SettingError  # noqa: E402
 
-MEMORIES = {"table": False, "flatten": True, "sealed": "sealed"}
+MEMORIES = {"table": False, "flatten": True}
 
 
 def parameter(*shape, **how):
@@ -132,10 +132,7 @@ def test_shared_memory_is_refused_and_tied_weights_are_one_parameter():
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("size", [1, 200])
 def test_what_others_do_to_gradients_and_parameters_is_seen(memory, size):
-    """Each change beside torch.optim: tensors replaced, moved, taken away, shared, of one parameter or of many.
-
-    In sealed buffers nobody may replace what somebody still holds; everything else is seen there too.
-    """
+    """Each change beside torch.optim: tensors replaced, moved, taken away, shared, of one parameter or of many."""
     rng = np.random.default_rng(0)
     start = [rng.standard_normal(3).astype(np.float32) for _ in range(size)]
     twins = [[torch.nn.Parameter(torch.tensor(x)) for x in start] for _ in range(2)]
@@ -171,8 +168,7 @@ def test_what_others_do_to_gradients_and_parameters_is_seen(memory, size):
         p.grad.mul_(2.0)
 
     changes = [replace_gradient, drop_gradient, replace_gradient_data, replace_data, in_place]
-    if memory != "sealed":
-        changes += [hold_and_replace_gradient, hold_and_replace_gradient_data, hold_and_replace_data]
+    changes += [hold_and_replace_gradient, hold_and_replace_gradient_data, hold_and_replace_data]
     step = 0
     for change in changes:
         for which in (slice(0, 1), slice(None)):

@@ -21,7 +21,7 @@ import fastopt.torch  # noqa: E402
 F = torch.nn.functional
 TESTS = Path(__file__).parent
 CLASSES = ["SGD", "RMSprop", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam"]
-MEMORIES = {"table": False, "flatten": True, "sealed": "sealed"}
+MEMORIES = {"table": False, "flatten": True}
 MOMENTUM = {"SGD": {"momentum": 0.9, "dampening": 0.1}, "RMSprop": {"momentum": 0.9, "centered": True}}
 
 

@@ -37,7 +37,5 @@ PEERS: dict[str, Peer] = {
     )
 }
 
-DROP_INS: dict[str, Peer] = {
-    peer.name: peer for peer in (DropIn("table", False), DropIn("flat", True), DropIn("sealed", "sealed"))
-}
+DROP_INS: dict[str, Peer] = {peer.name: peer for peer in (DropIn("table", flatten=False), DropIn("flat", flatten=True))}
 """fastopt's own adapter for torch: no peer, but it stands beside them where tensors are torch's."""

@@ -18,7 +18,7 @@ class DropIn(Torch):
 
     own_state = True
 
-    def __init__(self, way: str, flatten: bool | str):
+    def __init__(self, way: str, *, flatten: bool):
         super().__init__(way)
         self.name, self.flatten = f"fastopt.torch {way}", flatten
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from operator import is_
 from typing import Any, ClassVar, NamedTuple
 
 import torch  # pyright: ignore[reportMissingImports]
@@ -16,6 +15,7 @@ from fastopt.kernels.launch import run
 from fastopt.kernels.rules import ScaledGradient
 from fastopt.kernels.storage import STORAGES
 from fastopt.schedules import Constant
+from fastopt.torch.before import way_of
 from fastopt.torch.kept import formats, require_state
 from fastopt.torch.part import Part
 from fastopt.torch.tensors import is_wrapped, on_stream, require_parameter
@@ -27,7 +27,7 @@ _HINTS = ("foreach", "fused", "capturable", "differentiable", "maximize", "initi
 class Settings(NamedTuple):
     """What fastopt's optimizers are told beyond torch's options."""
 
-    flatten: bool | str
+    flatten: bool
     storage: Any
     seed: int
 
@@ -51,12 +51,11 @@ class Adapter(torch.optim.Optimizer):
     counted: ClassVar[bool] = True
 
     def __init__(
-        self, params: Any, *args: Any, flatten: bool | str = False, storage: Any = None, seed: int = 0, **options: Any
+        self, params: Any, *args: Any, flatten: bool = False, storage: Any = None, seed: int = 0, **options: Any
     ):
         where = type(self).__name__
-        if not isinstance(flatten, bool) and flatten != "sealed":
-            what, expected = "there is no such way to flatten.", 'False, True or "sealed"'
-            raise SettingError(explain(where, what, got=repr(flatten), expected=expected))
+        if not isinstance(flatten, bool):
+            raise SettingError(explain(where, "flatten is not a bool.", got=repr(flatten), expected="False or True"))
         kept = dict(storage) if isinstance(storage, Mapping) else storage
         self._settings = Settings(flatten, kept, dispatch.seed_number(seed, where))
         self._parts: list[list[Part]] | None = None
@@ -263,7 +262,7 @@ class Adapter(torch.optim.Optimizer):
                 calls.setdefault(part.device, []).extend(part.calls(self._settings.seed, self._advance))
         for parts in self._parts:
             for part in parts:
-                torch.autograd.graph.increment_version(part.active)
+                part.before.raise_versions()
         for device, prepared in calls.items():
             if device.type == "cpu":
                 run(prepared)
@@ -281,9 +280,7 @@ class Adapter(torch.optim.Optimizer):
             if len(parts) != 1:
                 if sorted(map(id, given)) != sorted(id(p) for part in parts for p in part.params):
                     return False
-            elif len(given) != len(parts[0].params) or (
-                self._settings.flatten != "sealed" and not all(map(is_, given, parts[0].params))
-            ):
+            elif not parts[0].holds(given):
                 return False
         return True
 
@@ -414,7 +411,8 @@ class Adapter(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         memory = "flat buffers" if self._settings.flatten else "a table of the tensors"
-        return f"{super().__repr__()}\nfastopt: {memory}, storage={self._settings.storage!r}"
+        way = way_of([p for group in self.param_groups for p in group["params"]])
+        return f"{super().__repr__()}\nfastopt: {memory}, looked at {way}, storage={self._settings.storage!r}"
 
 
 _OWN: dict[str, Any] = {"flatten": False, "storage": None, "seed": 0}

@@ -11,8 +11,6 @@ import torch  # pyright: ignore[reportMissingImports]
 from fastopt.kernels.storage import TILE
 from fastopt.torch.tensors import plane_size, torch_type
 
-_uses = torch._C._storage_Use_Count
-
 ALIGNED = 16
 """Elements to a multiple of which a parameter begins in a flat buffer: 64 bytes of float32, a cache line."""
 
@@ -20,34 +18,28 @@ ALIGNED = 16
 class Flat:
     """Flat buffers of a part: parameters and gradients moved here, and state as it is made."""
 
-    def __init__(self, params: Sequence[torch.Tensor], align: int, gradient_type: torch.dtype, *, sealed: bool):
+    def __init__(self, params: Sequence[torch.Tensor], align: int, gradient_type: torch.dtype):
         sizes = [-(-p.numel() // align) * align for p in params]
         self.starts = np.cumsum([0, *sizes])
         self.total = -(-int(self.starts[-1]) // TILE) * TILE
         device = params[0].device
         self.params = torch.zeros(self.total, dtype=params[0].dtype, device=device)
         self.gradients = torch.zeros(self.total, dtype=gradient_type, device=device)
-        self.storages = self.params.untyped_storage(), self.gradients.untyped_storage()
         self.state: dict[str, torch.Tensor] = {}
         self.places = [(p.shape, p.stride(), int(start)) for p, start in zip(params, self.starts, strict=False)]
-        self.views = [] if sealed else [self.gradients.as_strided(*place) for place in self.places]
+        self.views = [self.gradients.as_strided(*place) for place in self.places]
         with torch.no_grad():
             for i, (p, place) in enumerate(zip(params, self.places, strict=True)):
                 own = self.params.as_strided(*place)
                 own.copy_(p)
                 p.data = own
                 if p.grad is not None and p.grad.layout == torch.strided and p.grad.dtype == gradient_type:
-                    view = self.view(i)
-                    view.copy_(p.grad)
-                    p.grad = view
+                    self.views[i].copy_(p.grad)
+                    p.grad = self.views[i]
 
-    def view(self, i: int) -> torch.Tensor:
-        """Give a parameter's piece of the gradients."""
-        return self.views[i] if self.views else self.gradients.as_strided(*self.places[i])
-
-    def uses(self) -> tuple[int, int]:
-        """Count the tensors, and whatever else, that hold the memory of the parameters and of the gradients."""
-        return _uses(self.storages[0]._cdata), _uses(self.storages[1]._cdata)
+    def gradients_at(self, found: np.ndarray) -> np.ndarray:
+        """Give the addresses at which the gradients of the parameters numbered `found` were put."""
+        return self.gradients.data_ptr() + self.starts[found] * self.gradients.element_size()
 
     def plane(self, name: str, plane: Any, i: int, p: torch.Tensor) -> torch.Tensor:
         """Give a parameter's piece of one plane of the state."""
@@ -69,8 +61,6 @@ class Flat:
 
     def _holds(self, i: int, g: Any) -> bool:
         """Whether a gradient is the piece of the gradients that it should be."""
-        if self.views and g is not self.views[i]:
-            return False
         _, stride, start = self.places[i]
         at = self.gradients.data_ptr() + start * self.gradients.element_size()
         return not g.numel() or (g.data_ptr() == at and g.stride() == stride and g.dtype == self.gradients.dtype)
@@ -100,4 +90,4 @@ class Flat:
                 if set_to_none and not p.requires_grad:  # frozen, as torch leaves it
                     p.grad = None
                 elif g.layout != torch.strided or not self._holds(i, g):
-                    p.grad = self.view(i)
+                    p.grad = self.views[i]

@@ -1,16 +1,13 @@
 """The parameters of one group that are kept alike: their memory, what has become of it, and one launch for all.
 
 Each parameter has a row: where it lies, and where its gradient and its state do. Rows are made once and hold as long as
-the addresses do; at each step those are compared, tensor by tensor but without a line of Python in between. In flat
-buffers neighbours are one row.
+the addresses do; at each step those are compared, tensor by tensor (`before`). In flat buffers neighbours are one row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
-from operator import is_
 from typing import Any
 
 import numpy as np
@@ -22,27 +19,19 @@ from fastopt.kernels.form import exact, form
 from fastopt.kernels.noise import noise_keys
 from fastopt.kernels.program import Program, host_scalars, plan, planes
 from fastopt.kernels.storage import STORAGES, TILE
+from fastopt.torch import walks
+from fastopt.torch.before import MOVED, SAME, before
 from fastopt.torch.flat import ALIGNED, Flat
-from fastopt.torch.kept import formats, forward_plane, key, require_state
+from fastopt.torch.kept import formats
+from fastopt.torch.state import State
 from fastopt.torch.tensors import (
-    address,
-    decode,
     describe,
-    encode,
-    flat,
-    gradient,
-    is_contiguous,
-    is_dense,
-    is_wrapped,
     local,
     on_stream,
-    plane_size,
     require_gradient,
     require_parameter,
     same_order,
-    strides,
     torch_type,
-    type_of,
 )
 
 
@@ -57,39 +46,31 @@ class Bucket:
     launch: Any
 
 
-class Part:
+class Part(State):
     """Parameters of one group and of one type and device.
 
     `names` says what errors call them, `first` is the offset of the first for noise. With `flatten` parameters,
-    gradients and state move into flat buffers; "sealed" promises that nobody else moves them (see `_sealed`).
+    gradients and state move into flat buffers.
     """
 
     def __init__(
-        self, params: Sequence[Any], names: Sequence[str], first: int, entries: dict[str, float], *, flatten: bool | str
+        self, params: Sequence[Any], names: Sequence[str], first: int, entries: dict[str, float], *, flatten: bool
     ):
-        self.params, self.names = list(params), list(names)
-        self.wrapped = any(map(is_wrapped, params))
-        kind = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32  # as torch counts
-        self.steps = torch.zeros(len(self.params), dtype=kind, device="cpu")
-        self.entries = {
-            name: torch.full((len(self.params),), value, dtype=kind, device="cpu") for name, value in entries.items()
-        }
-        self.beginning = entries
-        self.counts = self.steps.numpy()
-        self.memory: list[dict[str, torch.Tensor]] = [{} for _ in self.params]  # name of a plane → its tensor
-        self.shown: list[dict[str, Any]] = [{} for _ in self.params]  # likewise, as state shows it
-        self.kept: dict[str, str] = {}
+        super().__init__(params, names, entries)
+        self.objects = np.fromiter(map(id, self.params), np.int64, len(self.params))
         self.rule: Any = None
         self.shape: tuple = ()
         self.buckets: list[Bucket] = []
-        self.stale = True
         tensors = [local(p) for p in params]
         self.templates = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in tensors]
         self.device = params[0].device
         sizes = [t.numel() for t in tensors]
         self.offsets = first + np.cumsum([0, *(-(-n // TILE) * TILE for n in sizes)])
-        self.flat: Flat | None = None
         self.flatten = flatten
+
+    def holds(self, given: Any) -> bool:
+        """Whether a group's parameters are still these."""
+        return walks.holds(given, self.params, self.objects)
 
     @property
     def end(self) -> int:
@@ -117,7 +98,7 @@ class Part:
         if self.flatten and self.flat is None:
             coarse = program.noise or program.tiled or storage is not None
             align = TILE if coarse else ALIGNED
-            self.flat = Flat(self.params, align, self._gradient_type(), sealed=self.flatten == "sealed")
+            self.flat = Flat(self.params, align, self._gradient_type())
 
     def _gradient_type(self) -> torch.dtype:
         return torch_type(STORAGES[self.kept["g"]].planes[0])
@@ -126,13 +107,17 @@ class Part:
 
     def look(self, where: str) -> None:
         """Compare addresses with those of the last step, and raise a LayoutError where a step is impossible."""
-        self.moved: list[int] | None = None
-        if not self.stale and self.steps._version == self.version and (self._sealed() or self._as_before()):
-            if self.moved is not None:
-                self._require_apart(self.moved, where)
-            return
+        self.moved = False
+        if not self.stale and self.steps._version == self.version:
+            found = self.before.compare()
+            if found == SAME:
+                return
+            if found == MOVED and self._may_move():
+                self._require_apart(self.before.now, np.flatnonzero(self.before.now != self.before.g_at), where)
+                self.moved = True
+                return
         self.stale, self.buckets = True, []
-        grads = list(map(gradient, self.params))
+        grads = [p.grad for p in self.params]
         self.found = [i for i, g in enumerate(grads) if g is not None]
         kind = self._gradient_type()
         for i in self.found:
@@ -154,62 +139,19 @@ class Part:
         got = f"{describe(p)}, strides {list(p.stride())}"
         raise LayoutError(explain(where, what, got=got, expected=expected, do=do))
 
-    def _sealed(self) -> bool:
-        """Whether nothing can have been moved in sealed buffers: as many tensors view them as when all were looked at.
+    def _may_move(self) -> bool:
+        """Whether the rows stay what they are though gradients lie elsewhere: in flat buffers neighbours are one."""
+        if self.flat is None:
+            return True
+        return not (((self.before.now == self.flat_at) != self.own) & (self.g_bytes > 0)).any()
 
-        What is replaced lets go of its memory, and that shows at once, however many tensors there are. It does not
-        where somebody takes hold of the old memory instead, which is what is promised not to happen.
-        """
-        return (
-            self.flatten == "sealed"
-            and self.attached
-            and self.flat is not None
-            and self.flat.uses() == self.uses
-            and self._still_idle()
-        )
-
-    def _still_idle(self) -> bool:
-        return all(map(is_, map(gradient, self.idle), repeat(None)))
-
-    def _as_before(self) -> bool:
-        """Whether all is where it was; gradients alone may have `moved`."""
-        params, grads = self.active, self.grads
-        try:
-            if grads:
-                if not all(map(is_, map(gradient, params), grads)):
-                    return False
-            else:
-                grads = list(map(gradient, params))
-                if self.wrapped:
-                    params, grads = list(map(local, params)), list(map(local, grads))
-                if self.in_order:
-                    if not all(map(is_contiguous, grads)):
-                        return False
-                elif list(map(strides, grads)) != self.g_strides:
-                    return False
-            at = list(map(address, grads))
-        except (AttributeError, RuntimeError, TypeError):  # a gradient is gone, or sparse
-            return False
-        if list(map(address, params)) != self.p_at or not self._still_idle():
-            return False
-        if at != self.g_at:  # only memory that is new can be of another type: torch sees to it
-            self.moved = at
-            came = self.flat is not None and self.flat.among(self.found, self.active) != self.own
-            return not self.attached and not came and list(map(type_of, grads)) == self.g_types
-        if self.attached and self.flat is not None:
-            self.uses = self.flat.uses()
-        return True
-
-    def _require_apart(self, g_at: Iterable[int], where: str) -> None:
-        """Raise a LayoutError if a gradient lies in memory that the step writes."""
-        first = np.fromiter(g_at, np.int64, len(self.active))
+    def _require_apart(self, g_at: np.ndarray, which: np.ndarray, where: str) -> None:
+        """Raise a LayoutError if one of these gradients lies in memory that the step writes."""
+        first, size = g_at[which], self.g_bytes[which]
         after = np.searchsorted(self.starts, first, "right")
-        into = self.ends[after - 1] > first
-        before = after < len(self.starts)
-        into[before] |= self.starts[after[before]] < (first + self.g_bytes)[before]
-        into &= self.g_bytes > 0
+        into = ((self.ends[after - 1] > first) | (self.starts[after] < first + size)) & (size > 0)
         if into.any():
-            what = f"the gradient of {self.names[self.found[int(np.flatnonzero(into)[0])]]} lies in memory of a"
+            what = f"the gradient of {self.names[self.found[which[into][0]]]} lies in memory of a"
             raise LayoutError(explain(where, f"{what} parameter or its state.", do="give it memory of its own"))
 
     # Memory.
@@ -221,8 +163,8 @@ class Part:
         torch.optim.SGD, the first step is the one that makes the state.
         """
         if not self.stale:
-            if self.moved is not None:
-                self._move(self.moved)
+            if self.moved:
+                self._move()
             return
         initial = initial_state(self.rule, self.program)
         for i in self.found:
@@ -233,60 +175,6 @@ class Part:
         self._arrange(where)
         self.stale = False
 
-    def _allocate(self, i: int, b: str, value: float) -> bool:
-        """Make the planes of one buffer of a parameter that it does not have yet, and say whether there are any."""
-        storage, p = STORAGES[self.kept[b]], self.params[i]
-        own = planes(b, storage)
-        forward = list(own)[storage.forward] if b == "p" else None
-        if not (missing := [name for name in own if name != forward and name not in self.memory[i]]):
-            return False
-        for name in missing:
-            self._hold(i, name, own[name], whole=len(own) == 1)
-        if b == "p":
-            self._fill(i, b, p)
-        elif len(own) == 1 and storage.planes[0].dtype.kind == "f":
-            self.memory[i][missing[0]].fill_(value)
-        else:
-            self._fill(i, b, torch.full_like(local(p), value, dtype=getattr(torch, storage.computes.name)))
-        return True
-
-    def _hold(self, i: int, name: str, plane: Any, *, whole: bool) -> None:
-        """Allocate one plane of a parameter; a whole buffer of a distributed one is distributed likewise."""
-        p, kind = self.params[i], torch_type(plane)
-        tensor = local(p)
-        if self.flat is not None:
-            self.memory[i][name] = self.shown[i][name] = self.flat.plane(name, plane, i, tensor)
-        elif plane.tiled:
-            self.memory[i][name] = self.shown[i][name] = torch.zeros(
-                plane_size(plane, tensor.numel()), dtype=kind, device=tensor.device
-            )
-        else:
-            shown = torch.zeros_like(p if whole else tensor, dtype=kind, requires_grad=False)
-            self.memory[i][name], self.shown[i][name] = local(shown), shown
-
-    def _fill(self, i: int, b: str, value: torch.Tensor) -> None:
-        """Encode values into the planes of a buffer; of a parameter's, all but what the forward pass reads."""
-        storage, like = STORAGES[self.kept[b]], local(self.params[i])
-        encoded = encode(storage, local(value), like)
-        for k, (name, words) in enumerate(zip(planes(b, storage), encoded, strict=True)):
-            if b != "p" or k != storage.forward:
-                flat(self.memory[i][name]).copy_(words)
-
-    def expose(self, i: int, names: dict[str, str], state: Any, *, counted: bool) -> None:
-        """Show a parameter's memory in the optimizer's state, under torch's names."""
-        with_step = counted or self.program.noise
-        if not self.shown[i] and not with_step:
-            return
-        entries = state[self.params[i]]
-        for b, chosen in self.kept.items():  # values that are kept in planes now
-            if b != "g" and len(STORAGES[chosen].planes) > 1:
-                dict.pop(entries, "master" if b == "p" else names.get(b, b), None)
-        shown = {key(name, self.kept, names): tensor for name, tensor in self.shown[i].items()}
-        if with_step:
-            shown = {"step": self.steps[i], **{n: x[i] for n, x in self.entries.items()}, **shown}
-        for name, tensor in shown.items():
-            dict.__setitem__(entries, name, tensor)
-
     def _arrange(self, where: str) -> None:
         program, params = self.program, self.params
         chosen = set(self.found)
@@ -294,26 +182,24 @@ class Part:
         self.idle = [p for i, p in enumerate(params) if i not in chosen]
         tensors = list(map(local, self.active))
         grads = [local(p.grad) for p in self.active]
-        self.p_at, self.g_at = list(map(address, tensors)), list(map(address, grads))
-        self.g_strides, self.g_types = list(map(strides, grads)), list(map(type_of, grads))
-        self.in_order = all(map(is_contiguous, tensors))
+        self.before = before(self.active, self.idle)
         self.g_bytes = np.array([g.numel() * g.element_size() for g in grads], np.int64)
-        self.own = own = [False] * len(self.found) if self.flat is None else self.flat.among(self.found, self.active)
-        self.attached = self.flat is not None and all(own)
-        # Of ours alone, so that nobody's memory is kept alive; and in sealed buffers it is to die, to be noticed.
-        self.grads = grads if self.attached and self.flatten != "sealed" else []
+        found = np.array(self.found, np.intp)
+        self.own = own = np.zeros(len(found), bool)
+        if self.flat is not None:
+            own[:] = self.flat.among(self.found, self.active)
+            self.flat_at = self.flat.gradients_at(found)
         forward = list(planes("p", program.storages["p"]))[program.storages["p"].forward]
         columns = []
         for b in program.buffers:
-            given = self.p_at if b.name == forward else self.g_at if b.buffer == "g" else None
-            columns.append(given or [self.memory[i][b.name].data_ptr() for i in self.found])
+            given = self.before.p_at if b.name == forward else self.before.g_at if b.buffer == "g" else None
+            columns.append([self.memory[i][b.name].data_ptr() for i in self.found] if given is None else given)
         sizes = np.array([t.numel() for t in tensors], np.int64)
         at = np.array(columns, np.int64).reshape(len(columns), len(sizes)).T
         written = [k for k, b in enumerate(program.buffers) if b.buffer != "g"]
         self._require_disjoint(at, sizes, written, where)
-        self._require_apart(self.g_at, where)
+        self._require_apart(self.before.g_at, np.arange(len(found)), where)
         self.buckets = []
-        found = np.array(self.found, np.intp)
         groups: dict[tuple, list[int]] = {}
         values = [self.counts[found], *(x.numpy()[found] for x in self.entries.values())]
         for k, equal in enumerate(zip(*(v.tolist() for v in values), strict=True)):
@@ -323,7 +209,7 @@ class Part:
             lengths = sizes[member]
             if self.flat is not None:
                 member = member[lengths > 0]
-                member, lengths = self.flat.merged(member, found, np.array(own), sizes, gaps=not program.tiled)
+                member, lengths = self.flat.merged(member, found, own, sizes, gaps=not program.tiled)
             whole = len(rows) == len(params)
             self.buckets.append(
                 Bucket(
@@ -335,7 +221,6 @@ class Part:
                 )
             )
         self.version = self.steps._version  # which others raise when they write a count; this step does not
-        self.uses = (0, 0)  # not looked at yet
 
     def _require_disjoint(self, at: np.ndarray, sizes: np.ndarray, written: list[int], where: str) -> None:
         """Note where the step writes, in order, and raise a LayoutError if two of those places overlap."""
@@ -346,21 +231,21 @@ class Part:
         starts = at[:, written].T.ravel()
         order = np.argsort(starts, kind="stable")
         order = order[lengths.ravel()[order] > 0]
-        self.starts = np.concatenate([[0], starts[order]])
-        self.ends = np.concatenate([[0], (starts + lengths.ravel())[order]])
+        beyond = np.iinfo(np.int64).max  # so that there is always one before and one after
+        self.starts = np.concatenate([[0], starts[order], [beyond]])
+        self.ends = np.concatenate([[0], (starts + lengths.ravel())[order], [beyond]])
         clash = np.flatnonzero(self.ends[:-1] > self.starts[1:])
         if clash.size:
             pair = [self.names[self.found[int(order[k]) % len(sizes)]] for k in (clash[0] - 1, clash[0])]
             what = f"the memory of {pair[0]} and {pair[1]}, or of their state, overlaps."
             raise LayoutError(explain(where, what, do="share one nn.Parameter between modules to tie them"))
 
-    def _move(self, g_at: list[int]) -> None:
+    def _move(self) -> None:
         """Write where the gradients now are into the rows."""
-        column = np.array(g_at, np.int64)
         k = next(k for k, b in enumerate(self.program.buffers) if b.buffer == "g")
         for bucket in self.buckets:
-            bucket.launch.set_column(k, column[bucket.rows])
-        self.g_at = g_at
+            bucket.launch.set_column(k, self.before.now[bucket.rows])
+        self.before.settle()
 
     # A step.
 
@@ -380,105 +265,6 @@ class Part:
                 (setattr, bucket, "entries", entries),
             ]
         return calls
-
-    # State that comes and goes.
-
-    def forget(self) -> None:
-        """Go back to before the first step."""
-        self.memory, self.shown = [{} for _ in self.params], [{} for _ in self.params]
-        self.counts[...] = 0
-        for name, vector in self.entries.items():
-            vector.fill_(self.beginning[name])
-        self.stale = True
-
-    def reread(self, i: int, entries: dict[str, Any], names: dict[str, str], where: str) -> None:
-        """See what others have made of a parameter's state: what is gone, and what is another tensor now."""
-        shown = {key(name, self.kept, names): (name, tensor) for name, tensor in self.shown[i].items()}
-        ours = {name: plane for name, (plane, tensor) in shown.items() if entries.get(name) is tensor}
-        self.memory[i] = {plane: self.memory[i][plane] for plane in ours.values()}
-        self.shown[i] = {plane: self.shown[i][plane] for plane in ours.values()}
-        entries = {**entries, "step": float(entries["step"])} if entries.get("step") is not None else entries
-        if not self.memory[i]:
-            self.counts[i] = 0
-        for b, chosen in self.kept.items():  # planes of a state that was moved here as it is
-            own = planes(b, STORAGES[chosen])
-            for name, plane in own.items() if b != "g" and len(own) > 1 else ():
-                tensor, size = entries.get(key(name, self.kept, names)), local(self.params[i]).numel()
-                if name not in ours.values() and tensor is not None and tensor.numel() == plane_size(plane, size):
-                    self._hold(i, name, plane, whole=False)
-                    flat(self.memory[i][name]).copy_(flat(tensor))
-        self.take(i, {name: x for name, x in entries.items() if name not in ours}, names, where=where)
-
-    def take(
-        self,
-        i: int,
-        given: dict[str, Any],
-        names: dict[str, str],
-        *,
-        where: str,
-        copy: bool = False,
-        exactly: bool = False,
-    ) -> None:
-        """Take over a parameter's state by torch's names: the tensors where they fit, or with `copy` their values."""
-        theirs = {names.get(b, b): b for b in self.kept if b not in ("p", "g")}
-        p, values = local(self.params[i]), {}
-        for name, value in given.items():
-            b = "p" if name == "master" else theirs.get(name)
-            if b is not None and value is not None:
-                text = f"the state {name!r} of {self.names[i]}"
-                require_state(value, self.params[i], b, STORAGES[self.kept[b]], where, text, exactly=exactly)
-                values[b] = value
-        if given.get("step") is not None:
-            self.counts[i] = float(given["step"])
-        elif values.keys() - {"p"}:
-            self.counts[i] = max(self.counts[i], 1)
-        for name, vector in self.entries.items():
-            if given.get(name) is not None:
-                vector[i] = float(given[name])
-        for b, value in values.items():
-            own = planes(b, STORAGES[self.kept[b]])
-            (first, plane), tensor = next(iter(own.items())), local(value)
-            if len(own) > 1:
-                forward = forward_plane(b, own, STORAGES[self.kept[b]])
-                for name in own.keys() - forward:
-                    self._hold(i, name, own[name], whole=False)
-                self._fill(i, b, value)
-                for name in own.keys() - forward if b == "p" else ():
-                    if (exact := given.get(key(name, self.kept, names))) is not None:
-                        flat(self.memory[i][name]).copy_(flat(exact))
-            elif (
-                not copy
-                and self.flat is None
-                and tensor.dtype == torch_type(plane)
-                and is_dense(tensor)
-                and same_order(tensor, p)
-            ):
-                self.memory[i][first], self.shown[i][first] = tensor, value
-            else:
-                self._hold(i, first, plane, whole=True)
-                self.memory[i][first].copy_(tensor.detach())
-        self.stale = True
-
-    def decoded(self, i: int, entries: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-        """Give a parameter's state under torch's names, what is kept in several planes as values of full precision.
-
-        What a parameter keeps beside what the model sees is given twice: as it is, for the same storage, where two ways
-        to write one value would make a difference to the model, and within the value, for every other.
-        """
-        given, p = dict(entries), self.params[i]
-        for b, chosen in self.kept.items():
-            storage = STORAGES[chosen]
-            own = planes(b, storage)
-            if b == "g" or len(own) == 1 or not self.memory[i].keys() >= own.keys() - forward_plane(b, own, storage):
-                continue
-            held = [local(p) if name in forward_plane(b, own, storage) else self.memory[i][name] for name in own]
-            values = decode(storage, held, local(p))
-            for name in own if b != "p" else ():  # those of a parameter, which only it and they make up, stay beside it
-                given.pop(key(name, self.kept, names), None)
-            if is_wrapped(p):
-                values = type(p).from_local(values, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
-            given["master" if b == "p" else names.get(b, b)] = values
-        return given
 
 
 def _bind(program: Program, sizes: np.ndarray, offsets: np.ndarray, at: np.ndarray, device: torch.device) -> Any:

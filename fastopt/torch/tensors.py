@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from operator import attrgetter
 from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
@@ -18,11 +17,6 @@ from fastopt.kernels.storage import STORAGES, TILE, Plane, Storage, pack, unpack
 
 FORMATS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 """The format in which a buffer of a type is kept where no storage says otherwise."""
-
-gradient = attrgetter("grad")
-type_of = attrgetter("dtype")
-# Called through `map`, so that no line of Python is between two tensors.
-address, strides, is_contiguous = torch.Tensor.data_ptr, torch.Tensor.stride, torch.Tensor.is_contiguous
 
 
 def torch_type(plane: Plane) -> torch.dtype:
@@ -62,6 +56,12 @@ def is_dense(tensor: torch.Tensor) -> bool:
     return True
 
 
+def fits(tensor: torch.Tensor) -> bool:
+    """Whether the memory of a dense tensor is there: its storage may have been made smaller."""
+    end = (tensor.storage_offset() + tensor.numel()) * tensor.element_size()
+    return not tensor.numel() or tensor.untyped_storage().nbytes() >= end
+
+
 def same_order(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors of one shape have their elements in the same order; strides of a single element are moot."""
     return a.numel() < 2 or all(s == t for s, t, n in zip(a.stride(), b.stride(), a.shape, strict=True) if n != 1)
@@ -96,9 +96,11 @@ def require_parameter(p: Any, where: str, name: str) -> None:
         what, do = f"{name} is neither in the CPU's memory nor on a CUDA device.", "move the model before"
     else:
         with torch.no_grad():
-            if is_dense(local(p)):
+            if is_dense(own := local(p)) and fits(own):
                 return
         what, do = f"{name} does not fill one run of memory.", "make it a tensor of its own: nn.Parameter(p.clone())"
+        if is_dense(own):
+            what, do = f"the storage of {name} is too small for it.", "resize it back before the step"
     expected = "a dense tensor of float32, float64, bfloat16 or float16"
     raise LayoutError(explain(where, what, got=describe(p), expected=expected, do=do))
 
@@ -121,6 +123,8 @@ def require_gradient(g: Any, p: Any, kind: torch.dtype, where: str, name: str) -
         what = f"the gradient of {name} lies in memory in another order."
         expected += f", whose strides are {list(p.stride())}"
         do = "p.grad = torch.empty_like(p).copy_(p.grad)"
+    elif not fits(local(g)):
+        what, do = f"the storage of the gradient of {name} is too small for it.", "resize it back before the step"
     else:
         return
     raise LayoutError(explain(where, what, got=describe(g), expected=expected, do=do))

@@ -1,0 +1,504 @@
+"""What a step compares tensors with: every change beside it is seen, in compiled code and through Python alike."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastopt[torch]'")
+
+import fastopt.torch  # noqa: E402
+from fastopt import LayoutError  # noqa: E402
+from fastopt.kernels import cpu  # noqa: E402
+from fastopt.torch import native, walks  # noqa: E402
+from fastopt.torch.before import CHANGED, MOVED, SAME, before  # noqa: E402
+
+WAYS = ["in compiled code", "through Python"]
+FLATTEN = {"table": False, "flatten": True}
+compiled_only = pytest.mark.skipif(native.functions() is None, reason="torch's C functions are not to be had here")
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    if request.param == WAYS[1]:
+        monkeypatch.setattr(native, "functions", lambda: None)
+    elif native.functions() is None:
+        pytest.skip("torch's C functions are not to be had here")
+    return request.param
+
+
+def parameter(*shape, g: float | None = 0.5):
+    p = torch.nn.Parameter(torch.arange(1.0, 1 + int(np.prod(shape))).reshape(shape))
+    p.grad = None if g is None else torch.full(shape, g)
+    return p
+
+
+def test_torchs_functions_are_found_where_ci_runs():
+    """Not to find them is allowed elsewhere; here it would make every test of the compiled way pass by skipping."""
+    import platform
+
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        pytest.skip("tried on Linux alone")
+    assert native.functions() is not None
+
+
+@compiled_only
+@pytest.mark.parametrize("name", [*native._C, *native._CPP])
+def test_without_one_of_torchs_functions_the_step_looks_through_python(name, monkeypatch):
+    table = "_C" if name in native._C else "_CPP"
+    without = {n: x for n, x in getattr(native, table).items() if n != name}
+    gone = {"_absent_here": native._C["dim"]} if table == "_C" else {name: ("_absent_here", None)}
+    monkeypatch.setattr(native, table, {**without, **gone})
+    native.functions.cache_clear()
+    try:
+        assert native.functions() is None
+        p, q = parameter(3), parameter(3)
+        ours, theirs = fastopt.torch.AdamW([p], lr=0.1), torch.optim.AdamW([q], lr=0.1)
+        assert WAYS[1] in repr(ours)
+        for k in range(3):
+            for x, opt in ((p, ours), (q, theirs)):
+                x.grad = torch.full((3,), 1.0 + k)
+                opt.step()
+        torch.testing.assert_close(p, q)
+    finally:
+        native.functions.cache_clear()
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("is_neg", "_ZN2at6native7is_conjERKNS_6TensorE"),
+        ("bump", "_ZN2at6native7is_conjERKNS_6TensorE"),
+    ],
+)
+def test_functions_that_do_something_else_are_found_out(name, other, monkeypatch):
+    monkeypatch.setattr(native, "_CPP", {**native._CPP, name: (other, native._CPP[name][1])})
+    native.functions.cache_clear()
+    try:
+        assert native.functions() is None
+    finally:
+        native.functions.cache_clear()
+
+
+def test_the_optimizer_says_in_which_way_it_looks(way):
+    assert f"looked at {way}" in repr(fastopt.torch.AdamW([parameter(2)]))
+    with torch.inference_mode():
+        frozen = torch.ones(2)  # has no version counter, for which torch's function would end the process
+    assert WAYS[1] in repr(fastopt.torch.AdamW([parameter(2), frozen]))
+
+    elsewhere = torch.ones(2)
+
+    class Own(torch.nn.Parameter):
+        grad = property(lambda self: elsewhere)
+
+    ours = Own(torch.ones(2))
+    opt = fastopt.torch.SGD([ours], lr=0.25)
+    assert WAYS[1] in repr(opt)
+    for expected in (0.75, 0.5):
+        opt.step()
+        assert ours.tolist() == [expected] * 2
+
+
+def test_the_interpreter_is_held_while_tensors_are_looked_at(monkeypatch, tmp_path):
+    """Whoever could run meanwhile could free them. Also where compiled code cannot be kept on disk."""
+    for name, text in (("look", walks._LOOK), ("bump", walks._BUMP), ("holds", walks._HOLDS)):
+        kernel = cpu.load(name, text)
+        assert not kernel.targetoptions.get("nogil")
+
+    class Unwritable:
+        py_func, targetoptions, stats = staticmethod(lambda: None), {}, SimpleNamespace(cache_path=tmp_path)
+
+        def compile(self, signature):
+            raise OSError("read-only")
+
+    monkeypatch.setattr(cpu.files, "warn_unwritable", lambda *given: None)
+    assert not cpu._compile(Unwritable(), (), tmp_path / "x.py").targetoptions["nogil"]
+    Unwritable.targetoptions = {"nogil": True}
+    assert cpu._compile(Unwritable(), (), tmp_path / "x.py").targetoptions["nogil"]
+
+
+# ---------------------------------------------------------------- what torch.optim follows, so does the step
+
+HELD: list[Any] = []
+
+
+def hold(x):
+    """Keep what is replaced alive, so that nothing else takes its place in memory."""
+    HELD.append(x)
+    return x
+
+
+def new(p, k):
+    return torch.cos(torch.arange(float(p.numel())) + k).reshape(p.shape)
+
+
+def with_gradient(change):
+    def changed(p, k):
+        if p.grad is not None:
+            change(p, k)
+
+    changed.__name__ = change.__name__
+    return changed
+
+
+def gradient_replaced(p, k):
+    p.grad = new(p, k)
+
+
+def gradient_replaced_and_held(p, k):
+    hold(p.grad)
+    p.grad = new(p, k)
+
+
+def gradient_gone(p, k):
+    p.grad = None
+
+
+@with_gradient
+def gradient_written(p, k):
+    p.grad.copy_(new(p, k))
+
+
+@with_gradient
+def gradients_data_replaced(p, k):
+    p.grad.data = new(p, k)
+
+
+@with_gradient
+def gradients_data_replaced_and_held(p, k):
+    hold(p.grad.data)
+    p.grad.data = new(p, k)
+
+
+@with_gradient
+def gradient_set(p, k):
+    p.grad.set_(hold(new(p, k)))
+
+
+@with_gradient
+def gradients_storage_grown(p, k):
+    p.grad = p.grad.clone()  # of a storage of its own
+    p.grad.untyped_storage().resize_(4096)
+
+
+@with_gradient
+def gradient_within_another(p, k):
+    whole = torch.zeros(3, *p.shape)
+    whole[1] = p.grad
+    p.grad = whole[1]
+
+
+def parameters_data_replaced(p, k):
+    p.data = p.data * 0.5
+
+
+def parameters_data_replaced_and_held(p, k):
+    hold(p.data)
+    p.data = p.data * 0.5
+
+
+def parameter_set(p, k):
+    with torch.no_grad():
+        p.set_(hold(p.detach() * 0.75))
+
+
+def parameter_swapped(p, k):
+    """Give the very object another tensor inside, with its gradient, as Module.to may."""
+    if p.grad is not None and p.grad_fn is None:
+        other = torch.nn.Parameter(p.detach() * 0.5)
+        other.grad = new(p, k)
+        torch.utils.swap_tensors(p, other)
+
+
+FOLLOWED = [
+    gradient_replaced, gradient_replaced_and_held, gradient_gone, gradient_written, gradients_data_replaced,
+    gradients_data_replaced_and_held, gradient_set, gradients_storage_grown, gradient_within_another,
+    parameters_data_replaced, parameters_data_replaced_and_held, parameter_set, parameter_swapped,
+]  # fmt: skip
+SHAPES = [(3,), (2, 4), (1,), (0,), (5,), (), (3, 3)]
+
+
+def twins(flatten):
+    params = [[parameter(*shape) for shape in SHAPES] for _ in range(2)]
+    return params, (torch.optim.AdamW(params[0], lr=0.1), fastopt.torch.AdamW(params[1], lr=0.1, flatten=flatten))
+
+
+def assert_same(params, message):
+    for i, (p, q) in enumerate(zip(*params, strict=True)):
+        np.testing.assert_allclose(
+            q.detach().numpy(), p.detach().numpy(), rtol=1e-5, atol=1e-6, err_msg=f"{message}, parameter {i}"
+        )  # a dozen steps of 0.1 with some 16 roundings each, of values up to 9
+
+
+@pytest.mark.parametrize("memory", FLATTEN)
+@pytest.mark.parametrize("change", FOLLOWED, ids=lambda change: change.__name__)
+def test_the_step_follows_where_torch_does(change, memory, way):
+    params, optimizers = twins(FLATTEN[memory])
+    for k, which in enumerate([[], [0], [], [3, 4], [1, 6], [], range(7), []]):
+        for own, opt in zip(params, optimizers, strict=True):
+            for p in own:
+                if p.grad is None:
+                    p.grad = new(p, k)
+            for i in which:
+                change(own[i], 10 * k + i)
+            opt.step()
+        assert_same(params, f"step {k}")
+    HELD.clear()
+
+
+EVENTS = st.lists(
+    st.lists(st.tuples(st.sampled_from(FOLLOWED), st.integers(0, len(SHAPES) - 1)), max_size=4), min_size=2, max_size=10
+)
+
+
+@compiled_only
+@pytest.mark.parametrize("memory", FLATTEN)
+@settings(max_examples=60, deadline=None)
+@given(events=EVENTS)
+def test_any_sequence_of_changes_is_followed_in_both_ways(memory, events):
+    """Beside torch.optim, step by step; and both ways say the same of the tensors, wherever the same may be said."""
+    params = [[parameter(*shape) for shape in SHAPES] for _ in range(3)]
+    optimizers = [
+        torch.optim.AdamW(params[0], lr=0.1),
+        *(fastopt.torch.AdamW(own, lr=0.1, flatten=FLATTEN[memory]) for own in params[1:]),
+    ]
+    functions = native.functions
+    for k, changes in enumerate([[], *events, []]):
+        said = []
+        for which, (own, opt) in enumerate(zip(params, optimizers, strict=True)):
+            with pytest.MonkeyPatch.context() as patch:
+                if which == 2:
+                    patch.setattr(native, "functions", lambda: None)
+                for change, i in changes:
+                    change(own[i], 100 * k + i)
+                if which and k:
+                    said.append(opt._parts[0][0].before.compare())
+                opt.step()
+                if which:
+                    assert opt._parts[0][0].before.way == WAYS[which - 1]
+        assert native.functions is functions
+        assert_same([params[0], params[1]], f"step {k}, compiled")
+        assert_same([params[0], params[2]], f"step {k}, mapped")
+        # A gradient that is freed and made anew may or may not come to lie where it was.
+        assert not said or said[0] == said[1] or set(said) == {SAME, MOVED}
+        if not changes and said:
+            assert said == [SAME, SAME]
+    HELD.clear()
+
+
+# ---------------------------------------------------------------- what no step can follow is refused, whole
+
+
+def transposed_in_place(p):
+    p.grad.t_()
+
+
+def transposed_by_dimensions(p):
+    p.grad.transpose_(0, 1)
+
+
+def made_smaller(p):
+    p.grad.resize_(2, 3)
+
+
+def made_larger(p):
+    p.grad.resize_(4, 3)
+
+
+def of_another_type(p):
+    p.grad.data = p.grad.data.double()
+
+
+def of_another_type_where_it_was(p):
+    p.grad.data = p.grad.data.view(torch.int32)
+
+
+def sparse(p):
+    p.grad = torch.eye(3).to_sparse()
+
+
+def negative_where_it_was(p):
+    p.grad = torch._neg_view(p.grad)
+
+
+def gradients_storage_emptied(p):
+    p.grad = p.grad.clone()
+    p.grad.untyped_storage().resize_(0)
+
+
+def gradients_storage_cut(p):
+    p.grad = p.grad.clone()
+    p.grad.untyped_storage().resize_(16)
+
+
+def parameter_transposed_where_it_was(p):
+    p.data = p.data.t()
+
+
+def parameter_cut_where_it_was(p):
+    p.data = p.data[:2]
+
+
+def parameter_of_another_type_where_it_was(p):
+    p.data = p.data.view(torch.float16).as_strided(p.shape, p.stride())
+
+
+def parameters_storage_emptied(p):
+    p.data = p.data.clone()
+    p.untyped_storage().resize_(0)
+
+
+def gradient_of_the_parameters_memory(p):
+    p.grad = p.detach()
+
+
+REFUSED = [
+    transposed_in_place, transposed_by_dimensions, made_smaller, made_larger, of_another_type,
+    of_another_type_where_it_was, sparse, negative_where_it_was, gradients_storage_emptied, gradients_storage_cut,
+    parameter_transposed_where_it_was, parameter_cut_where_it_was, parameter_of_another_type_where_it_was,
+    parameters_storage_emptied, gradient_of_the_parameters_memory,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("memory", FLATTEN)
+@pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__)
+def test_what_no_step_can_follow_is_refused_and_nothing_written(change, memory, way):
+    first, p, last = parameter(4), parameter(3, 3), parameter(2)
+    opt = fastopt.torch.AdamW([first, p, last], lr=0.1, flatten=FLATTEN[memory])
+    for _ in range(2):
+        opt.step()
+    before, data, grad = [x.detach().clone() for x in (first, last)], p.data, p.grad.clone()
+    values, versions = data.clone(), [x._version for x in (first, p, last)]
+    change(p)
+    if p.shape == data.shape:
+        versions[1] = p._version
+    for _ in range(2):  # again, and it is still wrong
+        with pytest.raises(LayoutError, match="group 0"):
+            opt.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, (first, last), strict=True))
+    assert all(float(x["step"]) == 2 for x in opt.state.values())
+    assert [x._version for x in (first, last)] == [versions[0], versions[2]]
+    p.data, p.grad = data, grad
+    assert torch.equal(p, values)
+    opt.step()
+    assert not torch.equal(first, before[0])
+    assert not torch.equal(p, values)
+
+
+# ---------------------------------------------------------------- what a comparison says
+
+
+def test_what_a_comparison_says(way):
+    active, idle = [parameter(3), parameter(2, 2), parameter(0)], [parameter(2, g=None)]
+    seen = before(active, idle)
+    assert seen.way == way
+    assert seen.compare() == SAME
+    held = active[1].grad
+    active[1].grad = torch.ones(2, 2)
+    assert seen.compare() == MOVED
+    assert seen.now.tolist() == [p.grad.data_ptr() for p in active]
+    seen.settle()
+    assert seen.compare() == SAME
+    active[1].grad = held
+    assert seen.compare() == MOVED
+    seen.settle()
+    idle[0].grad = torch.ones(2)
+    assert seen.compare() == CHANGED
+    idle[0].grad = None
+    assert seen.compare() == SAME
+    kept = active[0].data
+    active[0].data = torch.ones(3)
+    assert seen.compare() == CHANGED
+    active[0].data = kept
+    assert seen.compare() == SAME
+    versions = [p._version for p in (*active, *idle)]
+    seen.raise_versions()
+    assert [p._version for p in (*active, *idle)] == [v + 1 for v in versions[:3]] + versions[3:]
+
+
+@compiled_only
+def test_compiled_code_sees_a_shape_that_changes_in_place_alone():
+    """Through Python only the number of elements is compared where all is contiguous: the step would be the same."""
+    p = parameter(3, 3)
+    seen = before([p], [])
+    p.grad.unsqueeze_(2)
+    assert seen.compare() == CHANGED
+    p.grad.squeeze_(2)
+    assert seen.compare() == SAME
+    p.data = p.data.unsqueeze(2)
+    assert seen.compare() == CHANGED
+
+
+@pytest.mark.parametrize("memory", FLATTEN)
+def test_a_backward_after_the_step_through_what_it_wrote_fails_as_in_torch(memory, way):
+    for module in (torch.optim, fastopt.torch):
+        p = parameter(3)
+        opt = module.AdamW([p], **({} if module is torch.optim else {"flatten": FLATTEN[memory]}))
+        for _ in range(2):
+            loss = (p * p).sum()
+            opt.step()
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+        (p * p).sum().backward()
+
+
+@pytest.mark.parametrize("memory", FLATTEN)
+def test_what_is_exchanged_in_a_groups_list_is_seen(memory, way):
+    """Also for a tensor that is equal, so that lists of them compare as equal."""
+    for make in (list, tuple):
+        a, b = parameter(1), parameter(3)
+        opt = fastopt.torch.SGD([a, b], lr=1.0, flatten=FLATTEN[memory])
+        opt.param_groups[0]["params"] = make([a, b])
+        opt.step()
+        other = torch.nn.Parameter(a.detach().clone())
+        other.grad = torch.ones(1)
+        opt.param_groups[0]["params"] = make([other, b])
+        opt.step()
+        assert (a.item(), other.item(), b[0].item()) == (0.5, -0.5, 0.0)
+        opt.param_groups[0]["params"] = make([other])
+        opt.step()
+        assert (a.item(), other.item(), b[0].item()) == (0.5, -1.5, 0.0)
+
+
+def test_gradients_come_in_any_order(way):
+    params = [[parameter(2, g=None) for _ in range(5)] for _ in range(2)]
+    optimizers = torch.optim.Adam(params[0], lr=0.1), fastopt.torch.Adam(params[1], lr=0.1)
+    for k, having in enumerate(([4], [4, 0], [2], [2, 1, 0], [3], [3], [0, 1, 2, 3, 4], [])):
+        for own, opt in zip(params, optimizers, strict=True):
+            for i, p in enumerate(own):
+                p.grad = new(p, k + i) if i in having else None
+            opt.step()
+        assert_same(params, f"step {k}")
+
+
+def test_steps_in_threads_at_once_look_at_their_own(way):
+    """Each thread's gradients are freed and made anew all the time."""
+    params = [[parameter(40) for _ in range(30)] for _ in range(4)]
+    failed: list[BaseException] = []
+
+    def train(own, opt):
+        try:
+            for k in range(40):
+                for p in own:
+                    p.grad = new(p, k)
+                opt.step()
+        except BaseException as error:
+            failed.append(error)
+
+    running = [threading.Thread(target=train, args=(own, fastopt.torch.AdamW(own))) for own in params]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    assert not failed
+    alone = [parameter(40) for _ in range(30)]
+    train(alone, fastopt.torch.AdamW(alone))
+    for own in params:
+        assert all(torch.equal(p, q) for p, q in zip(own, alone, strict=True))
