@@ -552,3 +552,31 @@ def test_lightning(automatic, tmp_path):
         np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), atol=1e-4)  # as above
     saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
     torch.optim.AdamW(twin.parameters()).load_state_dict(saved["optimizer_states"][0])
+
+
+def test_options_that_are_written_to_in_place_are_seen():
+    p = torch.nn.Parameter(torch.zeros(3))
+    opt = fastopt.torch.SGD([p], lr=1.0)
+    group = opt.param_groups[0]
+
+    def moved():
+        before = p.detach().clone()
+        p.grad = torch.ones(3)
+        opt.step()
+        return (p.detach() - before).tolist()
+
+    assert moved() == [-1.0] * 3
+    group["lr"] = torch.tensor(1.0)  # the same number, in what can be written to
+    assert moved() == [-1.0] * 3
+    group["lr"].fill_(0.5)
+    assert moved() == [-0.5] * 3
+    group["maximize"] = True
+    assert moved() == [0.5] * 3
+    opt = fastopt.torch.Adam([p], lr=1.0, betas=(0.0, 0.999))
+    betas = opt.param_groups[0]["betas"] = [0.0, 0.999]
+    assert moved() == pytest.approx([-1.0] * 3)
+    betas[0] = 0.5
+    p.grad = -torch.ones(3)
+    before = p.detach().clone()
+    opt.step()
+    assert torch.equal(p, before)  # half of 1 and half of -1

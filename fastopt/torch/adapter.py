@@ -32,6 +32,14 @@ class Settings(NamedTuple):
     seed: int
 
 
+class Known(NamedTuple):
+    """The rule of a group, the options that made it, and the values that these were read from."""
+
+    given: list[Any] | None = None
+    key: tuple | None = None
+    rule: Any = None
+
+
 class _Loaded:
     """A parameter's saved state on its way through torch's `load_state_dict`, which would cast its tensors."""
 
@@ -59,7 +67,7 @@ class Adapter(torch.optim.Optimizer):
         kept = dict(storage) if isinstance(storage, Mapping) else storage
         self._settings = Settings(flatten, kept, dispatch.seed_number(seed, where))
         self._parts: list[list[Part]] | None = None
-        self._rules: list[tuple[Any, Any]] = []
+        self._rules: list[Known] = []
         super().__init__(params, *args, **options)
         self._begin(self.state)
         if flatten:
@@ -144,7 +152,8 @@ class Adapter(torch.optim.Optimizer):
                 first = part.end
                 parts.append(part)
             built.append(parts)
-        self._rules = [(None, None)] * len(built)
+        self._options_read = tuple(dict.fromkeys((*self.defaults, "capturable", "differentiable", "maximize")))
+        self._rules = [Known()] * len(built)
         self._parts = built
         self._reread("step")
 
@@ -199,16 +208,19 @@ class Adapter(torch.optim.Optimizer):
 
     def _current(self, k: int, unscale: float | None) -> Any:
         """Give the rule of a group as its options are now: the same object while they are the same."""
-        group = self.param_groups[k]
+        group, known = self.param_groups[k], self._rules[k]
+        given = [unscale, *map(group.get, self._options_read)]
+        if given == known.given and torch.Tensor not in map(type, given):
+            return known.rule
         options = self._options(group)
         factor = (-1.0 if group.get("maximize") else 1.0) * (1.0 if unscale is None else unscale)
-        key = (factor, *options.values())
-        known, rule = self._rules[k]
-        if key != known:
+        key, rule = (factor, *options.values()), known.rule
+        if key != known.key:
             rule = self._rule(options)
             if factor != 1.0:
                 rule = ScaledGradient(rule, factor)
-            self._rules[k] = (key, rule)
+        fixed = all(map(_is_fixed, given))  # what is not, others may write to
+        self._rules[k] = Known(given if fixed else None, key, rule)
         return rule
 
     # Steps.
@@ -382,7 +394,7 @@ class Adapter(torch.optim.Optimizer):
         self._begin({p: x for p, x in given.items() if not isinstance(p, torch.Tensor)})
         if self._parts is None:
             self._build()
-        self._rules = [(None, None)] * len(groups)
+        self._rules = [Known()] * len(groups)
         for k, parts in enumerate(self._parts or []):
             rule = self._current(k, None)
             for part in parts:
@@ -416,6 +428,13 @@ class Adapter(torch.optim.Optimizer):
 
 
 _OWN: dict[str, Any] = {"flatten": False, "storage": None, "seed": 0}
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether a value cannot change while it is the same object."""
+    return (
+        all(map(_is_fixed, value)) if type(value) is tuple else value is None or type(value) in (bool, int, float, str)
+    )
 
 
 def _wrapped(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
