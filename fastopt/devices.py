@@ -148,8 +148,23 @@ def running(device: Any, stream: Any, where: str) -> Iterator[None]:
         if stream is None:
             yield
         else:
-            with stream_of(stream, device, where):
+            with using(stream_of(stream, device, where), where):
                 yield
+
+
+@contextmanager
+def using(stream: Any, where: str) -> Iterator[None]:
+    """Make a stream of CuPy's the current one for a while.
+
+    CuPy's own `with stream` goes back to the stream of the `with` around it, and so forgets one that the caller has
+    made current by `use()`.
+    """
+    before = load_cupy(where).cuda.get_current_stream()
+    stream.use()
+    try:
+        yield
+    finally:
+        before.use()
 
 
 def stream_of(stream: Any, device: Any, where: str) -> Any:

@@ -21,7 +21,9 @@ from cuda_player import compile_library
 
 from fastopt.kernels.nvrtc import OPTIONS
 
-_state = types.SimpleNamespace(device=0, streams=[], count=2, launches=[], broken=None, capability=90, compiled=0)
+_state = types.SimpleNamespace(
+    device=0, streams=[], current={}, count=2, launches=[], broken=None, capability=90, compiled=0
+)
 
 
 class CUDARuntimeError(RuntimeError):
@@ -48,7 +50,7 @@ class Device:
         return str(_state.capability)
 
     def synchronize(self) -> None:
-        assert not any(stream.is_capturing() for stream in _state.streams), "a capture forbids to wait"
+        assert not get_current_stream().is_capturing(), "a capture forbids to wait"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Device) and other.id == self.id
@@ -74,7 +76,7 @@ class Graph:
 
 
 class Stream:
-    """A stream; `with` makes it the current one."""
+    """A stream; `with` makes it the current one, and then that of the `with` around it, whatever `use` did."""
 
     def __init__(self, name: str = "", non_blocking: bool = False):
         self.name, self.device_id = name, -1 if name.startswith("external") else _state.device
@@ -82,10 +84,16 @@ class Stream:
 
     def __enter__(self) -> Stream:
         _state.streams.append(self)
-        return self
+        return self.use()
 
     def __exit__(self, *_: object) -> None:
         assert _state.streams.pop() is self
+        _state.current[_state.device] = _state.streams[-1] if _state.streams else _default
+
+    def use(self) -> Stream:
+        assert self.device_id in (-1, _state.device), "a stream of another device than the current one"
+        _state.current[_state.device] = self
+        return self
 
     def is_capturing(self) -> bool:
         return self._captured is not None
@@ -111,7 +119,7 @@ _default = Stream("default")
 
 
 def get_current_stream() -> Stream:
-    return _state.streams[-1] if _state.streams else _default
+    return _state.current.get(_state.device, _default)
 
 
 class Memory:
@@ -325,7 +333,7 @@ class _Nvrtc:
 def install() -> types.ModuleType:
     """Make a module of this, as `import cupy` finds it; forget what was launched before."""
     _state.device, _state.count, _state.broken, _state.capability, _state.compiled = 0, 2, None, 90, 0
-    _state.streams, _state.launches = [], []
+    _state.streams, _state.launches, _state.current = [], [], {}
     module = types.ModuleType("cupy")
     found = {"name": b"a stand-in", "major": 9, "minor": 0, "totalGlobalMem": 80 << 30}
     runtime = types.SimpleNamespace(

@@ -95,9 +95,9 @@ def test_storages_on_a_device_are_those_of_the_cpu(preset, cupy):
 
 def test_a_step_runs_on_the_arrays_device_and_the_current_stream(cupy):
     ours = {name: on_device(cupy, a, device=1) for name, a in buffers().items()}
-    stream = cupy.cuda.Stream("mine")
-    with stream:
-        fastopt.update(ADAM, 1, ours)
+    with cupy.cuda.Device(1):  # each device has a current stream of its own
+        stream = cupy.cuda.Stream("mine").use()
+    fastopt.update(ADAM, 1, ours)
     ((name, grid, device, used),) = cupy.state.launches
     assert (name, grid, device, used) == (trace(ADAM, np.float32).name, (1,), 1, stream)
     assert cupy.state.device == 0
@@ -118,6 +118,16 @@ def test_a_step_runs_on_a_stream_that_is_passed_in(kind, cupy):
     opt.step({"w": on_device(cupy, buffers()["g"])}, stream=stream)
     assert {used.name for *_, used in cupy.state.launches} == {"mine" if kind == "cupy" else "external 1234"}
     assert not cupy.state.streams
+
+
+def test_a_stream_that_the_caller_made_current_stays_so(cupy):
+    """CuPy's own `with stream` would go back to the default stream."""
+    ours = {name: on_device(cupy, a) for name, a in buffers().items()}
+    mine = cupy.cuda.Stream("mine").use()
+    fastopt.update(ADAM, 1, ours, stream=SimpleNamespace(cuda_stream=1234))
+    assert cupy.cuda.get_current_stream() is mine
+    fastopt.update(ADAM, 2, ours)
+    assert cupy.state.launches[-1][3] is mine
 
 
 def test_what_is_no_stream_is_refused(cupy):

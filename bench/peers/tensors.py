@@ -61,8 +61,9 @@ def begin(optimizer: Any, params: list[Any], problem: Problem, names: Mapping[st
         state = optimizer.state[p]
         for ours, theirs in names.items():
             state[theirs] = tensor(problem.state[ours][name])
-        if "step" in state:
-            state["step"] = state["step"] * 0
+        for counted, start in (("step", 0.0), ("mu_product", 1.0)):  # the second is NAdam's product of momenta
+            if counted in state:
+                state[counted] = state[counted] * 0 + start
         if not names:
             state.clear()
 

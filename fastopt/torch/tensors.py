@@ -37,8 +37,10 @@ def local(tensor: Any) -> torch.Tensor:
 @contextmanager
 def on_stream(device: torch.device, where: str) -> Iterator[None]:
     """Make torch's current stream on a device the one on which CuPy works."""
-    with devices.device(where, device.index), _stream(torch.cuda.current_stream(device).cuda_stream, device.index):
-        yield
+    with devices.device(where, device.index):
+        stream = _stream(torch.cuda.current_stream(device).cuda_stream, device.index)
+        with devices.using(stream, where):
+            yield
 
 
 @lru_cache(maxsize=64)

@@ -183,6 +183,23 @@ def test_gradients_that_come_anew_each_step_on_streams_that_take_turns(memory):
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
+def test_cupys_current_stream_stays_what_the_caller_made_it(memory, cupy):
+    p = torch.nn.Parameter(torch.ones(1000, device="cuda"))
+    p.grad = torch.ones_like(p)
+    before, mine = cupy.cuda.get_current_stream(), cupy.cuda.Stream(non_blocking=True)
+    mine.use()
+    try:
+        opt = fastopt.torch.AdamW([p], flatten=MEMORIES[memory])
+        for _ in range(2):
+            opt.step()
+            assert cupy.cuda.get_current_stream() is mine
+        fastopt.update(fastopt.SGD(), 1, {"p": p.detach(), "g": p.grad.clone()}, stream=torch.cuda.current_stream())
+        assert cupy.cuda.get_current_stream() is mine
+    finally:
+        before.use()
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
 def test_grad_scaler_skips_a_step_whole(memory):
     start = torch.linspace(-1, 1, 300, device="cuda")
     params = [torch.nn.Parameter(start.clone()) for _ in range(2)]
