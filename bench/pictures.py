@@ -20,7 +20,7 @@ from fastopt.bench.report import beyond_cache, case_of, duration
 COLOURS = {
     "fastopt": "#d1341f", "ceiling": "#333333", "NumPy": "#9a9a9a", "torch for-loop": "#f2b134",
     "torch foreach": "#e08600", "torch fused": "#8a5a00", "torch compile": "#c98bd9", "DeepSpeed": "#1460c4",
-    "optax jit": "#12883e", "bitsandbytes": "#0a9aa8", "torchao": "#7a3fd0",
+    "optax jit": "#12883e", "bitsandbytes": "#0a9aa8", "torchao": "#7a3fd0", "FlashOptim": "#c4419a",
 }  # fmt: skip
 STORAGES = {
     "f32": "#111111", "bf16": "#1460c4", "split": "#0a9aa8", "8bit": "#e08600", "split_8bit": "#7a3fd0",
