@@ -21,6 +21,7 @@ Timed: TypeAlias = Callable[[int], float]
 
 SHORTEST = 5e-3  # seconds a sample lasts at least; a call that is shorter is repeated within the sample
 PAUSE = 2e-2  # seconds before a sample: OpenMP polls for 15 ms after its work, on cores the next one needs
+FITS = 1e-2  # seconds: what a shorter call works on may be in caches, so one is made before each sample, not timed
 PATIENCE = 2.0  # seconds: a contestant that has taken as long sits the remaining rounds out, after the third
 FEWEST = 3
 SLOW = 1.0  # seconds: a call that takes as long is not made twice to find out
@@ -59,6 +60,8 @@ def race(contestants: Mapping[str, Timed], repeats: int, *, pause: float = PAUSE
                 if k >= FEWEST and spent[name] > PATIENCE:
                     continue
                 time.sleep(pause)
+                if samples[name] and samples[name][-1] < FITS:
+                    contestants[name](1)
                 took = contestants[name](calls[name])
                 spent[name] += took
                 samples[name].append(took / calls[name])

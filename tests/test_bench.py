@@ -130,12 +130,16 @@ def test_what_is_no_size_is_refused(size):
 # ---------------------------------------------------------------- the clock
 
 
-def test_contestants_take_turns_from_another_one_each_round():
+def test_contestants_take_turns_from_another_one_each_round(monkeypatch):
     turns = []
 
     def contestant(name):
         return lambda calls: turns.append(name) or 1e-3
 
+    clock.race({name: contestant(name) for name in "abc"}, 3)
+    assert "".join(turns[-15:]) == "abcbbccaaccaabb"  # once beforehand, because it is quick
+    turns.clear()
+    monkeypatch.setattr(clock, "FITS", 0.0)
     clock.race({name: contestant(name) for name in "abc"}, 3)
     assert "".join(turns[-9:]) == "abcbcacab"
 
@@ -145,7 +149,7 @@ def test_a_sample_lasts_long_enough(monkeypatch):
     asked = []
     clock.race({"a": lambda calls: asked.append(calls) or calls * 1e-6}, 2)
     assert asked[-1] * 1e-6 >= 5e-3
-    assert asked[-1] == asked[-2]
+    assert asked[-3:] == [asked[-1], 1, asked[-1]]
 
 
 def test_who_is_slow_sits_rounds_out():
