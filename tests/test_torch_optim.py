@@ -164,8 +164,9 @@ def require_fifty_steps(case, dtype, groups, memory, device):
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("case", CASES)
-def test_bfloat16_steps_are_torchs_but_for_rounding(case, memory):
+def test_bfloat16_steps_are_torchs_but_for_rounding(case, groups, memory):
     """Each step begins where torch is, by way of state_dict: a single step's rounding is small enough to tell.
 
     torch rounds to bfloat16 after each of up to eight operations on the way to the update, each by 2⁻⁹ of it at most,
@@ -174,8 +175,8 @@ def test_bfloat16_steps_are_torchs_but_for_rounding(case, memory):
     """
     dtype = torch.bfloat16
     params, own = parameters(dtype), parameters(dtype)
-    theirs, ours = theirs_for(case, params, 3, foreach=False), make(case, own, 3, flatten=MEMORIES[memory])
-    for step in range(12):
+    theirs, ours = theirs_for(case, params, groups, foreach=False), make(case, own, groups, flatten=MEMORIES[memory])
+    for step in range(STEPS):
         before = [p.detach().float() for p in params]
         put_gradients(params, step)
         put_gradients(own, step)
