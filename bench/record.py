@@ -179,7 +179,7 @@ def versions() -> dict[str, str | None]:
 def commit() -> str | None:
     """Give the commit of the checkout, with -dirty where files differ from it; None where there is none or no git.
 
-    A copy of the files is told by the variable FASTOPT_COMMIT what it is a copy of.
+    A copy of the files is told by the variable FASTOPT_COMMIT which commit it is of.
     """
     if told := os.environ.get("FASTOPT_COMMIT"):
         return told
