@@ -1,17 +1,15 @@
 """Annealed gradient noise around any other rule: how stochastic descent leaves saddle points."""
 
-import inspect
 from dataclasses import dataclass
 from math import inf, sqrt
 from typing import Any
 
-from fastopt.errors import RuleError, explain
-from fastopt.kernels.form import require_rule
-from fastopt.kernels.settings import NONNEGATIVE, Setting, check, initial
+from fastopt.kernels.rules.around import Around
+from fastopt.kernels.settings import NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
-class GradientNoise:
+class GradientNoise(Around):
     """Any rule, its gradient perturbed by normal noise that fades with the steps.
 
         g ← g + √(η / (1 + t)^γ) · z,       z ~ N(0, 1), independent for each step and element
@@ -39,32 +37,11 @@ class GradientNoise:
     eta: Setting = 0.01
     gamma: Setting = 0.55
 
+    added = ("noise_scale", "noise")
+
     def __post_init__(self):
-        require_rule(self.rule, "GradientNoise")
-        taken = {"noise", "noise_scale"} & set(inspect.signature(self.rule.update).parameters)
-        if taken:
-            raise RuleError(
-                explain(
-                    "GradientNoise",
-                    f"the inner rule {type(self.rule).__name__} already has a parameter {min(taken)!r}.",
-                    do="add noise once, or rename that parameter",
-                )
-            )
+        super().__post_init__()
         check(self, eta=NONNEGATIVE, gamma=NONNEGATIVE)
-
-    @property
-    def unsigned(self):
-        """The inner rule's state that is never negative."""
-        return getattr(self.rule, "unsigned", ())
-
-    @property
-    def exact(self):
-        """The inner rule's state of which it takes differences."""
-        return getattr(self.rule, "exact", ())
-
-    def initial(self):
-        """Give the inner rule's initial state."""
-        return initial(self.rule)
 
     def scalars(self, t):
         """Compute the inner rule's scalars and the noise's standard deviation."""
@@ -77,11 +54,4 @@ class GradientNoise:
     @property
     def update(self):
         """The inner rule's update on the perturbed gradient; its signature is the inner one's plus the noise."""
-        inner = inspect.signature(self.rule.update)
-
-        def update(p, g, *state, noise_scale, noise, **scalars):
-            return self.rule.update(p, g + noise_scale * noise, *state, **scalars)
-
-        extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in ("noise_scale", "noise")]
-        update.__signature__ = inner.replace(parameters=[*inner.parameters.values(), *extra])  # type: ignore[attr-defined]
-        return update
+        return self.around(lambda g, scale, noise: g + scale * noise)
