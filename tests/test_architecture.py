@@ -80,6 +80,7 @@ MAY_IMPORT = {
     },
     "fastopt.torch.nadam": {"fastopt.kernels", "fastopt.kernels.rules"},
     "fastopt.torch.watched": set(),
+    "fastopt.torch.options": {"fastopt.kernels", "fastopt.kernels.rules", "fastopt.schedules"},
     "fastopt.torch.tensors": {
         "fastopt", "fastopt.devices", "fastopt.kernels.program", "fastopt.kernels.storage",
     },
@@ -101,9 +102,9 @@ MAY_IMPORT = {
         "fastopt.torch.state", "fastopt.torch.tensors", "fastopt.torch.walks",
     },
     "fastopt.torch.adapter": {
-        "fastopt", "fastopt.devices", "fastopt.dispatch", "fastopt.kernels.launch", "fastopt.kernels.rules",
-        "fastopt.kernels.storage", "fastopt.schedules", "fastopt.torch.before", "fastopt.torch.kept",
-        "fastopt.torch.part", "fastopt.torch.tensors", "fastopt.torch.watched",
+        "fastopt", "fastopt.devices", "fastopt.dispatch", "fastopt.kernels.launch", "fastopt.kernels.storage",
+        "fastopt.torch.before", "fastopt.torch.kept", "fastopt.torch.options", "fastopt.torch.part",
+        "fastopt.torch.tensors", "fastopt.torch.watched",
     },
     "fastopt.cli": {"fastopt.demo.commands"},
     "fastopt": {
@@ -118,7 +119,7 @@ HEAVY = {
     "cupy": {"fastopt.kernels.nvrtc"},
     "torch": {
         f"fastopt.torch.{name}"
-        for name in ("adapter", "before", "flat", "kept", "native", "optimizers", "part", "state", "tensors")
+        for name in "adapter before flat kept native optimizers options part state tensors".split()  # noqa: SIM905
     },
     "jax": set(),
     "ml_dtypes": {"fastopt.devices"},

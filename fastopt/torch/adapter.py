@@ -12,16 +12,13 @@ import torch  # pyright: ignore[reportMissingImports]
 from fastopt import devices, dispatch
 from fastopt.errors import BackendError, LayoutError, SettingError, explain
 from fastopt.kernels.launch import run
-from fastopt.kernels.rules import ScaledGradient
 from fastopt.kernels.storage import STORAGES
-from fastopt.schedules import Constant
 from fastopt.torch.before import way_of
 from fastopt.torch.kept import formats, require_state
+from fastopt.torch.options import Rules, numbers
 from fastopt.torch.part import Part
 from fastopt.torch.tensors import is_wrapped, on_stream, require_parameter
 from fastopt.torch.watched import Entries, Flag, Watched
-
-_HINTS = ("foreach", "fused", "capturable", "differentiable", "maximize", "initial_lr")
 
 
 class Settings(NamedTuple):
@@ -30,14 +27,6 @@ class Settings(NamedTuple):
     flatten: bool
     storage: Any
     seed: int
-
-
-class Known(NamedTuple):
-    """The rule of a group, the options that made it, and the values that these were read from."""
-
-    given: list[Any] | None = None
-    key: tuple | None = None
-    rule: Any = None
 
 
 class _Loaded:
@@ -67,7 +56,6 @@ class Adapter(torch.optim.Optimizer):
         kept = dict(storage) if isinstance(storage, Mapping) else storage
         self._settings = Settings(flatten, kept, dispatch.seed_number(seed, where))
         self._parts: list[list[Part]] | None = None
-        self._rules: list[Known] = []
         super().__init__(params, *args, **options)
         self._begin(self.state)
         if flatten:
@@ -114,7 +102,7 @@ class Adapter(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            rule = self._rule(self._options(group))
+            rule = self._rule(numbers(group, self.defaults, where))
             for p, name in zip(group["params"], self._named(len(self.param_groups) - 1), strict=True):
                 require_parameter(p, where, name)
                 formats(rule, self._settings.storage, p.dtype, where)
@@ -152,8 +140,7 @@ class Adapter(torch.optim.Optimizer):
                 first = part.end
                 parts.append(part)
             built.append(parts)
-        self._options_read = tuple(dict.fromkeys((*self.defaults, "capturable", "differentiable", "maximize")))
-        self._rules = [Known()] * len(built)
+        self._rules = Rules(self.defaults, len(built), type(self).__name__)
         self._parts = built
         self._reread("step")
 
@@ -186,18 +173,6 @@ class Adapter(torch.optim.Optimizer):
 
     # Options.
 
-    def _options(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Give a group's options as numbers, or raise a SettingError for those that are not supported."""
-        for name in ("capturable", "differentiable"):
-            if group.get(name):
-                what = f"{name}=True is not supported: the step is a compiled kernel that takes numbers from the host."
-                do = f"leave {name}=False, or use torch.optim.{type(self).__name__}"
-                raise SettingError(explain(type(self).__name__, what, do=do))
-        options = {name: _number(name, group[name]) for name in self.defaults if name not in _HINTS}
-        if options.get("lr") == 0:  # as at the end of a schedule: a rule's number that is zero is another kernel
-            options["lr"] = Constant(0.0)
-        return options
-
     def _rule(self, options: dict[str, Any]) -> Any:
         """Make the rule of these options."""
         raise NotImplementedError
@@ -208,20 +183,7 @@ class Adapter(torch.optim.Optimizer):
 
     def _current(self, k: int, unscale: float | None) -> Any:
         """Give the rule of a group as its options are now: the same object while they are the same."""
-        group, known = self.param_groups[k], self._rules[k]
-        given = [unscale, *map(group.get, self._options_read)]
-        if given == known.given and torch.Tensor not in map(type, given):
-            return known.rule
-        options = self._options(group)
-        factor = (-1.0 if group.get("maximize") else 1.0) * (1.0 if unscale is None else unscale)
-        key, rule = (factor, *options.values()), known.rule
-        if key != known.key:
-            rule = self._rule(options)
-            if factor != 1.0:
-                rule = ScaledGradient(rule, factor)
-        fixed = all(map(_is_fixed, given))  # what is not, others may write to
-        self._rules[k] = Known(given if fixed else None, key, rule)
-        return rule
+        return self._rules.current(k, self.param_groups[k], unscale, self._rule)
 
     # Steps.
 
@@ -369,7 +331,7 @@ class Adapter(torch.optim.Optimizer):
         if "_settings" not in state:
             self._load(state["state"], state["param_groups"])
             return
-        self._parts, self._rules = None, []  # unpickled, or a deep copy
+        self._parts = None  # unpickled, or a deep copy
         super().__setstate__({**state, "state": defaultdict(dict, state["state"])})
         self._begin(self.state)
         if self._settings.flatten:
@@ -383,7 +345,7 @@ class Adapter(torch.optim.Optimizer):
         self.param_groups = groups
         try:
             for k, group in enumerate(groups):
-                rule = self._rule(self._options({**self.defaults, **group}))
+                rule = self._rule(numbers({**self.defaults, **group}, self.defaults, type(self).__name__))
                 for p, name in zip(group["params"], self._named(k), strict=True):
                     kept = formats(rule, self._settings.storage, p.dtype, where)
                     self._require_state(given.get(p, {}), p, kept, where, name)
@@ -394,7 +356,7 @@ class Adapter(torch.optim.Optimizer):
         self._begin({p: x for p, x in given.items() if not isinstance(p, torch.Tensor)})
         if self._parts is None:
             self._build()
-        self._rules = [Known()] * len(groups)
+        self._rules = Rules(self.defaults, len(groups), type(self).__name__)
         for k, parts in enumerate(self._parts or []):
             rule = self._current(k, None)
             for part in parts:
@@ -430,27 +392,8 @@ class Adapter(torch.optim.Optimizer):
 _OWN: dict[str, Any] = {"flatten": False, "storage": None, "seed": 0}
 
 
-def _is_fixed(value: Any) -> bool:
-    """Whether a value cannot change while it is the same object."""
-    return (
-        all(map(_is_fixed, value)) if type(value) is tuple else value is None or type(value) in (bool, int, float, str)
-    )
-
-
 def _wrapped(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Hide the saved tensors from torch's `load_state_dict`, which casts them to the parameters' type."""
     groups = [{**g, "capturable": False} if g.get("capturable") else g for g in state_dict["param_groups"]]
     state = {k: _Loaded(x) for k, x in state_dict["state"].items()}
     return {**state_dict, "state": state, "param_groups": groups}
-
-
-def _number(name: str, value: Any) -> Any:
-    """Give an option's value, of a tensor the number in it."""
-    if isinstance(value, tuple | list):
-        return tuple([_number(name, x) for x in value])
-    if isinstance(value, torch.Tensor):
-        if value.device.type != "cpu":
-            what, do = f"{name} is a tensor on a device, and reading it waits for that.", "pass a number"
-            raise SettingError(explain("step", what, got=str(value.device), do=do))
-        return value.item()
-    return value
