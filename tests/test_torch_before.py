@@ -338,6 +338,23 @@ def gradients_storage_cut(p):
     p.grad.untyped_storage().resize_(16)
 
 
+def gradient_of_a_class_that_keeps_it_elsewhere(p):
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
+
+    p.grad = AsyncCollectiveTensor(p.grad)
+
+
+def gradient_of_zeros_that_are_nowhere(p):
+    p.grad = torch._efficientzerotensor(p.shape)
+
+
+def gradient_that_is_fake(p):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        p.grad = torch.ones(3, 3)
+
+
 def parameter_transposed_where_it_was(p):
     p.data = p.data.t()
 
@@ -362,6 +379,7 @@ def gradient_of_the_parameters_memory(p):
 REFUSED = [
     transposed_in_place, transposed_by_dimensions, made_smaller, made_larger, of_another_type,
     of_another_type_where_it_was, sparse, negative_where_it_was, gradients_storage_emptied, gradients_storage_cut,
+    gradient_of_a_class_that_keeps_it_elsewhere, gradient_of_zeros_that_are_nowhere, gradient_that_is_fake,
     parameter_transposed_where_it_was, parameter_cut_where_it_was, parameter_of_another_type_where_it_was,
     parameters_storage_emptied, gradient_of_the_parameters_memory,
 ]  # fmt: skip

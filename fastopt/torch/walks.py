@@ -123,8 +123,10 @@ def look(functions, common, active, idle, p_at, g_at, expected, now):
                 and call_for_status(storage_offset, g, answer) == 0
             ):
                 return CHANGED
-            end = common[6] * peek(answer, int64) + expected[first + 1 + 3 * count]
-            if call_for_status(storage_size, g, answer) != 0 or peek(answer, int64) < end:
+            begin, size = common[6] * peek(answer, int64), expected[first + 1 + 3 * count]
+            if size > 0 and now[i] == begin:  # a storage that is nowhere
+                return CHANGED
+            if call_for_status(storage_size, g, answer) != 0 or peek(answer, int64) < begin + size:
                 return CHANGED
         first += 2 + 3 * count
     for i in range(idle.size):
