@@ -410,12 +410,107 @@ def test_what_no_step_can_follow_is_refused_and_nothing_written(change, memory, 
     assert not torch.equal(p, values)
 
 
+# ---------------------------------------------------------------- state that is moved in place, which no dict tells
+
+
+def states_data_replaced(x):
+    x.data = x.data * 2
+
+
+def states_data_replaced_and_held(x):
+    hold(x.data)
+    x.data = x.data * 2
+
+
+def state_set(x):
+    x.set_(hold(x * 2))
+
+
+def state_swapped(x):
+    torch.utils.swap_tensors(x, x * 2)
+
+
+def state_in_another_order(x):
+    x.data = x.data.t().contiguous().t()
+
+
+def state_shared(x):
+    x.share_memory_()
+
+
+def states_storage_grown(x):
+    x.untyped_storage().resize_(8192)
+
+
+STATES = [
+    states_data_replaced, states_data_replaced_and_held, state_set, state_swapped, state_in_another_order,
+    state_shared, states_storage_grown,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("memory", FLATTEN)
+@pytest.mark.parametrize("change", STATES, ids=lambda change: change.__name__)
+def test_state_that_is_moved_in_place_is_followed(change, memory, way):
+    params = [[parameter(*shape) for shape in ((3,), (2, 4), (40, 30))] for _ in range(2)]
+    optimizers = torch.optim.AdamW(params[0], lr=0.1), fastopt.torch.AdamW(params[1], lr=0.1, flatten=FLATTEN[memory])
+    for k, which in enumerate([[], [1], [], [0, 2], []]):
+        for own, opt in zip(params, optimizers, strict=True):
+            for i, p in enumerate(own):
+                p.grad.copy_(new(p, k))
+                if i in which:
+                    change(opt.state[p]["exp_avg"])
+                    change(opt.state[p]["exp_avg_sq"])
+            opt.step()
+        assert_same(params, f"step {k}")
+    for p, q in zip(*params, strict=True):
+        np.testing.assert_allclose(
+            optimizers[1].state[q]["exp_avg"], optimizers[0].state[p]["exp_avg"], rtol=1e-5, atol=1e-7
+        )
+    HELD.clear()
+
+
+@pytest.mark.parametrize("memory", FLATTEN)
+def test_state_that_is_made_another_in_place_is_refused(memory, way):
+    for change in (lambda x: x.resize_(2), lambda x: x.untyped_storage().resize_(0), lambda x: x.t_()):
+        first, p = parameter(4), parameter(3, 2)
+        opt = fastopt.torch.AdamW([first, p], lr=0.1, flatten=FLATTEN[memory])
+        opt.step()
+        kept = opt.state[p]["exp_avg"]
+        kept.data = kept.data.clone()
+        change(kept)
+        values = first.tolist(), p.tolist()
+        with pytest.raises(LayoutError, match=r"of parameter 1 of group 0 was made another"):
+            opt.step()
+        assert (first.tolist(), p.tolist()) == values
+        opt.state[p]["exp_avg"] = torch.zeros(3, 2)
+        opt.step()
+        assert first.tolist() != values[0]
+
+
+@pytest.mark.parametrize("memory", FLATTEN)
+def test_counts_of_steps_may_be_shared_between_processes(memory, way):
+    """As asynchronous training does with all state; it moves the memory in which steps are counted."""
+    params = [[parameter(3), parameter(2, 4)] for _ in range(2)]
+    optimizers = torch.optim.AdamW(params[0], lr=0.1), fastopt.torch.AdamW(params[1], lr=0.1, flatten=FLATTEN[memory])
+    for k in range(4):
+        for own, opt in zip(params, optimizers, strict=True):
+            for p in own:
+                p.grad = new(p, k)
+            opt.step()
+            for p in own if k == 1 else ():
+                opt.state[p]["step"].share_memory_()
+        assert_same(params, f"step {k}")
+        assert [float(x["step"]) for x in optimizers[1].state.values()] == [k + 1] * 2
+
+
 # ---------------------------------------------------------------- what a comparison says
 
 
 def test_what_a_comparison_says(way):
     active, idle = [parameter(3), parameter(2, 2), parameter(0)], [parameter(2, g=None)]
-    seen = before(active, idle)
+    state = [torch.zeros(3), torch.zeros(4)]
+    there = state[1].data
+    seen = before(active, idle, state)
     assert seen.way == way
     assert seen.compare() == SAME
     held = active[1].grad
@@ -435,6 +530,10 @@ def test_what_a_comparison_says(way):
     active[0].data = torch.ones(3)
     assert seen.compare() == CHANGED
     active[0].data = kept
+    assert seen.compare() == SAME
+    state[1].data = torch.ones(4)
+    assert seen.compare() == CHANGED
+    state[1].data = there
     assert seen.compare() == SAME
     versions = [p._version for p in (*active, *idle)]
     seen.raise_versions()

@@ -124,6 +124,7 @@ class Part(State):
             require_parameter(self.params[i], where, self.names[i])
             self._require_unchanged(i, where)
             require_gradient(grads[i], self.params[i], kind, where, self.names[i])
+            self.require_own(i, where)
 
     def _require_unchanged(self, i: int, where: str) -> None:
         """Raise a LayoutError if a parameter is not of the type, place, shape and order that its state has."""
@@ -168,6 +169,7 @@ class Part(State):
             return
         initial = initial_state(self.rule, self.program)
         for i in self.found:
+            self.settle(i)
             made = [b for b in self.program.storages if b != "g" and self._allocate(i, b, initial.get(b, 0.0))]
             if not counted and set(made) - {"p"}:
                 self.counts[i] = 0
@@ -182,14 +184,15 @@ class Part(State):
         self.idle = [p for i, p in enumerate(params) if i not in chosen]
         tensors = list(map(local, self.active))
         grads = [local(p.grad) for p in self.active]
-        self.before = before(self.active, self.idle)
+        forward = list(planes("p", program.storages["p"]))[program.storages["p"].forward]
+        kept = [b.name for b in program.buffers if b.name != forward and b.buffer != "g"]
+        self.before = before(self.active, self.idle, [self.memory[i][name] for i in self.found for name in kept])
         self.g_bytes = np.array([g.numel() * g.element_size() for g in grads], np.int64)
         found = np.array(self.found, np.intp)
         self.own = own = np.zeros(len(found), bool)
         if self.flat is not None:
             own[:] = self.flat.among(self.found, self.active)
             self.flat_at = self.flat.gradients_at(found)
-        forward = list(planes("p", program.storages["p"]))[program.storages["p"].forward]
         columns = []
         for b in program.buffers:
             given = self.before.p_at if b.name == forward else self.before.g_at if b.buffer == "g" else None
