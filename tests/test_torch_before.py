@@ -619,3 +619,18 @@ def test_steps_in_threads_at_once_look_at_their_own(way):
     train(alone, fastopt.torch.AdamW(alone))
     for own in params:
         assert all(torch.equal(p, q) for p, q in zip(own, alone, strict=True))
+
+
+def test_one_optimizer_may_be_stepped_in_threads_at_once(way):
+    params = [parameter(40) for _ in range(30)]
+    opt = fastopt.torch.AdamW(params, lr=0.001)
+    running = [threading.Thread(target=lambda: [opt.step() for _ in range(200)]) for _ in range(4)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    alone = [parameter(40) for _ in range(30)]
+    opt_alone = fastopt.torch.AdamW(alone, lr=0.001)
+    for _ in range(800):
+        opt_alone.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, alone, strict=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from fastopt.torch.tensors import (
     same_order,
     torch_type,
 )
+
+_TIE = "share one nn.Parameter between modules to tie them"
 
 
 @dataclass
@@ -98,7 +101,18 @@ class Part(State):
         if self.flatten and self.flat is None:
             coarse = program.noise or program.tiled or storage is not None
             align = TILE if coarse else ALIGNED
+            self._require_separate(where)
             self.flat = Flat(self.params, align, self._gradient_type())
+
+    def _require_separate(self, where: str) -> None:
+        """Raise a LayoutError if parameters overlap: in flat buffers each would silently get memory of its own."""
+        at = sorted(
+            (p.data_ptr(), p.numel() * p.element_size(), name) for p, name in zip(self.params, self.names, strict=True)
+        )
+        placed = [x for x in at if x[1]]
+        for (first, size, name), (after, _, other) in pairwise(placed):
+            if first + size > after:
+                raise LayoutError(explain(where, f"the memory of {name} and {other} overlaps.", do=_TIE))
 
     def _gradient_type(self) -> torch.dtype:
         return torch_type(STORAGES[self.kept["g"]].planes[0])
@@ -241,7 +255,7 @@ class Part(State):
         if clash.size:
             pair = [self.names[self.found[int(order[k]) % len(sizes)]] for k in (clash[0] - 1, clash[0])]
             what = f"the memory of {pair[0]} and {pair[1]}, or of their state, overlaps."
-            raise LayoutError(explain(where, what, do="share one nn.Parameter between modules to tie them"))
+            raise LayoutError(explain(where, what, do=_TIE))
 
     def _move(self) -> None:
         """Write where the gradients now are into the rows."""
