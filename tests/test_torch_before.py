@@ -634,3 +634,28 @@ def test_one_optimizer_may_be_stepped_in_threads_at_once(way):
     for _ in range(800):
         opt_alone.step()
     assert all(torch.equal(p, q) for p, q in zip(params, alone, strict=True))
+
+
+@compiled_only
+def test_torchs_functions_are_tried_on_tensors_that_no_mode_makes_fake():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    native.functions.cache_clear()
+    with FakeTensorMode(), torch.device("meta"), torch.inference_mode():
+        assert native.functions() is not None
+
+
+@pytest.mark.parametrize("memory", FLATTEN)
+@pytest.mark.parametrize("made_in", [True, False])
+def test_steps_in_inference_mode_go_on_outside_of_it(made_in, memory):
+    with torch.inference_mode(made_in):
+        p, q = parameter(3), parameter(3)
+        ours, theirs = fastopt.torch.AdamW([p], lr=0.1, flatten=FLATTEN[memory]), torch.optim.AdamW([q], lr=0.1)
+    with torch.inference_mode():
+        for _ in range(2):
+            ours.step()
+            theirs.step()
+    torch.testing.assert_close(p.detach(), q.detach())
+    if not made_in:  # where torch makes state that cannot be written to outside
+        ours.step()
+        assert float(ours.state[p]["step"]) == 3

@@ -86,7 +86,7 @@ class Mapped:
 
     def raise_versions(self) -> None:
         """Tell autograd that the parameters are written to."""
-        torch.autograd.graph.increment_version(self.active)
+        torch.autograd.graph.increment_version([p for p in self.active if not p.is_inference()])
 
 
 class Compiled:

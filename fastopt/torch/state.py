@@ -40,10 +40,12 @@ class State:
     def __init__(self, params: Sequence[Any], names: Sequence[str], entries: dict[str, float]):
         self.params, self.names = list(params), list(names)
         kind = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32  # as torch counts
-        self.steps = torch.zeros(len(self.params), dtype=kind, device="cpu")
-        self.entries = {
-            name: torch.full((len(self.params),), value, dtype=kind, device="cpu") for name, value in entries.items()
-        }
+        with torch.inference_mode(mode=False):  # whose tensors have no version counter
+            self.steps = torch.zeros(len(self.params), dtype=kind, device="cpu")
+            self.entries = {
+                name: torch.full((len(self.params),), value, dtype=kind, device="cpu")
+                for name, value in entries.items()
+            }
         self.beginning = entries
         self.memory: list[dict[str, torch.Tensor]] = [{} for _ in self.params]  # name of a plane → its tensor
         self.shown: list[dict[str, Any]] = [{} for _ in self.params]  # likewise, as state shows it
