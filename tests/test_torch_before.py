@@ -338,6 +338,23 @@ def gradients_storage_cut(p):
     p.grad.untyped_storage().resize_(16)
 
 
+def gradient_of_a_class_that_keeps_it_elsewhere(p):
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
+
+    p.grad = AsyncCollectiveTensor(p.grad)
+
+
+def gradient_of_zeros_that_are_nowhere(p):
+    p.grad = torch._efficientzerotensor(p.shape)
+
+
+def gradient_that_is_fake(p):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        p.grad = torch.ones(3, 3)
+
+
 def parameter_transposed_where_it_was(p):
     p.data = p.data.t()
 
@@ -362,6 +379,7 @@ def gradient_of_the_parameters_memory(p):
 REFUSED = [
     transposed_in_place, transposed_by_dimensions, made_smaller, made_larger, of_another_type,
     of_another_type_where_it_was, sparse, negative_where_it_was, gradients_storage_emptied, gradients_storage_cut,
+    gradient_of_a_class_that_keeps_it_elsewhere, gradient_of_zeros_that_are_nowhere, gradient_that_is_fake,
     parameter_transposed_where_it_was, parameter_cut_where_it_was, parameter_of_another_type_where_it_was,
     parameters_storage_emptied, gradient_of_the_parameters_memory,
 ]  # fmt: skip
@@ -392,12 +410,107 @@ def test_what_no_step_can_follow_is_refused_and_nothing_written(change, memory, 
     assert not torch.equal(p, values)
 
 
+# ---------------------------------------------------------------- state that is moved in place, which no dict tells
+
+
+def states_data_replaced(x):
+    x.data = x.data * 2
+
+
+def states_data_replaced_and_held(x):
+    hold(x.data)
+    x.data = x.data * 2
+
+
+def state_set(x):
+    x.set_(hold(x * 2))
+
+
+def state_swapped(x):
+    torch.utils.swap_tensors(x, x * 2)
+
+
+def state_in_another_order(x):
+    x.data = x.data.t().contiguous().t()
+
+
+def state_shared(x):
+    x.share_memory_()
+
+
+def states_storage_grown(x):
+    x.untyped_storage().resize_(8192)
+
+
+STATES = [
+    states_data_replaced, states_data_replaced_and_held, state_set, state_swapped, state_in_another_order,
+    state_shared, states_storage_grown,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("memory", FLATTEN)
+@pytest.mark.parametrize("change", STATES, ids=lambda change: change.__name__)
+def test_state_that_is_moved_in_place_is_followed(change, memory, way):
+    params = [[parameter(*shape) for shape in ((3,), (2, 4), (40, 30))] for _ in range(2)]
+    optimizers = torch.optim.AdamW(params[0], lr=0.1), fastopt.torch.AdamW(params[1], lr=0.1, flatten=FLATTEN[memory])
+    for k, which in enumerate([[], [1], [], [0, 2], []]):
+        for own, opt in zip(params, optimizers, strict=True):
+            for i, p in enumerate(own):
+                p.grad.copy_(new(p, k))
+                if i in which:
+                    change(opt.state[p]["exp_avg"])
+                    change(opt.state[p]["exp_avg_sq"])
+            opt.step()
+        assert_same(params, f"step {k}")
+    for p, q in zip(*params, strict=True):
+        np.testing.assert_allclose(
+            optimizers[1].state[q]["exp_avg"], optimizers[0].state[p]["exp_avg"], rtol=1e-5, atol=1e-7
+        )
+    HELD.clear()
+
+
+@pytest.mark.parametrize("memory", FLATTEN)
+def test_state_that_is_made_another_in_place_is_refused(memory, way):
+    for change in (lambda x: x.resize_(2), lambda x: x.untyped_storage().resize_(0), lambda x: x.t_()):
+        first, p = parameter(4), parameter(3, 2)
+        opt = fastopt.torch.AdamW([first, p], lr=0.1, flatten=FLATTEN[memory])
+        opt.step()
+        kept = opt.state[p]["exp_avg"]
+        kept.data = kept.data.clone()
+        change(kept)
+        values = first.tolist(), p.tolist()
+        with pytest.raises(LayoutError, match=r"of parameter 1 of group 0 was made another"):
+            opt.step()
+        assert (first.tolist(), p.tolist()) == values
+        opt.state[p]["exp_avg"] = torch.zeros(3, 2)
+        opt.step()
+        assert first.tolist() != values[0]
+
+
+@pytest.mark.parametrize("memory", FLATTEN)
+def test_counts_of_steps_may_be_shared_between_processes(memory, way):
+    """As asynchronous training does with all state; it moves the memory in which steps are counted."""
+    params = [[parameter(3), parameter(2, 4)] for _ in range(2)]
+    optimizers = torch.optim.AdamW(params[0], lr=0.1), fastopt.torch.AdamW(params[1], lr=0.1, flatten=FLATTEN[memory])
+    for k in range(4):
+        for own, opt in zip(params, optimizers, strict=True):
+            for p in own:
+                p.grad = new(p, k)
+            opt.step()
+            for p in own if k == 1 else ():
+                opt.state[p]["step"].share_memory_()
+        assert_same(params, f"step {k}")
+        assert [float(x["step"]) for x in optimizers[1].state.values()] == [k + 1] * 2
+
+
 # ---------------------------------------------------------------- what a comparison says
 
 
 def test_what_a_comparison_says(way):
     active, idle = [parameter(3), parameter(2, 2), parameter(0)], [parameter(2, g=None)]
-    seen = before(active, idle)
+    state = [torch.zeros(3), torch.zeros(4)]
+    there = state[1].data
+    seen = before(active, idle, state)
     assert seen.way == way
     assert seen.compare() == SAME
     held = active[1].grad
@@ -417,6 +530,10 @@ def test_what_a_comparison_says(way):
     active[0].data = torch.ones(3)
     assert seen.compare() == CHANGED
     active[0].data = kept
+    assert seen.compare() == SAME
+    state[1].data = torch.ones(4)
+    assert seen.compare() == CHANGED
+    state[1].data = there
     assert seen.compare() == SAME
     versions = [p._version for p in (*active, *idle)]
     seen.raise_versions()
@@ -502,3 +619,43 @@ def test_steps_in_threads_at_once_look_at_their_own(way):
     train(alone, fastopt.torch.AdamW(alone))
     for own in params:
         assert all(torch.equal(p, q) for p, q in zip(own, alone, strict=True))
+
+
+def test_one_optimizer_may_be_stepped_in_threads_at_once(way):
+    params = [parameter(40) for _ in range(30)]
+    opt = fastopt.torch.AdamW(params, lr=0.001)
+    running = [threading.Thread(target=lambda: [opt.step() for _ in range(200)]) for _ in range(4)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    alone = [parameter(40) for _ in range(30)]
+    opt_alone = fastopt.torch.AdamW(alone, lr=0.001)
+    for _ in range(800):
+        opt_alone.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, alone, strict=True))
+
+
+@compiled_only
+def test_torchs_functions_are_tried_on_tensors_that_no_mode_makes_fake():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    native.functions.cache_clear()
+    with FakeTensorMode(), torch.device("meta"), torch.inference_mode():
+        assert native.functions() is not None
+
+
+@pytest.mark.parametrize("memory", FLATTEN)
+@pytest.mark.parametrize("made_in", [True, False])
+def test_steps_in_inference_mode_go_on_outside_of_it(made_in, memory):
+    with torch.inference_mode(made_in):
+        p, q = parameter(3), parameter(3)
+        ours, theirs = fastopt.torch.AdamW([p], lr=0.1, flatten=FLATTEN[memory]), torch.optim.AdamW([q], lr=0.1)
+    with torch.inference_mode():
+        for _ in range(2):
+            ours.step()
+            theirs.step()
+    torch.testing.assert_close(p.detach(), q.detach())
+    if not made_in:  # where torch makes state that cannot be written to outside
+        ours.step()
+        assert float(ours.state[p]["step"]) == 3

@@ -14,6 +14,7 @@ torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip in
 
 import fastopt.torch  # noqa: E402
 from fastopt import LayoutError, SettingError  # noqa: E402
+from fastopt.torch import native  # noqa: E402
 
 MEMORIES = {"table": False, "flatten": True}
 
@@ -119,6 +120,8 @@ def test_shared_memory_is_refused_and_tied_weights_are_one_parameter():
     opt = fastopt.torch.SGD([with_gradient(a), with_gradient(b)])
     refuses(LayoutError, "overlap", opt.step)
     assert whole.tolist() == [1.0] * 6
+    refuses(LayoutError, "parameter 0 of group 0 and parameter 1", lambda: fastopt.torch.SGD([a, b], flatten=True))
+    assert a.data_ptr() == whole.data_ptr()
     layer, head = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
     head.weight = layer.weight
     both = torch.nn.Sequential(layer, head)
@@ -229,6 +232,7 @@ def test_types_may_be_mixed_in_a_group(memory):
 def test_compiled_code_takes_the_same_steps(what):
     ends = []
     for compiled in (False, True):
+        native.functions.cache_clear()  # as in a new process, where the first step tries torch's functions
         p = with_gradient(parameter(4))
         opt = fastopt.torch.AdamW([p], lr=0.1)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch  # pyright: ignore[reportMissingImports]
+from torch._compile import _disable_dynamo  # pyright: ignore[reportMissingImports]
 
 from fastopt import devices, dispatch
 from fastopt.errors import BackendError, LayoutError, SettingError, explain
@@ -56,6 +58,7 @@ class Adapter(torch.optim.Optimizer):
         kept = dict(storage) if isinstance(storage, Mapping) else storage
         self._settings = Settings(flatten, kept, dispatch.seed_number(seed, where))
         self._parts: list[list[Part]] | None = None
+        self._lock = threading.RLock()
         super().__init__(params, *args, **options)
         self._begin(self.state)
         if flatten:
@@ -209,9 +212,14 @@ class Adapter(torch.optim.Optimizer):
         if found is not None and float(found):
             return loss
         scale = getattr(self, "grad_scale", None)
-        with torch.no_grad():
-            self._step(None if scale is None else 1.0 / float(scale))
+        self._alone(None if scale is None else 1.0 / float(scale))
         return loss
+
+    @_disable_dynamo  # torch.compile has nothing to gain here, and fails within
+    def _alone(self, unscale: float | None) -> None:
+        """Step while no other thread does, which would write to the same tables."""
+        with torch.no_grad(), self._lock:
+            self._step(unscale)
 
     def _step(self, unscale: float | None) -> None:
         where = self._where("step")
@@ -258,6 +266,7 @@ class Adapter(torch.optim.Optimizer):
                 return False
         return True
 
+    @_disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset all gradients: to None, as torch does, or to zero where they are in flat buffers.
 
@@ -331,7 +340,7 @@ class Adapter(torch.optim.Optimizer):
         if "_settings" not in state:
             self._load(state["state"], state["param_groups"])
             return
-        self._parts = None  # unpickled, or a deep copy
+        self._parts, self._lock = None, threading.RLock()  # unpickled, or a deep copy
         super().__setstate__({**state, "state": defaultdict(dict, state["state"])})
         self._begin(self.state)
         if self._settings.flatten:

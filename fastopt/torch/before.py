@@ -25,9 +25,9 @@ _LAYOUT = attrgetter("dtype"), attrgetter("shape"), torch.Tensor.stride
 _CONTIGUOUS = attrgetter("dtype"), torch.Tensor.numel, torch.Tensor.is_contiguous
 
 
-def before(active: Sequence[Any], idle: Sequence[Any]) -> Compiled | Mapped:
-    """Note how parameters are, the active ones with their gradients, in whichever way they can be compared."""
-    return _kind([*active, *idle])(active, idle)
+def before(active: Sequence[Any], idle: Sequence[Any], state: Sequence[torch.Tensor] = ()) -> Compiled | Mapped:
+    """Note how parameters are, the active ones with their gradients, and where state lies."""
+    return _kind([*active, *idle])(active, idle, state)
 
 
 def way_of(params: Sequence[Any]) -> str:
@@ -44,11 +44,11 @@ class Mapped:
 
     way = "through Python"
 
-    def __init__(self, active: Sequence[Any], idle: Sequence[Any]):
-        self.active, self.idle = list(active), list(idle)
+    def __init__(self, active: Sequence[Any], idle: Sequence[Any], state: Sequence[torch.Tensor]):
+        self.active, self.idle, self.state = list(active), list(idle), list(state)
         self.wrapped = any(map(is_wrapped, active))
         params, grads = self._local()
-        self.p_at, self.g_at = _addresses(params), _addresses(grads)
+        self.p_at, self.g_at, self.s_at = _addresses(params), _addresses(grads), _addresses(self.state)
         self.now = self.g_at
         self.described = _CONTIGUOUS if all(x.is_contiguous() for x in [*params, *grads]) else _LAYOUT
         self.layouts = self._layouts(params), self._layouts(grads)
@@ -68,7 +68,9 @@ class Mapped:
             if (self._layouts(params), self._layouts(grads)) != self.layouts or any(map(_is_neg, grads)):
                 return CHANGED
             self.now = _addresses(grads)
-            if not np.array_equal(_addresses(params), self.p_at):
+            if not np.array_equal(_addresses(params), self.p_at) or not np.array_equal(
+                _addresses(self.state), self.s_at
+            ):
                 return CHANGED
         except (AttributeError, RuntimeError, TypeError):  # a gradient is gone, or sparse
             return CHANGED
@@ -84,7 +86,7 @@ class Mapped:
 
     def raise_versions(self) -> None:
         """Tell autograd that the parameters are written to."""
-        torch.autograd.graph.increment_version(self.active)
+        torch.autograd.graph.increment_version([p for p in self.active if not p.is_inference()])
 
 
 class Compiled:
@@ -92,14 +94,14 @@ class Compiled:
 
     way = "in compiled code"
 
-    def __init__(self, active: Sequence[Any], idle: Sequence[Any]):
+    def __init__(self, active: Sequence[Any], idle: Sequence[Any], state: Sequence[torch.Tensor]):
         found = native.functions()
         assert found is not None
-        self.kept = [*active, *idle]  # what the handles are of
+        self.kept = [*active, *idle, *state]  # what the handles are of
         self.functions = found.at
-        self.active, self.idle = native.handles(active), native.handles(idle)
+        self.active, self.idle, self.state = native.handles(active), native.handles(idle), native.handles(state)
         grads = [p.grad for p in active]
-        self.p_at, self.g_at = _addresses(active), _addresses(grads)
+        self.p_at, self.g_at, self.s_at = _addresses(active), _addresses(grads), _addresses(state)
         self.now = np.zeros_like(self.g_at)
         expected: list[int] = []
         for p, g in zip(active, grads, strict=True):
@@ -115,9 +117,8 @@ class Compiled:
 
     def compare(self) -> int:
         """Say whether all is as it was; where gradients alone have `MOVED`, `now` is where they are."""
-        return self.look(
-            self.functions, self.common, self.active, self.idle, self.p_at, self.g_at, self.expected, self.now
-        )
+        at = self.p_at, self.g_at, self.s_at
+        return self.look(self.functions, self.common, self.active, self.idle, self.state, *at, self.expected, self.now)
 
     def settle(self) -> None:
         """Take where the gradients are now for where they were."""

@@ -51,6 +51,12 @@ class Flat:
             return self.state[name][start // TILE :][: plane_size(plane, p.numel())]
         return self.state[name].as_strided(shape, stride, start)
 
+    def holds_state(self, name: str, i: int, plane: Any, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is a parameter's piece of one plane of the state, wherever that lies now."""
+        start = self.places[i][2] // TILE if plane.tiled else self.places[i][2]
+        at = self.state[name].data_ptr() + start * self.state[name].element_size()
+        return not tensor.numel() or tensor.data_ptr() == at
+
     def among(self, found: Sequence[int], params: Sequence[torch.Tensor]) -> list[bool]:
         """Say which of the parameters numbered `found` are, with their gradients, where they were put."""
         at, size = self.params.data_ptr(), self.params.element_size()

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
+from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportMissingImports]
 
 from fastopt.torch.tensors import FORMATS, is_wrapped
 
@@ -76,7 +77,7 @@ def functions() -> Functions | None:
         library = ctypes.CDLL(torch._C.__file__)  # and all that it depends on
         calls = {name: getattr(library, f"aoti_torch_get_{name}") for name in _C}
         calls |= {name: getattr(library, mangled) for name, (mangled, _) in _CPP.items()}
-        with torch.inference_mode(mode=False):
+        with torch.inference_mode(mode=False), _disable_current_modes():  # so that the tensors are what they seem
             return _tried(calls)
     except (OSError, AttributeError):
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from fastopt.torch.tensors import (
     same_order,
     torch_type,
 )
+
+_TIE = "share one nn.Parameter between modules to tie them"
 
 
 @dataclass
@@ -98,7 +101,18 @@ class Part(State):
         if self.flatten and self.flat is None:
             coarse = program.noise or program.tiled or storage is not None
             align = TILE if coarse else ALIGNED
+            self._require_separate(where)
             self.flat = Flat(self.params, align, self._gradient_type())
+
+    def _require_separate(self, where: str) -> None:
+        """Raise a LayoutError if parameters overlap: in flat buffers each would silently get memory of its own."""
+        at = sorted(
+            (p.data_ptr(), p.numel() * p.element_size(), name) for p, name in zip(self.params, self.names, strict=True)
+        )
+        placed = [x for x in at if x[1]]
+        for (first, size, name), (after, _, other) in pairwise(placed):
+            if first + size > after:
+                raise LayoutError(explain(where, f"the memory of {name} and {other} overlaps.", do=_TIE))
 
     def _gradient_type(self) -> torch.dtype:
         return torch_type(STORAGES[self.kept["g"]].planes[0])
@@ -124,6 +138,7 @@ class Part(State):
             require_parameter(self.params[i], where, self.names[i])
             self._require_unchanged(i, where)
             require_gradient(grads[i], self.params[i], kind, where, self.names[i])
+            self.require_own(i, where)
 
     def _require_unchanged(self, i: int, where: str) -> None:
         """Raise a LayoutError if a parameter is not of the type, place, shape and order that its state has."""
@@ -168,6 +183,7 @@ class Part(State):
             return
         initial = initial_state(self.rule, self.program)
         for i in self.found:
+            self.settle(i)
             made = [b for b in self.program.storages if b != "g" and self._allocate(i, b, initial.get(b, 0.0))]
             if not counted and set(made) - {"p"}:
                 self.counts[i] = 0
@@ -182,14 +198,15 @@ class Part(State):
         self.idle = [p for i, p in enumerate(params) if i not in chosen]
         tensors = list(map(local, self.active))
         grads = [local(p.grad) for p in self.active]
-        self.before = before(self.active, self.idle)
+        forward = list(planes("p", program.storages["p"]))[program.storages["p"].forward]
+        kept = [b.name for b in program.buffers if b.name != forward and b.buffer != "g"]
+        self.before = before(self.active, self.idle, [self.memory[i][name] for i in self.found for name in kept])
         self.g_bytes = np.array([g.numel() * g.element_size() for g in grads], np.int64)
         found = np.array(self.found, np.intp)
         self.own = own = np.zeros(len(found), bool)
         if self.flat is not None:
             own[:] = self.flat.among(self.found, self.active)
             self.flat_at = self.flat.gradients_at(found)
-        forward = list(planes("p", program.storages["p"]))[program.storages["p"].forward]
         columns = []
         for b in program.buffers:
             given = self.before.p_at if b.name == forward else self.before.g_at if b.buffer == "g" else None
@@ -238,7 +255,7 @@ class Part(State):
         if clash.size:
             pair = [self.names[self.found[int(order[k]) % len(sizes)]] for k in (clash[0] - 1, clash[0])]
             what = f"the memory of {pair[0]} and {pair[1]}, or of their state, overlaps."
-            raise LayoutError(explain(where, what, do="share one nn.Parameter between modules to tie them"))
+            raise LayoutError(explain(where, what, do=_TIE))
 
     def _move(self) -> None:
         """Write where the gradients now are into the rows."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
+from fastopt.errors import LayoutError, explain
 from fastopt.kernels.program import Program, planes
 from fastopt.kernels.storage import STORAGES
 from fastopt.torch.flat import Flat
 from fastopt.torch.kept import forward_plane, key, require_state
 from fastopt.torch.tensors import (
     decode,
+    describe,
     encode,
+    fits,
     flat,
     is_dense,
     is_wrapped,
@@ -36,17 +40,49 @@ class State:
     def __init__(self, params: Sequence[Any], names: Sequence[str], entries: dict[str, float]):
         self.params, self.names = list(params), list(names)
         kind = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32  # as torch counts
-        self.steps = torch.zeros(len(self.params), dtype=kind, device="cpu")
-        self.entries = {
-            name: torch.full((len(self.params),), value, dtype=kind, device="cpu") for name, value in entries.items()
-        }
+        with torch.inference_mode(mode=False):  # whose tensors have no version counter
+            self.steps = torch.zeros(len(self.params), dtype=kind, device="cpu")
+            self.entries = {
+                name: torch.full((len(self.params),), value, dtype=kind, device="cpu")
+                for name, value in entries.items()
+            }
         self.beginning = entries
-        self.counts = self.steps.numpy()
         self.memory: list[dict[str, torch.Tensor]] = [{} for _ in self.params]  # name of a plane → its tensor
         self.shown: list[dict[str, Any]] = [{} for _ in self.params]  # likewise, as state shows it
         self.kept: dict[str, str] = {}
         self.flat: Flat | None = None
         self.stale = True  # what was arranged for the last step no longer holds
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How many steps each parameter has taken, in the memory of `steps`, which `share_memory_` moves."""
+        return self.steps.numpy()
+
+    def require_own(self, i: int, where: str) -> None:
+        """Raise a LayoutError if the tensors of a parameter's state are not of the type and shape that they had."""
+        p = local(self.params[i])
+        held = {name: plane for b, chosen in self.kept.items() for name, plane in planes(b, STORAGES[chosen]).items()}
+        for name, tensor in self.memory[i].items():
+            plane = held[name]
+            shape = (plane_size(plane, p.numel()),) if plane.tiled else p.shape
+            same = tensor.layout == torch.strided and tensor.shape == shape and tensor.dtype == torch_type(plane)
+            if not same or tensor.device != p.device or not fits(tensor):
+                what = f"the state {name!r} of {self.names[i]} was made another tensor in place."
+                expected = f"{torch_type(plane)}{list(shape)} in memory of its own"
+                do = "assign another tensor to it in optimizer.state"
+                raise LayoutError(explain(where, what, got=describe(tensor), expected=expected, do=do))
+
+    def settle(self, i: int) -> None:
+        """Give state that was moved by others to where no step can follow, as by `.data =`, memory of ours again."""
+        p = local(self.params[i])
+        for b, chosen in self.kept.items():
+            own = planes(b, STORAGES[chosen])
+            for name in self.memory[i].keys() & own.keys():
+                tensor, tiled = self.memory[i][name], own[name].tiled
+                placed = self.flat is None or self.flat.holds_state(name, i, own[name], tensor)
+                if not placed or not (tensor.is_contiguous() if tiled else is_dense(tensor) and same_order(tensor, p)):
+                    self._hold(i, name, own[name], whole=len(own) == 1)
+                    self.memory[i][name].copy_(tensor)
 
     def _allocate(self, i: int, b: str, value: float) -> bool:
         """Make the planes of one buffer of a parameter that it does not have yet, and say whether there are any."""

@@ -59,9 +59,14 @@ def is_dense(tensor: torch.Tensor) -> bool:
 
 
 def fits(tensor: torch.Tensor) -> bool:
-    """Whether the memory of a dense tensor is there: its storage may have been made smaller."""
+    """Whether the memory of a dense tensor is there: its storage may have been made smaller, or its class keep it."""
     end = (tensor.storage_offset() + tensor.numel()) * tensor.element_size()
-    return not tensor.numel() or tensor.untyped_storage().nbytes() >= end
+    return not tensor.numel() or (tensor.untyped_storage().nbytes() >= end and not _is_nowhere(tensor))
+
+
+def _is_nowhere(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's storage has a size alone, as of classes that wrap others and of torch's zeros for autograd."""
+    return tensor.data_ptr() == tensor.storage_offset() * tensor.element_size()
 
 
 def same_order(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -102,7 +107,7 @@ def require_parameter(p: Any, where: str, name: str) -> None:
                 return
         what, do = f"{name} does not fill one run of memory.", "make it a tensor of its own: nn.Parameter(p.clone())"
         if is_dense(own):
-            what, do = f"the storage of {name} is too small for it.", "resize it back before the step"
+            what, do = _lacking(own, name)
     expected = "a dense tensor of float32, float64, bfloat16 or float16"
     raise LayoutError(explain(where, what, got=describe(p), expected=expected, do=do))
 
@@ -126,10 +131,17 @@ def require_gradient(g: Any, p: Any, kind: torch.dtype, where: str, name: str) -
         expected += f", whose strides are {list(p.stride())}"
         do = "p.grad = torch.empty_like(p).copy_(p.grad)"
     elif not fits(local(g)):
-        what, do = f"the storage of the gradient of {name} is too small for it.", "resize it back before the step"
+        what, do = _lacking(local(g), f"the gradient of {name}")
     else:
         return
     raise LayoutError(explain(where, what, got=describe(g), expected=expected, do=do))
+
+
+def _lacking(tensor: torch.Tensor, name: str) -> tuple[str, str | None]:
+    """Say of a tensor that does not fit its storage what is wrong, and what to do."""
+    if tensor.untyped_storage().nbytes() and _is_nowhere(tensor):
+        return f"{name} is a {type(tensor).__name__} without memory of its own.", "give the step a plain tensor"
+    return f"the storage of {name} is too small for it.", "resize it back before the step"
 
 
 def encode(storage: Storage, value: torch.Tensor, like: torch.Tensor) -> list[torch.Tensor]:

@@ -58,7 +58,7 @@ from numba import int32, int64, intp, njit, types
 from fastopt.kernels.intrinsics import call_for_address, call_for_flag, call_for_status, expect, peek, scratch
 
 WORDS = types.Array(int64, 1, "C")
-SIGNATURE = intp(WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS)
+SIGNATURE = intp(WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS)
 SAME, MOVED, CHANGED = {SAME}, {MOVED}, {CHANGED}
 
 
@@ -84,7 +84,7 @@ def listed(function, tensor, answer, expected, first, count):
 
 
 @njit(cache=True, error_model="numpy")
-def look(functions, common, active, idle, p_at, g_at, expected, now):
+def look(functions, common, active, idle, state, p_at, g_at, s_at, expected, now):
     data_ptr, dim, sizes, strides, dtype = functions[0], functions[1], functions[2], functions[3], functions[4]
     layout, device_type, device_index = functions[5], functions[6], functions[7]
     storage_size, storage_offset, grad, is_neg = functions[8], functions[9], functions[10], functions[11]
@@ -123,10 +123,18 @@ def look(functions, common, active, idle, p_at, g_at, expected, now):
                 and call_for_status(storage_offset, g, answer) == 0
             ):
                 return CHANGED
-            end = common[6] * peek(answer, int64) + expected[first + 1 + 3 * count]
-            if call_for_status(storage_size, g, answer) != 0 or peek(answer, int64) < end:
+            begin, size = common[6] * peek(answer, int64), expected[first + 1 + 3 * count]
+            if size > 0 and now[i] == begin:  # a storage that is nowhere
+                return CHANGED
+            if call_for_status(storage_size, g, answer) != 0 or peek(answer, int64) < begin + size:
                 return CHANGED
         first += 2 + 3 * count
+    for i in range(state.size):
+        if i + {2 * _AHEAD} < state.size:
+            expect(state[i + {2 * _AHEAD}])
+            expect(peek(state[i + {_AHEAD}], int64))
+        if not answered(data_ptr, state[i], answer, s_at[i]):
+            return CHANGED
     for i in range(idle.size):
         if peek(call_for_address(grad, peek(idle[i], int64)), int64) != undefined:
             return CHANGED
