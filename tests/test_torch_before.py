@@ -659,3 +659,33 @@ def test_steps_in_inference_mode_go_on_outside_of_it(made_in, memory):
     if not made_in:  # where torch makes state that cannot be written to outside
         ours.step()
         assert float(ours.state[p]["step"]) == 3
+
+
+@pytest.mark.parametrize("memory", FLATTEN)
+def test_gradients_that_another_thread_drops_live_until_the_step_is_done(memory, way, monkeypatch):
+    """Between the look and the last byte the interpreter's lock is let go of; torch's step holds its gradients too."""
+    from fastopt.torch import adapter
+
+    params = [parameter(50_000) for _ in range(4)]
+    expected = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    ours, theirs = fastopt.torch.SGD(params, lr=0.5, flatten=FLATTEN[memory]), torch.optim.SGD(expected, lr=0.5)
+    run = adapter.run
+
+    def drop_and_run(calls):
+        for p in params:
+            p.grad = None
+        junk = [torch.full((50_000,), 1e9) for _ in range(64)]  # where freed memory would have been
+        run(calls)
+        del junk
+
+    monkeypatch.setattr(adapter, "run", drop_and_run)
+    for step in range(3):
+        for p, q in zip(params, expected, strict=True):
+            p.grad, q.grad = torch.full_like(p, step + 1.0), torch.full_like(q, step + 1.0)
+        ours.step()
+        theirs.step()
+        for p, q in zip(params, expected, strict=True):
+            assert torch.equal(p, q), step
+        for part in (part for parts in ours._parts or () for part in parts):
+            assert part.before.held is None
+            assert part.grads == []

@@ -219,7 +219,12 @@ class Adapter(torch.optim.Optimizer):
     def _alone(self, unscale: float | None) -> None:
         """Step while no other thread does, which would write to the same tables."""
         with torch.no_grad(), self._lock:
-            self._step(unscale)
+            try:
+                self._step(unscale)
+            finally:
+                for parts in self._parts or ():
+                    for part in parts:
+                        part.release()
 
     def _step(self, unscale: float | None) -> None:
         where = self._where("step")
@@ -379,6 +384,12 @@ class Adapter(torch.optim.Optimizer):
 
     def _require_state(self, given: Any, p: Any, kept: dict[str, str], where: str, name: str) -> None:
         """Raise a LayoutError unless this is a parameter's state, in values."""
+        do = "load what this optimizer saved, or torch's"
+        if not isinstance(given, Mapping):
+            raise LayoutError(explain(where, f"the state of {name} is not a dict.", got=repr(given)[:60], do=do))
+        if given.get("step") is not None and not _is_count(given["step"]):
+            what, got = f"the state 'step' of {name} is no number of steps.", repr(given["step"])[:60]
+            raise LayoutError(explain(where, what, got=got, expected="≥ 0", do=do))
         theirs = {self.names.get(b, b): b for b in kept if b not in ("p", "g")} | {"master": "p"}
         for entry, value in given.items():
             if entry.startswith("param."):  # of use to the storage that it is of, which has the master beside it
@@ -386,7 +397,7 @@ class Adapter(torch.optim.Optimizer):
             text = f"the state {entry!r} of {name}"
             if entry not in theirs and entry not in ("step", *self.entries):
                 what, known = f"{text} fits nothing here.", ", ".join(["step", *self.entries, *theirs])
-                raise LayoutError(explain(where, what, expected=known, do="load what this optimizer saved, or torch's"))
+                raise LayoutError(explain(where, what, expected=known, do=do))
             if entry in theirs and value is not None:
                 b = theirs[entry]
                 exactly = self._settings.storage is None
@@ -399,6 +410,14 @@ class Adapter(torch.optim.Optimizer):
 
 
 _OWN: dict[str, Any] = {"flatten": False, "storage": None, "seed": 0}
+
+
+def _is_count(value: Any) -> bool:
+    """Whether this is a number of steps, or a tensor of one."""
+    try:
+        return 0 <= float(value) < float("inf")
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 def _wrapped(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Mapped:
     way = "through Python"
 
     def __init__(self, active: Sequence[Any], idle: Sequence[Any], state: Sequence[torch.Tensor]):
-        self.active, self.idle, self.state = list(active), list(idle), list(state)
+        self.active, self.idle, self.state, self.held = list(active), list(idle), list(state), None
         self.wrapped = any(map(is_wrapped, active))
         params, grads = self._local()
         self.p_at, self.g_at, self.s_at = _addresses(params), _addresses(grads), _addresses(self.state)
@@ -61,10 +61,14 @@ class Mapped:
     def _layouts(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
         return [list(map(what, tensors)) for what in self.described]
 
-    def compare(self) -> int:
-        """Say whether all is as it was; where gradients alone have `MOVED`, `now` is where they are."""
+    def compare(self, *, hold: bool = True) -> int:
+        """Say whether all is as it was; where gradients alone have `MOVED`, `now` is where they are.
+
+        With `hold` the gradients that were compared stay alive until `release`, whatever others do.
+        """
         try:
             params, grads = self._local()
+            self.held = grads if hold else None
             if (self._layouts(params), self._layouts(grads)) != self.layouts or any(map(_is_neg, grads)):
                 return CHANGED
             self.now = _addresses(grads)
@@ -84,6 +88,10 @@ class Mapped:
         """Take where the gradients are now for where they were."""
         self.g_at = self.now
 
+    def release(self) -> None:
+        """Let go of the gradients."""
+        self.held = None
+
     def raise_versions(self) -> None:
         """Tell autograd that the parameters are written to."""
         torch.autograd.graph.increment_version([p for p in self.active if not p.is_inference()])
@@ -98,7 +106,7 @@ class Compiled:
         found = native.functions()
         assert found is not None
         self.kept = [*active, *idle, *state]  # what the handles are of
-        self.functions = found.at
+        self.functions, self.payload, self.params, self.held = found.at, found.payload, list(active), None
         self.active, self.idle, self.state = native.handles(active), native.handles(idle), native.handles(state)
         grads = [p.grad for p in active]
         self.p_at, self.g_at, self.s_at = _addresses(active), _addresses(grads), _addresses(state)
@@ -115,14 +123,21 @@ class Compiled:
         self.common = np.array([*common, *[0] * (7 - len(common))], np.int64)
         self.look, self.bump = walks.look(), walks.bump()
 
-    def compare(self) -> int:
-        """Say whether all is as it was; where gradients alone have `MOVED`, `now` is where they are."""
+    def compare(self, *, hold: bool = True) -> int:
+        """Say whether all is as it was, and hold gradients, as `Mapped` does."""
+        held = self.held = list(map(_gradient, self.params)) if hold else None
+        listed = id(held) + object.__basicsize__ if held else 0
         at = self.p_at, self.g_at, self.s_at
-        return self.look(self.functions, self.common, self.active, self.idle, self.state, *at, self.expected, self.now)
+        known = self.active, self.idle, self.state, *at, self.expected, self.now
+        return self.look(self.functions, self.common, *known, listed, self.payload)
 
     def settle(self) -> None:
         """Take where the gradients are now for where they were."""
         self.g_at, self.now = self.now, self.g_at
+
+    def release(self) -> None:
+        """Let go of the gradients."""
+        self.held = None
 
     def raise_versions(self) -> None:
         """Tell autograd that the parameters are written to."""

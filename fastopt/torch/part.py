@@ -63,6 +63,7 @@ class Part(State):
         self.objects = np.fromiter(map(id, self.params), np.int64, len(self.params))
         self.rule: Any = None
         self.shape: tuple = ()
+        self.before: Any = None  # what the last step found
         self.buckets: list[Bucket] = []
         tensors = [local(p) for p in params]
         self.templates = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in tensors]
@@ -123,7 +124,7 @@ class Part(State):
         """Compare addresses with those of the last step, and raise a LayoutError where a step is impossible."""
         self.moved = False
         if not self.stale and self.steps._version == self.version:
-            found = self.before.compare()
+            found = self.before.compare(hold=not self.within)
             if found == SAME:
                 return
             if found == MOVED and self._may_move():
@@ -131,7 +132,7 @@ class Part(State):
                 self.moved = True
                 return
         self.stale, self.buckets = True, []
-        grads = [p.grad for p in self.params]
+        grads = self.grads = [p.grad for p in self.params]
         self.found = [i for i, g in enumerate(grads) if g is not None]
         kind = self._gradient_type()
         for i in self.found:
@@ -139,6 +140,12 @@ class Part(State):
             self._require_unchanged(i, where)
             require_gradient(grads[i], self.params[i], kind, where, self.names[i])
             self.require_own(i, where)
+
+    def release(self) -> None:
+        """Let go of the gradients, which a step holds so that others can free none of them meanwhile."""
+        self.grads = []
+        if self.before is not None:
+            self.before.release()
 
     def _require_unchanged(self, i: int, where: str) -> None:
         """Raise a LayoutError if a parameter is not of the type, place, shape and order that its state has."""
@@ -207,6 +214,7 @@ class Part(State):
         if self.flat is not None:
             own[:] = self.flat.among(self.found, self.active)
             self.flat_at = self.flat.gradients_at(found)
+        self.within = self.flat is not None and bool(own.all())  # what holds the gradients is ours
         columns = []
         for b in program.buffers:
             given = self.before.p_at if b.name == forward else self.before.g_at if b.buffer == "g" else None

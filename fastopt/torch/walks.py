@@ -50,7 +50,7 @@ def _loaded(name: str, text: str) -> Any:
 
 
 # `p` and `g` are addresses of an at::Tensor. `expected` has of each parameter its dimensions and sizes, its strides and
-# those of its gradient.
+# those of its gradient. `held`, if any, is where a Python list has its length: of the gradients that the caller holds.
 _LOOK = f'''"""Compare tensors with how they were before. Printed by fastopt; do not edit."""
 
 from numba import int32, int64, intp, njit, types
@@ -58,7 +58,7 @@ from numba import int32, int64, intp, njit, types
 from fastopt.kernels.intrinsics import call_for_address, call_for_flag, call_for_status, expect, peek, scratch
 
 WORDS = types.Array(int64, 1, "C")
-SIGNATURE = intp(WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS)
+SIGNATURE = intp(WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, intp, intp)
 SAME, MOVED, CHANGED = {SAME}, {MOVED}, {CHANGED}
 
 
@@ -84,12 +84,13 @@ def listed(function, tensor, answer, expected, first, count):
 
 
 @njit(cache=True, error_model="numpy")
-def look(functions, common, active, idle, state, p_at, g_at, s_at, expected, now):
+def look(functions, common, active, idle, state, p_at, g_at, s_at, expected, now, held, payload):
     data_ptr, dim, sizes, strides, dtype = functions[0], functions[1], functions[2], functions[3], functions[4]
     layout, device_type, device_index = functions[5], functions[6], functions[7]
     storage_size, storage_offset, grad, is_neg = functions[8], functions[9], functions[10], functions[11]
     undefined, strided, p_type, g_type = common[0], common[1], common[2], common[3]
     answer, found, first = scratch(int64), SAME, 0
+    objects = peek(held + 8, int64) if held else 0
     for i in range(active.size):
         if i + {2 * _AHEAD} < active.size:
             expect(active[i + {2 * _AHEAD}])
@@ -104,7 +105,10 @@ def look(functions, common, active, idle, state, p_at, g_at, s_at, expected, now
         ):
             return CHANGED
         g = call_for_address(grad, peek(p, int64))
-        if peek(g, int64) == undefined or not (
+        own = peek(g, int64)
+        if own == undefined or (objects and peek(peek(objects + 8 * i, int64) + payload, int64) != own):
+            return CHANGED
+        if not (
             named(layout, g, answer, strided)
             and named(dtype, g, answer, g_type)
             and answered(dim, g, answer, count)
