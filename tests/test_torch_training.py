@@ -580,3 +580,31 @@ def test_options_that_are_written_to_in_place_are_seen():
     before = p.detach().clone()
     opt.step()
     assert torch.equal(p, before)  # half of 1 and half of -1
+
+
+def test_hooks_of_all_optimizers_and_profilers_see_the_step():
+    """Torch's own wrapper is left out where there is nobody to see it."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+    p = torch.nn.Parameter(torch.zeros(3))
+    p.grad = torch.ones(3)
+    opt = fastopt.torch.AdamW([p], lr=0.1)
+    seen = []
+    hooks = [
+        register_optimizer_step_pre_hook(lambda o, args, kwargs: seen.append(("before", o is opt))),
+        register_optimizer_step_post_hook(lambda o, args, kwargs: seen.append(("after", o is opt))),
+    ]
+    assert opt.step(lambda: 4.0) == 4.0
+    assert seen == [("before", True), ("after", True)]
+    for hook in hooks:
+        hook.remove()
+    opt.step()
+    assert len(seen) == 2
+    with torch.profiler.profile() as profile:
+        opt.step()
+    assert "Optimizer.step#AdamW.step" in {event.key for event in profile.key_averages()}
+    assert float(opt.state[p]["step"]) == 3
+    hook = opt.register_step_pre_hook(lambda o, args, kwargs: (args, {"closure": lambda: 5.0}))
+    assert opt.step() == 5.0
+    hook.remove()
+    assert opt.step() is None
