@@ -458,6 +458,33 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
 
 
+def test_a_child_forked_while_another_thread_steps_is_not_locked_out():
+    code = """
+import os, signal, threading, torch, fastopt.torch
+p = torch.nn.Parameter(torch.zeros(10))
+opt = fastopt.torch.SGD([p], lr=1.0)
+p.grad = torch.ones(10)
+held, done = threading.Event(), threading.Event()
+def hold():
+    with opt._lock:
+        held.set()
+        done.wait(60)
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    opt.step()
+    os._exit(0 if p.tolist() == [-1.0] * 10 else 1)
+status = os.waitpid(child, 0)[1]
+done.set()
+thread.join()
+raise SystemExit(os.waitstatus_to_exitcode(status))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
 def spawned(script: str, *arguments: str) -> None:
     """Run a script in two processes that talk by gloo."""
     with warnings.catch_warnings():

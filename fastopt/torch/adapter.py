@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -26,6 +28,8 @@ from fastopt.torch.options import Rules, numbers
 from fastopt.torch.part import Part
 from fastopt.torch.tensors import is_wrapped, on_stream, require_parameter
 from fastopt.torch.watched import Entries, Flag, Watched
+
+_ALIVE: weakref.WeakSet[Any] = weakref.WeakSet()  # the optimizers of this process
 
 
 class Settings(NamedTuple):
@@ -63,7 +67,7 @@ class Adapter(torch.optim.Optimizer):
         kept = dict(storage) if isinstance(storage, Mapping) else storage
         self._settings = Settings(flatten, kept, dispatch.seed_number(seed, where))
         self._parts: list[list[Part]] | None = None
-        self._lock = threading.RLock()
+        self._unlock()
         super().__init__(params, *args, **options)
         self._begin(self.state)
         if flatten:
@@ -77,6 +81,11 @@ class Adapter(torch.optim.Optimizer):
             first = list(inspect.signature(own.__init__).parameters.values())[1:]
             named = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d) for n, d in _OWN.items()]
             cls.__signature__ = inspect.Signature([*first, *named])  # type: ignore[attr-defined]
+
+    def _unlock(self) -> None:
+        """Make the lock of the step, which a child that is forked makes anew: who held it may not be there."""
+        self._lock = threading.RLock()
+        _ALIVE.add(self)
 
     def _begin(self, state: Mapping) -> None:
         """Watch the state, and say whether GradScaler may leave unscaling to the step."""
@@ -368,7 +377,8 @@ class Adapter(torch.optim.Optimizer):
         if "_settings" not in state:
             self._load(state["state"], state["param_groups"])
             return
-        self._parts, self._lock = None, threading.RLock()  # unpickled, or a deep copy
+        self._parts = None  # unpickled, or a deep copy
+        self._unlock()
         super().__setstate__({**state, "state": defaultdict(dict, state["state"])})
         self._begin(self.state)
         if self._settings.flatten:
@@ -430,6 +440,15 @@ class Adapter(torch.optim.Optimizer):
         memory = "flat buffers" if self._settings.flatten else "a table of the tensors"
         way = way_of([p for group in self.param_groups for p in group["params"]])
         return f"{super().__repr__()}\nfastopt: {memory}, looked at {way}, storage={self._settings.storage!r}"
+
+
+def _unlock_all() -> None:
+    for optimizer in list(_ALIVE):
+        optimizer._unlock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_all)
 
 
 _OWN: dict[str, Any] = {"flatten": False, "storage": None, "seed": 0}
