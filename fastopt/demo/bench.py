@@ -155,7 +155,7 @@ def _device_tasks(asked: Asked, peers: list[str]) -> Iterator[Task]:
 
     if asked.threads:
         what = "on a device there are no threads to choose."
-        raise SettingError(explain(WHERE, what, do="choose by --part, or by --rule, --storage and --size"))
+        raise SettingError(explain(WHERE, what, do="name parts, or choose by --rule, --storage and --size"))
     repeats = _repeats(asked)
     rules = _rules(asked.rules) if asked.rules else None
     for entry in device.entries(asked.parts, rules, asked.storages, asked.sizes, asked.quick):
