@@ -1,4 +1,4 @@
-"""Two processes that train together by gloo, for test_torch_training: `python torch_processes.py ddp|fsdp …`."""
+"""Two processes that train together by gloo, for test_torch_trainers: `python torch_processes.py ddp|fsdp …`."""
 
 from __future__ import annotations
 

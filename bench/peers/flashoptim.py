@@ -22,7 +22,7 @@ _STORED: dict[str, dict[str, Any]] = {
 
 
 class FlashOptim(Peer):
-    """FlashAdamW, FlashLion and FlashSGD."""
+    """FlashAdamW and FlashLion."""
 
     name, packages = "FlashOptim", ("flashoptim", "triton")
     own_state = devices = True

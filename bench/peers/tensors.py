@@ -21,9 +21,9 @@ FEW = 1 << 20  # parameters up to which one thread may be the faster setting
 def tensor(array: Any) -> Any:
     """View an array's memory as a tensor; bfloat16, which their exchange does not know, by way of its words."""
     torch: Any = import_module("torch")
-    lend = torch.from_numpy if isinstance(array, np.ndarray) else torch.from_dlpack
-    if isinstance(array, np.ndarray) and not array.flags.writeable:
-        array = array.copy()
+    lend = torch.from_dlpack
+    if isinstance(array, np.ndarray):
+        lend, array = torch.from_numpy, array if array.flags.writeable else array.copy()
     if array.dtype.itemsize == 2:
         return lend(array.view(np.int16)).view(torch.bfloat16)
     return lend(array)

@@ -57,6 +57,7 @@ class Adapter(torch.optim.Optimizer):
     names: ClassVar[dict[str, str]] = {}
     entries: ClassVar[dict[str, float]] = {}
     counted: ClassVar[bool] = True
+    _step_supports_amp_scaling = True  # so GradScaler leaves unscaling and skipping to the step
 
     def __init__(
         self, params: Any, *args: Any, flatten: bool = False, storage: Any = None, seed: int = 0, **options: Any
@@ -88,14 +89,10 @@ class Adapter(torch.optim.Optimizer):
         _ALIVE.add(self)
 
     def _begin(self, state: Mapping) -> None:
-        """Watch the state, and say whether GradScaler may leave unscaling to the step."""
+        """Watch the state."""
         self._flag = Flag()
         self._watched = Entries(self._flag, state)
         self.state: Any = self._watched
-        # On a device it would have to wait for found_inf; GradScaler then unscales and skips itself.
-        self._step_supports_amp_scaling = all(
-            p.device.type == "cpu" for group in self.param_groups for p in group["params"]
-        )
 
     # Groups.
 
@@ -130,7 +127,6 @@ class Adapter(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
         if self._parts is not None:
-            self._step_supports_amp_scaling &= all(p.device.type == "cpu" for p in group["params"])
             self._build()
 
     def _named(self, k: int) -> list[str]:

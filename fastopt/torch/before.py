@@ -7,7 +7,7 @@ as long, for DTensors and wherever the others are not to be had. Neither runs a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import repeat
+from itertools import filterfalse, repeat
 from operator import attrgetter, is_
 from typing import Any
 
@@ -19,7 +19,7 @@ from fastopt.torch.tensors import fits, is_wrapped, local
 from fastopt.torch.walks import CHANGED, MOVED, SAME
 
 _gradient, _device = attrgetter("grad"), attrgetter("device")
-_address, _is_neg = torch.Tensor.data_ptr, torch.Tensor.is_neg
+_address, _is_neg, _is_inference = torch.Tensor.data_ptr, torch.Tensor.is_neg, torch.Tensor.is_inference
 # What beside its address says how a tensor lies; where all are contiguous the second, which takes half the time.
 _LAYOUT = attrgetter("dtype"), attrgetter("shape"), torch.Tensor.stride
 _CONTIGUOUS = attrgetter("dtype"), torch.Tensor.numel, torch.Tensor.is_contiguous
@@ -94,7 +94,7 @@ class Mapped:
 
     def raise_versions(self) -> None:
         """Tell autograd that the parameters are written to."""
-        torch.autograd.graph.increment_version([p for p in self.active if not p.is_inference()])
+        torch.autograd.graph.increment_version(list(filterfalse(_is_inference, self.active)))
 
 
 class Compiled:
