@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastopt.bench.forms import CASES
-from fastopt.errors import SettingError, explain, suggest
-from fastopt.kernels.program import Program, formats, parameters, trace
-from fastopt.kernels.storage import PRESETS
+from fastopt.errors import SettingError, suggest
+from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.formats import PRESETS
+from fastopt.kernels.rules.cases import CASES
 
 UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 SMALL = "100x10-1000"  # a hundred tensors of 10 to 1,000 parameters
 LARGE = "64Mi"
-WHERE = "fastopt bench"
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,7 @@ class Case:
     @cached_property
     def program(self) -> Program:
         """The rule traced with its storage."""
-        rule = CASES[self.rule]
-        return trace(rule, formats(rule, PRESETS[self.storage].formats(rule, parameters(rule).buffers)))
+        return trace(CASES[self.rule], self.storage)
 
     @property
     def traffic(self) -> float:
@@ -107,7 +106,7 @@ def tensor_sizes(text: str) -> tuple[int, ...]:
                 tuple(np.random.default_rng(0).integers(low, high + 1, count).tolist()) if found[4] else (low,) * count
             )
     expected = "a number of parameters (1000, 64Mi), or of tensors and their parameters (100x1000, 100x10-1000)"
-    raise SettingError(explain(WHERE, "this is no size.", got=repr(text), expected=expected))
+    raise SettingError("this is no size.", got=repr(text), expected=expected)
 
 
 def distinct_rules() -> list[str]:
@@ -202,10 +201,10 @@ def chosen(
     """List all cases of these rules, storages, sizes and threads, or raise a SettingError for one that is not there."""
     for name in rules:
         if name not in CASES:
-            raise SettingError(explain(WHERE, f"there is no rule {name!r}.", do=suggest(name, list(CASES))))
+            raise SettingError(f"there is no rule {name!r}.", do=suggest(name, list(CASES)))
     for name in storages:
         if name not in PRESETS:
-            raise SettingError(explain(WHERE, f"there is no storage {name!r}.", do=suggest(name, list(PRESETS))))
+            raise SettingError(f"there is no storage {name!r}.", do=suggest(name, list(PRESETS)))
     for text in sizes:
         tensor_sizes(text)
     made = product(rules, storages, sizes, threads)

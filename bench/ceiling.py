@@ -17,8 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastopt.buffers import allocate
-from fastopt.kernels import cpu, launch, threads
+from fastopt.arrays import CPU, NUMPY
+from fastopt.kernels import jit
+from fastopt.kernels.cpu import tuning
+from fastopt.kernels.cpu.launch import compiled_wait, shared_calls
+from fastopt.kernels.formats import Plane
+from fastopt.kernels.launch import run
+from fastopt.kernels.threads import WORKERS
 
 _FEWEST_RUNS = 5
 
@@ -33,11 +38,11 @@ class Ceiling(NamedTuple):
 
 @cache
 def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., None]:
-    """Compile `kernel(job, n, chunk, far, *addresses)`: `writes` arrays updated in place, then `reads` only read.
+    """Compile `kernel(job, n, chunk, prefetching, *addresses)`: `writes` arrays updated in place, `reads` only read.
 
     `bind` prepares a call of it; a job of 0 makes one thread do all n elements.
     """
-    kind, strip = np.dtype(dtype).name, cpu.strip(np.dtype(dtype).itemsize)
+    kind, strip = np.dtype(dtype).name, tuning.strip(np.dtype(dtype).itemsize)
     name = f"traffic_r{reads}_w{writes}_{kind}"
     arrays = [f"w{k}" for k in range(writes)] + [f"r{k}" for k in range(reads)]
     added = " + ".join(f"r{k}[i]" for k in range(reads)) or f"{kind}(1)"
@@ -47,21 +52,21 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
             "",
             f"from numba import {kind}, intp, njit, types",
             "",
-            "from fastopt.kernels.intrinsics import buffer, claim, prefetch",
+            "from fastopt.kernels.cpu.intrinsics import buffer, claim, prefetch",
             "",
             "",
             f"SIGNATURE = types.void({', '.join(['intp'] * (4 + len(arrays)))})",
             "",
             "",
             "@njit(nogil=True, cache=True)",
-            f"def {name}(job, n, chunk, far, {', '.join(f'{a}_at' for a in arrays)}):",
+            f"def {name}(job, n, chunk, prefetching, {', '.join(f'{a}_at' for a in arrays)}):",
             "    first = claim(job, -chunk, chunk)",
             "    while first < n:",
             "        last = min(first + chunk, n)",
-            f"        length = {strip} if far else chunk",
+            f"        length = {strip} if prefetching else chunk",
             "        for strip in range(first, last, length):",
             *(f"            {a} = buffer({a}_at, strip, {kind}, {k}, {len(arrays)})" for k, a in enumerate(arrays)),
-            "            if far:",
+            "            if prefetching:",
             *(f"                prefetch({a}, {strip})" for a in arrays),
             "            for i in range(min(length, last - strip)):",
             f"                added = {added}",
@@ -70,7 +75,7 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
             "",
         ]
     )
-    return cpu.load(name, text)
+    return jit.load(name, text)
 
 
 def bind(written: Sequence[np.ndarray], read: Sequence[np.ndarray]) -> Callable[[], object]:
@@ -78,13 +83,33 @@ def bind(written: Sequence[np.ndarray], read: Sequence[np.ndarray]) -> Callable[
 
     The arrays must not be moved while it is in use.
     """
-    keep, n = (*written, *read), written[0].size
-    kernel = traffic(len(read), len(written), written[0].dtype)
-    given = (int(cpu.is_far(n)), *[a.__array_interface__["data"][0] for a in keep])
-    if n <= cpu.CHUNK or sum(a.nbytes for a in (*keep, *written)) < cpu.PARALLEL_FROM:
-        calls = [(kernel, 0, n, n, *given)]
-        return lambda keep=keep: launch.run(calls)  # it owns the memory
-    return lambda: launch.run(threads.share(kernel, cpu.waiting(), n, cpu.chunk(n), given, keep))
+    arrays, n = (*written, *read), written[0].size
+    kernel, addresses = traffic(len(read), len(written), written[0].dtype), [NUMPY.address(a) for a in arrays]
+    arguments = (int(tuning.prefetches(n)), *addresses)
+    per_element = sum(a.itemsize for a in (*arrays, *written))
+    if not tuning.is_shared(n, per_element):
+        calls = [(kernel, 0, n, n, *arguments)]
+        return lambda arrays=arrays: run(calls)  # it owns the memory
+    compiled_wait()
+
+    def shared() -> None:
+        chunk = tuning.chunk(n)
+        helpers = WORKERS.helpers(-(-n // chunk))
+        run(
+            shared_calls(kernel, n, chunk, arguments, arrays, helpers)
+            if helpers > 0
+            else [(kernel, 0, n, n, *arguments)]
+        )
+
+    return shared
+
+
+def filled(count: int, dtype: Any, value: float = 0.0) -> np.ndarray:
+    """Allocate an array as steps have theirs, filled with a value."""
+    array = NUMPY.allocate(count, Plane("", np.dtype(dtype)), CPU)
+    if value:
+        array.fill(value)
+    return array
 
 
 def measure(
@@ -95,15 +120,15 @@ def measure(
     Choose `elements` so that the arrays are well beyond the processor's caches; 64 Mi is. Runs for about `seconds`, and
     at least five passes, after one that does not count.
 
-    >>> from fastopt import ceiling
+    >>> from fastopt.bench import ceiling
     >>> adam = ceiling.measure(reads=1, writes=3, elements=1 << 20, seconds=0.01)
     >>> 0 < adam.median <= adam.best
     True
 
     """
     dtype = np.dtype(dtype)
-    written = [allocate(elements, dtype, 1.0) for _ in range(writes)]
-    run = bind(written, [allocate(elements, dtype) for _ in range(reads)])
+    written = [filled(elements, dtype, 1.0) for _ in range(writes)]
+    run = bind(written, [filled(elements, dtype) for _ in range(reads)])
     run()
     times: list[float] = []
     while len(times) < _FEWEST_RUNS or sum(times) < seconds:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 import fastopt
-from fastopt import devices
+from fastopt.arrays import copy
 from fastopt.bench import problem as memory
 from fastopt.bench.cases import Case
 from fastopt.bench.peers.adapter import Peer
@@ -39,7 +39,7 @@ def start(case: Case) -> dict[str, dict[str, np.ndarray]]:
 
 def reference(case: Case) -> dict[str, np.ndarray]:
     """Give where the definition leads: in float32, or in bfloat16 rounded to nearest, as peers round."""
-    kept = dict.fromkeys(case.program.storages, "bf16") if case.storage == "bf16" else "f32"
+    kept = dict.fromkeys(case.program.formats, "bf16") if case.storage == "bf16" else "f32"
     made = memory.optimizer(case, backend="reference", storage=kept)
     _step(made, case)
     return made.master()
@@ -49,7 +49,7 @@ def _step(made: fastopt.Optimizer, case: Case) -> None:
     values = start(case)
     made.assign(values["p"])
     for name, g in values["g"].items():
-        devices.copy(made.grads[name], g.astype(made.grads[name].dtype, copy=False))
+        copy(made.grads[name], g.astype(made.grads[name].dtype, copy=False))
     for _ in range(STEPS):
         made.step()
 
@@ -73,7 +73,7 @@ def check_peer(case: Case, peer: Peer) -> None:
     values = start(case)
     for arrays, of in ((problem.params, values["p"]), (problem.grads, values["g"])):
         for name, array in arrays.items():
-            devices.copy(array, of[name].astype(array.dtype, copy=False))
+            copy(array, of[name].astype(array.dtype, copy=False))
     contestant = peer.make(case, problem)
     for _ in range(STEPS):
         contestant.step()

@@ -23,16 +23,15 @@ from typing import Any
 import numpy as np
 
 import fastopt
-from fastopt.bench import check, clock, problem
-from fastopt.bench.cases import WHERE, Case, Entry, chosen, plan
-from fastopt.bench.forms import CASES
+from fastopt.bench import check, clock, elementwise, problem
+from fastopt.bench.cases import Case, Entry, chosen, plan
 from fastopt.bench.peers import Peer
 from fastopt.bench.run import beside, here, keep
-from fastopt.errors import SettingError, explain, suggest
-from fastopt.kernels import cuda, elementwise
-from fastopt.kernels.nvrtc import require_device
-from fastopt.kernels.program import Program
-from fastopt.kernels.program import plan as planned
+from fastopt.errors import SettingError, suggest
+from fastopt.kernels.compiler.plan import plan as planned
+from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.devices import require_device
+from fastopt.kernels.rules.cases import CASES
 
 PARTS = ("rules", "storages", "sizes", "tensors", "torch")
 """The parts of a run that there are on a device."""
@@ -45,7 +44,7 @@ CAPTURED = 1 << 24  # parameters up to which a captured step stands beside the o
 
 def describe() -> dict[str, Any]:
     """Describe the device that is used."""
-    cupy = require_device(WHERE)
+    cupy = require_device()
     found = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     return {
         "name": found["name"].decode(),
@@ -65,13 +64,13 @@ def entries(
     quick: bool,
 ) -> list[Entry]:
     """List what is timed on a device: what was chosen, or the parts that there are."""
-    require_device(WHERE)
+    require_device()
     if rules or storages or sizes:
         return chosen(rules or ["adam-decoupled"], storages or ["f32"], sizes or ["64Mi"], [1], "cuda")
     for name in parts or ():
         if name not in PARTS:
             what = f"the part {name!r} is not measured on a device."
-            raise SettingError(explain(WHERE, what, do=suggest(name, list(PARTS))))
+            raise SettingError(what, do=suggest(name, list(PARTS)))
     made = [entry for part in dict.fromkeys(parts or PARTS) for entry in plan(part, 1, quick)]
     if not quick and "sizes" in (parts or PARTS):
         made.append(Entry("sizes", Case(size=LARGEST)))
@@ -84,7 +83,7 @@ def measure(
     entry: Entry, repeats: int, peers: Sequence[str], say: Callable[[str], object] = lambda _: None
 ) -> dict[str, Any]:
     """Time one case on the device and give its record; a case that its memory does not hold is named."""
-    cupy = require_device(WHERE)
+    cupy = require_device()
     _stream()
     case = entry.case
     record: dict[str, Any] = {
@@ -134,7 +133,7 @@ def _memory(program: Program, n: int) -> float:
 @cache
 def _stream() -> Any:
     """Make the one stream of all contestants, torch's current one too; it lives as long as the process."""
-    cupy = require_device(WHERE)
+    cupy = require_device()
     stream = cupy.cuda.Stream(non_blocking=True)
     stream.use()
     torch: Any = import_module("torch") if find_spec("torch") else None
@@ -176,26 +175,28 @@ def _forms(case: Case, made: fastopt.Optimizer) -> dict[str, Callable[[], object
     if case.storage != "f32" or len(case.tensors) > 1:
         return calls
     (group,), n = made._groups, case.elements
-    program, scalars = group.program, group.scalars(10)
-    arrays = [made.flat_params[:n], made.flat_grads[:n], *(group.packed[b].forward[:n] for b in program.state)]
+    program, scalars = group.plan.program, group.plan.scalars(10)
+    arrays = [group.store.planes[0][b.name][:n] for b in program.buffers]
     if case.rule in BY_HAND:
         _require_same_steps(case)
         by_hand = elementwise.bind(program, arrays)
         calls["elementwise"] = lambda: by_hand(scalars)
     if n <= CAPTURED:
-        launch = cuda.bind(program, arrays)
-        noise = (1, 2, 0) if program.noise else ()
-        calls["kernel alone"] = lambda: launch(noise, scalars)
+        ((launch, *arguments),) = group.launch.calls((1, 2) if program.noise else (), scalars)
+        calls["kernel alone"] = lambda: launch(*arguments)
         calls["captured"] = _captured(CASES[case.rule], arrays[0])
     return calls
 
 
 def _require_same_steps(case: Case) -> None:
     """Take steps on a small problem and raise unless the simple form has the kernel's bits."""
-    cupy, rule, rng = require_device(WHERE), CASES[case.rule], np.random.default_rng(1)
+    cupy, rule, rng = require_device(), CASES[case.rule], np.random.default_rng(1)
     begin = {b.name: rng.random(1003).astype(np.float32) for b in case.program.buffers}
     ours, by_hand = ({name: cupy.asarray(a) for name, a in begin.items()} for _ in range(2))
-    scalars, simple = planned(rule, np.dtype(np.float32))[1], elementwise.bind(case.program, list(by_hand.values()))
+    scalars, simple = (
+        planned(rule, np.dtype(np.float32)).scalars,
+        elementwise.bind(case.program, list(by_hand.values())),
+    )
     for t in range(1, check.STEPS + 1):
         fastopt.update(rule, t, ours)
         simple(scalars(t))

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from fastopt.kernels.nvrtc import OPTIONS, load_cupy
-from fastopt.kernels.program import Program
+from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.cuda.nvrtc import OPTIONS
+from fastopt.kernels.devices import load_cupy
 
 
 class Form(NamedTuple):
@@ -46,7 +47,7 @@ CLASSIC = {
 @lru_cache(maxsize=8)
 def _kernel(rule: str) -> Any:
     form = CLASSIC[rule]
-    cupy = load_cupy("fastopt.kernels.elementwise")
+    cupy = load_cupy()
     return cupy.ElementwiseKernel(form.read, form.written, form.body, f"{rule.lower()}_elementwise", options=OPTIONS)
 
 

@@ -46,7 +46,7 @@ class Listener(event.Listener):
     def on_end(self, event):
         pass
 event.register("numba:compile", Listener())
-from fastopt.bench.forms import CASES
+from fastopt.kernels.rules.cases import CASES
 start = clock()
 opt = fastopt.Optimizer(CASES[sys.argv[1]], {"w": numpy.ones(1000, numpy.float32)})
 start = lap("Optimizer()", start)

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastopt
-from fastopt import ceiling, devices
+from fastopt.arrays import copy
+from fastopt.arrays.numpy import visible_dtype
+from fastopt.bench import ceiling
 from fastopt.bench.cases import Case
-from fastopt.bench.forms import CASES
-from fastopt.buffers import allocate, numpy_type, views
-from fastopt.kernels import settings
+from fastopt.kernels.rules.cases import CASES
+from fastopt.kernels.rules.rule import initial
+from fastopt.parameters import views
 
 _FLOAT = np.dtype(np.float32)
 
@@ -48,22 +50,21 @@ def shared(made: fastopt.Optimizer) -> Problem:
     """View an optimizer's own memory."""
     state: dict[str, dict[str, np.ndarray]] = {}
     for group in made._groups:
-        for buffer, packed in group.packed.items():
-            storage = packed.storage
-            if buffer != "p" and len(storage.planes) == 1 and numpy_type(storage.planes[0]).kind in "fV":
-                array = packed.forward.view(numpy_type(storage.planes[0]))
+        for buffer in group.plan.program.state:
+            form = group.store.formats[buffer]
+            if len(form.planes) == 1 and visible_dtype(form.planes[0]).kind in "fV":
+                array = group.store.planes[0][buffer].view(visible_dtype(form.planes[0]))
                 state.setdefault(buffer, {}).update(views(array, group.shapes))
     return Problem(made.params, made.grads, state)
 
 
 def fresh(case: Case, *, state: bool = True) -> Problem:
     """Allocate the memory of a case, with or without state, for a process that has no optimizer of fastopt's."""
-    storages = case.program.storages
-    kept = {b: numpy_type(s.planes[s.forward]) for b, s in storages.items() if len(s.planes) == 1}
-    kept = {b: dtype for b, dtype in kept.items() if dtype.kind in "fV" and (state or b in ("p", "g"))}
-    initial = settings.initial(CASES[case.rule])
+    dtypes = {b: visible_dtype(f.planes[f.forward]) for b, f in case.program.formats.items() if len(f.planes) == 1}
+    dtypes = {b: dtype for b, dtype in dtypes.items() if dtype.kind in "fV" and (state or b in ("p", "g"))}
+    start = initial(CASES[case.rule])
     names = {name: (n,) for name, n in case.tensors.items()}
-    flat = {b: allocate(case.elements, dtype, initial.get(b, 0.0)) for b, dtype in kept.items()}
+    flat = {b: ceiling.filled(case.elements, dtype, start.get(b, 0.0)) for b, dtype in dtypes.items()}
     flat["p"].fill(1.0)
     arrays = {b: views(array, names) for b, array in flat.items()}
     fill(arrays["g"].values())
@@ -77,7 +78,7 @@ def fill(grads: Iterable[Any]) -> None:
         rounded = values[: array.size].astype(array.dtype, copy=False)
         for start in range(0, array.size, values.size):
             part = array[start : start + values.size]
-            devices.copy(part, rounded[: part.size])
+            copy(part, rounded[: part.size])
 
 
 def passes(case: Case, problem: Problem) -> Callable[[], object]:
@@ -93,7 +94,9 @@ def passes(case: Case, problem: Problem) -> Callable[[], object]:
         own = {"p": problem.params[name], "g": problem.grads[name], **{b: of[name] for b, of in problem.state.items()}}
         return ceiling.bind([own[b] for b in written], [own[b] for b in read])
     n = max(round(case.traffic / (_FLOAT.itemsize * (len(read) + 2 * len(written)))), 1)
-    return ceiling.bind([allocate(n, _FLOAT, 1e-3) for _ in written], [allocate(n, _FLOAT, 1e-3) for _ in read])
+    return ceiling.bind(
+        [ceiling.filled(n, _FLOAT, 1e-3) for _ in written], [ceiling.filled(n, _FLOAT, 1e-3) for _ in read]
+    )
 
 
 def memory_needed(case: Case) -> float:

@@ -47,7 +47,7 @@ def text(folder: Path | None, device: Path | None = None) -> str:
 
 
 def _of_run(folder: Path) -> str:
-    kept = record.read(folder, "python -m fastopt.bench.readme")
+    kept = record.read(folder)
     where = os.path.relpath(folder, record.ROOT)
     parts = [
         _machine(kept, where),
@@ -299,7 +299,7 @@ def main() -> None:
     folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else newest()
     for one in (folder, newest(device=True)):
         if one is not None:
-            pictures.draw(record.read(one, "python -m fastopt.bench.readme"), one)
+            pictures.draw(record.read(one), one)
     README.write_text(written(README.read_text(encoding="utf-8"), folder), encoding="utf-8")
     print(f"README has the numbers of {folder or 'no run'}")
 

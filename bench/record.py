@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fastopt
-from fastopt.errors import SettingError, explain
+from fastopt.errors import SettingError
 
 FILE = "results.jsonl"
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +53,7 @@ class Kept(NamedTuple):
         return [record for record in self.records if record["part"] in names]
 
 
-def read(path: Path, where: str = "fastopt bench") -> Kept:
+def read(path: Path) -> Kept:
     """Read results, from a folder or a file.
 
     Raises:
@@ -62,7 +62,7 @@ def read(path: Path, where: str = "fastopt bench") -> Kept:
     """
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
-        raise SettingError(explain(where, "there are no results.", got=str(file), do="fastopt bench --out FOLDER"))
+        raise SettingError("there are no results.", got=str(file), do="fastopt bench --out FOLDER")
     runs: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
     lines = file.read_bytes().split(b"\n")[:-1]  # what follows the last end of line is incomplete
@@ -75,9 +75,9 @@ def read(path: Path, where: str = "fastopt bench") -> Kept:
                 records.append({"part": found["part"], "key": found["key"], **found})
         except (ValueError, KeyError, TypeError):
             what = f"line {number} is not one of results."
-            raise SettingError(explain(where, what, got=f"{file}: {line[:60]!r}")) from None
+            raise SettingError(what, got=f"{file}: {line[:60]!r}") from None
     if not runs or not records:
-        raise SettingError(explain(where, "the file holds no results.", got=str(file), do="fastopt bench --out FOLDER"))
+        raise SettingError("the file holds no results.", got=str(file), do="fastopt bench --out FOLDER")
     return Kept(runs, records)
 
 
@@ -87,19 +87,18 @@ class Writer:
     def __init__(self, folder: Path, conditions: dict[str, Any]):
         self._file = folder / FILE
         self.records: list[dict[str, Any]] = []
-        where = "fastopt bench --out"
         if folder.exists() and not folder.is_dir():
-            raise SettingError(explain(where, "this is a file, not a folder.", got=str(folder)))
+            raise SettingError("this is a file, not a folder.", got=str(folder))
         folder.mkdir(parents=True, exist_ok=True)
         if self._file.exists():
             self._cut()
             if self._file.stat().st_size and len(self._file.read_bytes().splitlines()) > 1:
-                kept = read(self._file, where)
+                kept = read(self._file)
                 self.records = kept.records
                 differ = [name for name in SAME if kept.runs[0].get(name) != conditions[name]]
                 if differ:
                     what = f"the results there were measured with another {', '.join(differ)}."
-                    raise SettingError(explain(where, what, got=str(folder), do="choose a new folder"))
+                    raise SettingError(what, got=str(folder), do="choose a new folder")
         append(self._file, {"run": conditions})
 
     @property

@@ -1,4 +1,4 @@
-"""One thread against several, over sizes and chunks: what PARALLEL_FROM, CHUNK and CLAIMS in kernels/cpu.py rest on.
+"""One thread against several, over sizes and chunks: what the numbers in kernels/cpu/tuning.py rest on.
 
 `python -m fastopt.bench.threads` prints, for SGD and Adam, the time on one thread and how many times as fast a step is
 that is shared among all of fastopt's threads, each claiming so many elements at a time: the three percentiles. Where a
@@ -12,12 +12,16 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fastopt.arrays import NUMPY
 from fastopt.bench import check, clock
 from fastopt.bench.cases import Case
-from fastopt.bench.forms import CASES
-from fastopt.buffers import allocate
-from fastopt.kernels import cpu
-from fastopt.kernels.program import host_scalars, trace
+from fastopt.bench.ceiling import filled
+from fastopt.kernels.backends import bind
+from fastopt.kernels.compiler.plan import host_scalars
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.cpu import tuning
+from fastopt.kernels.launch import Launch, Rows, run
+from fastopt.kernels.rules.cases import CASES
 
 DTYPE = np.dtype(np.float32)
 RULES = ("sgd", "adam")
@@ -29,22 +33,31 @@ def contestants(name: str, size: int) -> dict[str, Callable[[], None]]:
     """Make the steps of one rule and size: on one thread, and with each chunk that divides it."""
     check.check_ours(Case(rule=name))
     rule, program = CASES[name], trace(CASES[name], DTYPE)
-    arrays = [allocate(size, DTYPE, 1.0) for _ in program.buffers]
-    launch, scalars = cpu.bind(program, arrays), host_scalars(program, rule)(10)
+    arrays = [filled(size, DTYPE, 1.0) for _ in program.buffers]
+    rows, scalars = Rows([size], [0], [[NUMPY.address(a) for a in arrays]], arrays), host_scalars(program, rule)(10)
 
-    def contestant(parallel_from: int, chunk: int) -> Callable[[], None]:
-        def call() -> None:
-            before = cpu.PARALLEL_FROM, cpu.chunk
-            cpu.PARALLEL_FROM, cpu.chunk = parallel_from, lambda n: chunk
+    def contestant(shared: bool, chunk: int) -> Callable[[], None]:
+        def tuned() -> Launch:
+            before = tuning.PARALLEL_FROM, tuning.CHUNK
+            tuning.PARALLEL_FROM, tuning.CHUNK = 0 if shared else sys.maxsize, min(chunk, size - 1)
             try:
-                launch((), scalars)
+                return bind("cpu", program, rows)
             finally:
-                cpu.PARALLEL_FROM, cpu.chunk = before
+                tuning.PARALLEL_FROM, tuning.CHUNK = before
+
+        launch = tuned()
+
+        def call() -> None:
+            before, tuning.chunk = tuning.chunk, lambda n: chunk
+            try:
+                run(launch.calls((), scalars))
+            finally:
+                tuning.chunk = before
 
         return call
 
-    shared = {f"chunk {chunk}": contestant(0, chunk) for chunk in CHUNKS if chunk < size}
-    return {"serial": contestant(sys.maxsize, cpu.CHUNK), **shared}
+    shared = {f"chunk {chunk}": contestant(True, chunk) for chunk in CHUNKS if chunk < size}
+    return {"serial": contestant(False, tuning.CHUNK), **shared}
 
 
 def measure(name: str, size: int, repeats: int) -> dict[str, list[float]]:

@@ -10,7 +10,6 @@ Importing fastopt imports NumPy and nothing heavier; a compiler is imported at t
 from fastopt import schedules
 from fastopt.averages import EWA
 from fastopt.batches import minibatches, suggest_batch_size
-from fastopt.dispatch import update
 from fastopt.errors import (
     BackendError,
     CacheWarning,
@@ -20,6 +19,7 @@ from fastopt.errors import (
     SettingError,
 )
 from fastopt.kernels import rules
+from fastopt.kernels.formats import PRESETS, STORAGES
 from fastopt.kernels.rules import (
     RULES,
     SGD,
@@ -35,9 +35,9 @@ from fastopt.kernels.rules import (
     RMSprop,
     ScaledGradient,
 )
-from fastopt.kernels.storage import PRESETS, STORAGES
 from fastopt.kernels.threads import get_threads, set_threads
 from fastopt.optimizer import Optimizer
+from fastopt.update import update
 
 __version__ = "0.1.0"
 

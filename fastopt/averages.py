@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from fastopt.errors import LayoutError, SettingError, explain, suggest
+from fastopt.checks import DECAY_RATE, choice, integer, number
+from fastopt.errors import LayoutError, SettingError, raised_by, suggest
 
 
 class EWA:
@@ -44,16 +45,10 @@ class EWA:
     Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, arXiv:1412.6980, section 3.
     """
 
+    @raised_by("EWA")
     def __init__(self, beta: float = 0.9, bias_correction: bool = True):
-        if not isinstance(beta, Real) or isinstance(beta, bool) or not 0 <= beta < 1:
-            raise SettingError(
-                explain("EWA", "beta is out of its range.", got=f"{beta=}", expected="a number in [0, 1)")
-            )
-        if not isinstance(bias_correction, bool):
-            raise SettingError(
-                explain("EWA", "bias_correction is a choice.", got=f"{bias_correction=}", expected="a bool")
-            )
-        self.beta, self.bias_correction = float(beta), bias_correction
+        self.beta = number("beta", beta, DECAY_RATE)
+        self.bias_correction = choice("bias_correction", bias_correction)
         self.reset()
 
     def __repr__(self) -> str:
@@ -86,18 +81,19 @@ class EWA:
     def _corrected(self, out: np.ndarray) -> np.ndarray:
         return np.divide(self._v, 1 - self.beta**self.t if self.bias_correction else 1.0, out=out)
 
+    @raised_by("EWA.update")
     def update(self, x: Any) -> Any:
-        """Take the next entry of the series and give the new average, a float or a new array; x is only read.
+        """Add the next entry of the series and return the new average, a float or a new array; x is only read.
 
         Raises:
             LayoutError: x is neither a real number nor a float32, float64 or integer array, or it does not have the
                 shape and dtype of the entries before it; the average is as it was.
 
         """
-        layout, dtype = _layout("EWA.update", x)
-        if self.t and layout != (before := _layout("EWA.update", self._v)[0]):
+        layout, dtype = _layout(x)
+        if self.t and layout != (before := _layout(self._v)[0]):
             what, do = "an entry does not match those before it.", "use an EWA for each series, or reset() this one"
-            raise LayoutError(explain("EWA.update", what, got=layout, expected=before, do=do))
+            raise LayoutError(what, got=layout, expected=before, do=do)
         if dtype is None:
             self._v = self.beta * self._v + (1 - self.beta) * float(x)
             self.t += 1
@@ -112,11 +108,12 @@ class EWA:
             return self._corrected(out)
 
     @staticmethod
+    @raised_by("EWA.over")
     def over(values: Any, beta: float = 0.9, bias_correction: bool = True) -> np.ndarray:
         """Average a whole series along its first axis, to smooth a loss curve; the result has the shape of `values`.
 
-        `values` is an array or a sequence of numbers. Entry i of the result is what `update` gives for `values[i]`, in
-        the dtype of the series (float64 for integers); a one-dimensional series is averaged in float64.
+        `values` is an array or a sequence of numbers. Entry i of the result is what `update` returns for `values[i]`,
+        in the dtype of the series (float64 for integers); a one-dimensional series is averaged in float64.
 
         >>> from fastopt.averages import EWA
         >>> EWA.over([4, 1, 1], beta=0.5)
@@ -130,27 +127,28 @@ class EWA:
         average = EWA(beta, bias_correction)
         for x in (values, *values) if isinstance(values, list | tuple) else (values,):
             if isinstance(x, np.ma.MaskedArray):
-                _layout("EWA.over", x)
+                _layout(x)
         try:
             series = np.asarray(values)
         except ValueError:  # lists of different lengths
             series = np.empty((), object)
-        layout, dtype = _layout("EWA.over", series)
+        layout, dtype = _layout(series)
         if not series.ndim:
-            raise LayoutError(explain("EWA.over", "a series has at least one axis.", got=layout, expected="float64[n]"))
+            raise LayoutError("a series has at least one axis.", got=layout, expected="float64[n]")
         out = np.empty(series.shape, dtype)
         for i, x in enumerate(series.tolist() if series.ndim == 1 else series):
             out[i] = average.update(x)
         return out
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what `load_state_dict` needs to go on from here: beta, t and a copy of raw.
+        """Return what `load_state_dict` needs to go on from here: beta, t and a copy of raw.
 
-        It can be pickled, or kept with `np.savez(path, **average.state_dict())` and taken back from `np.load(path)`.
+        It can be pickled, or stored with `np.savez(path, **average.state_dict())` and read again with `np.load(path)`.
         There a single number and a float64 array without dimensions are one thing: both come back as a number.
         """
         return {"beta": self.beta, "t": self.t, "raw": self.raw}
 
+    @raised_by("EWA.load_state_dict")
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict()` was taken; raw is copied.
 
@@ -159,33 +157,31 @@ class EWA:
             LayoutError: raw is not what an average can be; in either case the average is as it was.
 
         """
-        where, names = "EWA.load_state_dict", ["beta", "t", "raw"]
+        names = ["beta", "t", "raw"]
         if not isinstance(state, Mapping) or set(state) != set(names):
             got = list(state) if isinstance(state, Mapping) else type(state).__name__
             strange = [str(key) for key in got if key not in names] if isinstance(got, list) else []
             do = suggest(strange[0], names) if strange else None
-            raise SettingError(explain(where, "the state has other entries.", got=got, expected=names, do=do))
+            raise SettingError("the state has other entries.", got=got, expected=names, do=do)
         beta, t, raw = (state[name] for name in names)
-        if isinstance(beta, np.ndarray) and isinstance(raw, np.ndarray):  # from np.load, which gives nothing else
+        if isinstance(beta, np.ndarray) and isinstance(raw, np.ndarray):  # from np.load, which returns nothing else
             beta, t, raw = _bare(beta), _bare(t), raw if raw.dtype == np.float32 else _bare(raw)
         if not isinstance(beta, Real) or beta != self.beta:
             do = f"load it into EWA(beta={beta!r})"
-            raise SettingError(explain(where, "the state has another beta.", got=repr(beta), expected=self.beta, do=do))
-        layout, dtype = _layout(where, raw)
-        if not isinstance(t, Integral) or isinstance(t, bool) or t < 0 or (t == 0 and (dtype is not None or raw != 0)):
-            expected = "an integer t ≥ 0, and raw=0.0 at t=0"
-            raise SettingError(
-                explain(where, "t is out of its range.", got=f"t={t!r}, raw={layout}", expected=expected)
-            )
-        self.t, self._v = int(t), float(raw) if dtype is None else np.array(raw, dtype)
+            raise SettingError("the state has another beta.", got=repr(beta), expected=self.beta, do=do)
+        layout, dtype = _layout(raw)
+        t = integer("t", t, 0)
+        if t == 0 and (dtype is not None or raw != 0):
+            raise SettingError("t is out of its range.", got=f"t={t!r}, raw={layout}", expected="raw=0.0 at t=0")
+        self.t, self._v = t, float(raw) if dtype is None else np.array(raw, dtype)
 
 
 def _bare(x: Any) -> Any:
-    """Give the number in an array without dimensions; leave what is none."""
+    """Return the number in an array without dimensions; leave anything else as it is."""
     return x.item() if isinstance(x, np.ndarray) and x.ndim == 0 else x
 
 
-def _layout(where: str, x: Any) -> tuple[str, np.dtype | None]:
+def _layout(x: Any) -> tuple[str, np.dtype | None]:
     """Describe an entry of a series: in words, and by the dtype of its average, None for a single number."""
     layout, do = type(x).__name__, None
     if isinstance(x, Real) and not isinstance(x, bool):
@@ -202,4 +198,4 @@ def _layout(where: str, x: Any) -> tuple[str, np.dtype | None]:
         if dtype == np.float32 or dtype == np.float64:
             return layout, dtype
     expected = "a real number, or a NumPy array of float32, float64 or integers"
-    raise LayoutError(explain(where, "this is nothing to average.", got=layout, expected=expected, do=do))
+    raise LayoutError("this is nothing to average.", got=layout, expected=expected, do=do)

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from numbers import Integral, Rational
+from numbers import Rational
 from typing import Any
 
 import numpy as np
 
-from fastopt.errors import LayoutError, SettingError, explain
+from fastopt.checks import POSITIVE, choice, integer
+from fastopt.errors import LayoutError, SettingError, raised_by
 
 
 class Minibatches:
-    """One epoch of batches, what `minibatches` gives: len() counts them, and iterating again gives the same ones."""
+    """One epoch of batches, as `minibatches` returns it: len() counts them, and iterating again yields the same."""
 
     def __init__(self, arrays: tuple[np.ndarray, ...], size: int, key: tuple[int, int] | None, drop_last: bool):
         self._arrays, self._size, self._key = arrays, size, key
@@ -38,6 +39,7 @@ class Minibatches:
             yield batch[0] if len(batch) == 1 else batch
 
 
+@raised_by("minibatches")
 def minibatches(
     *arrays: np.ndarray, size: int | None = None, seed: int | None = None, epoch: int = 0, drop_last: bool = False
 ) -> Minibatches:
@@ -52,7 +54,7 @@ def minibatches(
     before it, wherever NumPy's PCG64 Generator shuffles alike. epoch is an integer ≥ 0; without a seed it changes
     nothing.
 
-    Where others differ: torch's DataLoader gives no batch at all for size > n with drop_last, here the full batch.
+    Where others differ: torch's DataLoader yields no batch at all for size > n with drop_last, here the full batch.
 
     >>> import numpy as np
     >>> from fastopt.batches import minibatches
@@ -76,21 +78,19 @@ def minibatches(
         if not isinstance(array, np.ndarray) or not array.ndim:
             got = f"{type(array).__name__} of shape {getattr(array, 'shape', 'unknown')}"
             expected, do = "a NumPy array with at least one dimension", "pass np.asarray(…)"
-            raise LayoutError(explain("minibatches", f"array {k} has no samples.", got=got, expected=expected, do=do))
+            raise LayoutError(f"array {k} has no samples.", got=got, expected=expected, do=do)
     lengths = [len(array) for array in arrays]
     if not lengths or min(lengths) != max(lengths) or not lengths[0]:
         what = "the arrays hold the same number of samples, and at least one."
-        raise LayoutError(
-            explain("minibatches", what, got=f"arrays of lengths {lengths}", expected="equal lengths ≥ 1")
-        )
-    if not isinstance(drop_last, bool):
-        raise SettingError(explain("minibatches", "drop_last is a choice.", got=f"{drop_last=}", expected="a bool"))
-    size = lengths[0] if size is None else min(_integer("minibatches", "size", size, 1), lengths[0])
-    epoch = _integer("minibatches", "epoch", epoch, 0)
-    key = None if seed is None else (_integer("minibatches", "seed", seed, 0), epoch)
+        raise LayoutError(what, got=f"arrays of lengths {lengths}", expected="equal lengths ≥ 1")
+    drop_last = choice("drop_last", drop_last)
+    size = lengths[0] if size is None else min(integer("size", size, 1), lengths[0])
+    epoch = integer("epoch", epoch, 0)
+    key = None if seed is None else (integer("seed", seed, 0), epoch)
     return Minibatches(arrays, size, key, drop_last)
 
 
+@raised_by("suggest_batch_size")
 def suggest_batch_size(samples: int, bytes_per_sample: float, memory: float) -> int:
     """Choose a batch size by rule of thumb: all samples if they are few, otherwise a power of two from 64 to 512.
 
@@ -112,26 +112,22 @@ def suggest_batch_size(samples: int, bytes_per_sample: float, memory: float) -> 
     Source: Ng, "Deep Learning Specialization", course 2, week 2: "Understanding mini-batch gradient descent".
 
     """
-    where = "suggest_batch_size"
-    samples = _integer(where, "samples", samples, 1)
-    cost, limit = _amount(where, "bytes_per_sample", bytes_per_sample), _amount(where, "memory", memory)
+    samples = integer("samples", samples, 1)
+    cost, limit = _amount("bytes_per_sample", bytes_per_sample), _amount("memory", memory)
     # Where a power of two above `samples` would fit, all samples do, and they come first.
     for size in ([samples] if samples < 2000 else []) + [512, 256, 128, 64]:
         if size * cost <= limit:
             return size
     least = min(samples, 64)
     raise SettingError(
-        explain(
-            where,
-            f"not even {least} samples fit in memory.",
-            got=f"{least} · {bytes_per_sample} bytes, {memory} bytes of memory",
-            do="sum the gradients of smaller batches, one after another, before each step",
-        )
+        f"not even {least} samples fit in memory.",
+        got=f"{least} · {bytes_per_sample} bytes, {memory} bytes of memory",
+        do="sum the gradients of smaller batches, one after another, before each step",
     )
 
 
-def _amount(where: str, name: str, value: Any) -> Fraction:
-    """Give a finite number > 0 exactly: NumPy's integers are of few bits, and large ones are no floats."""
+def _amount(name: str, value: Any) -> Fraction:
+    """Return a finite number > 0 exactly: NumPy's integers have few bits, and large ones are no floats."""
     amount = Fraction(0)
     if isinstance(value, Rational) and not isinstance(value, bool):
         amount = Fraction(int(value.numerator), int(value.denominator))
@@ -139,12 +135,4 @@ def _amount(where: str, name: str, value: Any) -> Fraction:
         amount = Fraction(float(value))
     if amount > 0:
         return amount
-    got, expected = f"{name}={value!r}", "a finite number > 0"
-    raise SettingError(explain(where, f"{name} is out of its range.", got=got, expected=expected))
-
-
-def _integer(where: str, name: str, value: Any, least: int) -> int:
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
-        return int(value)
-    expected = f"an integer ≥ {least}"
-    raise SettingError(explain(where, f"{name} is out of its range.", got=f"{name}={value!r}", expected=expected))
+    raise SettingError(f"{name} is out of its range.", got=f"{name}={value!r}", expected=POSITIVE)

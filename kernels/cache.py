@@ -1,4 +1,4 @@
-"""Where generated modules and their compiled code are kept: content-addressed files that processes share.
+"""Where generated modules and their compiled code are stored: content-addressed files that processes share.
 
 A module is written once under a name made of its kernel's name and a hash of its text, by write-then-rename and with a
 fixed time stamp (Numba's index compares it), so that processes that start together agree whoever is last.
@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
-from fastopt.errors import CacheWarning, explain
+from fastopt.errors import CacheWarning
 
 _STAMP = 1_000_000_000
 
@@ -33,7 +33,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def preferred_folder() -> Path:
-    """Give the user's cache folder for fastopt, by the platform's custom; it may not exist or not be writable."""
+    """Return the user's cache folder for fastopt, by the platform's custom; it may not exist or not be writable."""
     home = Path(os.path.expanduser("~"))
     if sys.platform == "darwin":
         parent = home / "Library" / "Caches"
@@ -46,9 +46,9 @@ def preferred_folder() -> Path:
 
 @lru_cache(maxsize=8)
 def folder(kind: str) -> Path:
-    """Give a writable folder for one kind of module (it names the compiler and its version).
+    """Return a writable folder for one kind of module (it names the compiler and its version).
 
-    Where the user's cache folder cannot be written, warns with a CacheWarning and gives a temporary folder that lasts
+    Where the user's cache folder cannot be written, warns with a CacheWarning and returns a temporary folder that lasts
     as long as the process.
     """
     wanted = preferred_folder() / kind
@@ -63,29 +63,27 @@ def folder(kind: str) -> Path:
 
 
 def warn_unwritable(path: Path, error: BaseException) -> None:
-    """Say that compiled kernels will not outlive this process, and why."""
+    """Warn that compiled kernels will not outlive this process, and say why."""
     warnings.warn(
-        explain(
-            "fastopt.kernels.cache",
-            "compiled kernels cannot be kept on disk; every new process will compile them again.",
+        CacheWarning(
+            "compiled kernels cannot be stored on disk; every new process will compile them again.",
             got=f"{path}: {error}",
             do="make that folder writable, or set XDG_CACHE_HOME to one that is",
+            where="fastopt.kernels.cache",
         ),
-        CacheWarning,
         stacklevel=2,
     )
 
 
 def warn_damaged(path: Path, error: BaseException) -> None:
-    """Say that a compiled kernel on disk was damaged, and that it is whole again."""
+    """Warn that a compiled kernel on disk was damaged, and that it is whole again."""
     warnings.warn(
-        explain(
-            "fastopt.kernels.cache",
+        CacheWarning(
             "a compiled kernel on disk could not be read; it has been compiled again and replaced.",
             got=f"{path}: {type(error).__name__}: {error}",
             do="look after the disk if this happens again",
+            where="fastopt.kernels.cache",
         ),
-        CacheWarning,
         stacklevel=2,
     )
 
@@ -110,7 +108,7 @@ _LONGEST = 80  # twice this, a hash and Numba's suffixes are below the 255 bytes
 
 
 def discard(folder: Path, stem: str) -> bool:
-    """Delete what Numba keeps of a module, and say whether there was anything."""
+    """Delete the files in which Numba stores a module's code; return whether there were any."""
     found = [path for pattern in ("nbi", "nbc") for path in folder.glob(f"{stem}.*.{pattern}")]
     for path in found:
         path.unlink(missing_ok=True)
@@ -124,11 +122,11 @@ def load(name: str, text: str, kind: str) -> ModuleType:
     with lock:
         if qualified in sys.modules:
             return sys.modules[qualified]
-        return _import(qualified, keep(folder(kind) / f"{full}.py", text.encode()))
+        return _import(qualified, store(folder(kind) / f"{full}.py", text.encode()))
 
 
-def keep(path: Path, data: bytes) -> Path:
-    """Write a file whole or not at all, and give its path: in a temporary folder where this one cannot be written."""
+def store(path: Path, data: bytes) -> Path:
+    """Write a file whole or not at all, and return its path: in a temporary folder where this one cannot be written."""
     try:
         _write(path, data)
     except OSError as error:

@@ -1,33 +1,47 @@
 """A step as a list of calls that run in one go, so that an interrupt finds it not begun or done, never in between.
 
 Python runs signal handlers, and so raises KeyboardInterrupt, between the instructions of its own code, never inside a C
-function. So a backend prepares a step in Python, as tuples (function, *arguments) of compiled functions that return
-None, and `run` hands them to one C loop: no instruction of Python comes between the first byte written and the last.
-Several steps, and the count of steps itself, can be run as one by joining their lists.
+function. So a backend prepares a step in Python, as tuples (function, *arguments) of compiled functions, and `run`
+passes them to one C loop: no instruction of Python comes between the first byte written and the last. Several steps,
+and the count of steps itself, run as one when their lists are joined.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from itertools import starmap
 from operator import call
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Rows(NamedTuple):
+    """The tensors of a step, one row each: what every backend binds a program to.
+
+    Nobody checks the addresses: each must be memory of so many elements that nothing else writes to and that does not
+    overlap, and stay so while the launch is in use.
+    """
+
+    sizes: Sequence[int] | np.ndarray  # elements of each
+    offsets: Sequence[int] | np.ndarray  # number of its first element, for noise: a multiple of the tile
+    addresses: Sequence[Sequence[int]] | np.ndarray  # of each of `program.buffers`
+    memory: object = None  # kept alive as long as the launch
+    device: int = 0  # number of the device that the addresses are of, where there are several
+
+
+class Launch(Protocol):
+    """A program bound to rows."""
+
+    def calls(self, keys: tuple[int, ...], scalars: tuple[float, ...]) -> list[tuple]:
+        """Prepare a step: `keys` and `scalars` are those of its plan."""
+        ...
+
+    def set_addresses(self, buffer: int, addresses: np.ndarray) -> None:
+        """Move buffer number `buffer` of every row, in the order of `Rows`, to other addresses."""
+        ...
 
 
 def run(calls: Iterable[tuple]) -> None:
-    """Make these calls, one after the other."""
-    any(starmap(call, calls))
-
-
-class Launch:
-    """A step bound to its arrays: `launch(noise, scalars)` takes it, `launch.calls(noise, scalars)` only prepares it.
-
-    `noise` is () or (key0, key1, index of the first element), `scalars` is what `program.host_scalars` gives.
-    """
-
-    __slots__ = ("calls",)
-
-    def __init__(self, calls: Callable[[tuple, tuple], list[tuple]]):
-        self.calls = calls
-
-    def __call__(self, noise: tuple, scalars: tuple) -> None:  # noqa: D102
-        run(self.calls(noise, scalars))
+    """Make these calls, one after the other, whatever they return."""
+    list(starmap(call, calls))

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 import fastopt
-from fastopt.bench.forms import CASES, halving, warming
-from fastopt.kernels import settings
-from fastopt.kernels.program import trace
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.rules.cases import CASES, halving, warming
+from fastopt.kernels.rules.rule import initial
 
 __all__ = ["CASES", "fresh_buffers", "halving", "walk", "warming"]
 
@@ -18,8 +18,8 @@ __all__ = ["CASES", "fresh_buffers", "halving", "walk", "warming"]
 def fresh_buffers(rule: Any, p: Any) -> dict[str, np.ndarray]:
     """Give the buffers of `rule` before its first step: a copy of p, no gradient yet, and the state it starts with."""
     p = np.array(p)
-    initial = settings.initial(rule)
-    state = {name: np.full_like(p, initial.get(name, 0.0)) for name in trace(rule, p.dtype).state}
+    start = initial(rule)
+    state = {name: np.full_like(p, start.get(name, 0.0)) for name in trace(rule, p.dtype).state}
     return {"p": p, "g": np.zeros_like(p), **state}
 
 

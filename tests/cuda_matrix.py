@@ -19,9 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from cases import CASES
 
-from fastopt.kernels import cuda, nvrtc
-from fastopt.kernels.program import Program, parameters, trace
-from fastopt.kernels.storage import PRESETS
+from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.cuda import nvrtc
+from fastopt.kernels.cuda.printer import entry, print_source
+from fastopt.kernels.devices import load_cupy
+from fastopt.kernels.formats import PRESETS
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 REGISTERS = Path(__file__).parent.parent / "bench" / "results" / "cuda-registers.csv"
@@ -59,7 +62,7 @@ def compile_all(programs: Iterable[Program], architecture: int) -> dict[str, Com
     """Compile programs side by side (NVRTC lets go of the interpreter's lock)."""
     programs = list(programs)
     with ThreadPoolExecutor() as pool:
-        made = pool.map(lambda p: compile_source(cuda.print_source(p), architecture), programs)
+        made = pool.map(lambda p: compile_source(print_source(p), architecture), programs)
         return {p.name: compiled for p, compiled in zip(programs, made, strict=True)}
 
 
@@ -77,9 +80,7 @@ def storage_programs() -> list[Program]:
         for name in ("8bit", "bf16", "split_8bit")
     ]
     chosen.append(("noise-adam", "bf16_8bit"))
-    return [
-        trace(CASES[case], PRESETS[name].formats(CASES[case], parameters(CASES[case]).buffers)) for case, name in chosen
-    ]
+    return [trace(CASES[case], name) for case, name in chosen]
 
 
 INTEGER = frozenset(
@@ -159,12 +160,12 @@ def write_registers() -> None:
     programs = [p for dtype in (np.float32, np.float64) for p in all_programs(dtype)] + storage_programs()
     made = {a: compile_all(programs, a) for a in ARCHITECTURES}
     with ThreadPoolExecutor() as pool:
-        names = list(pool.map(lambda p: issued(made[90][p.name].cubin, cuda.entry(p)), programs))
+        names = list(pool.map(lambda p: issued(made[90][p.name].cubin, entry(p)), programs))
     with REGISTERS.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["kernel (NVRTC {}.{})".format(*nvrtc.load_cupy("NVRTC").cuda.nvrtc.getVersion()), *COLUMNS])
+        rows.writerow(["kernel (NVRTC {}.{})".format(*load_cupy().cuda.nvrtc.getVersion()), *COLUMNS])
         for p, way in zip(programs, names, strict=True):
-            registers = [made[a][p.name].registers[cuda.entry(p)] for a in ARCHITECTURES]
+            registers = [made[a][p.name].registers[entry(p)] for a in ARCHITECTURES]
             rows.writerow([p.name, *registers, len(way) / 8, sum(name in INTEGER for name in way) / 8])
 
 

@@ -11,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from fastopt.kernels import cuda
-from fastopt.kernels.program import Program
+from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.cuda.launch import blocks as blocks_of
+from fastopt.kernels.cuda.launch import numbers
+from fastopt.kernels.cuda.printer import entry as entry_of
+from fastopt.kernels.cuda.printer import print_kernel
 
 TESTS = Path(__file__).parent
 COMPILER = shutil.which("g++")
 FLAGS = [
     "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno", "-shared", "-fPIC",
     "-Wl,-Bsymbolic", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-variable",
-    f"-I{TESTS}", f"-I{TESTS.parent / 'kernels'}",
+    f"-I{TESTS}", f"-I{TESTS.parent / 'kernels' / 'cuda'}",
 ]  # fmt: skip
 
 
@@ -63,10 +66,10 @@ class Player:
         n = tail_of or size
         before = [b.size(n) - b.size(size) for b in program.buffers]
         places = [np.uint64(a.ctypes.data - k * a.itemsize) for a, k in zip(arrays, before, strict=True)]
-        blocks = blocks or cuda.blocks(n)
-        arguments = [np.int64(n), *places, *cuda.numbers(program, noise, scalars)]
-        first = blocks - cuda.blocks(size) if tail_of else 0
-        self._launch(program, cuda.entry(program), arguments, blocks, first, descending)
+        blocks = blocks or blocks_of(n)
+        arguments = [np.int64(n), *places, *numbers(program, noise[:2], noise[2] if noise else 0, scalars)]
+        first = blocks - blocks_of(size) if tail_of else 0
+        self._launch(program, entry_of(program), arguments, blocks, first, descending)
 
     def captured_step(
         self,
@@ -82,7 +85,7 @@ class Player:
         n = arrays[0].size
         noise = [_address(keys), np.int64(offset)] if program.noise else []
         arguments = [np.int64(n), *map(_address, arrays), *noise, _address(table), _address(row), np.int64(rows)]
-        self._launch(program, f"{cuda.entry(program)}_captured", arguments, cuda.blocks(n), 0, False)
+        self._launch(program, f"{entry_of(program)}_captured", arguments, blocks_of(n), 0, False)
 
     def _launch(self, program: Program, entry: str, arguments: list, blocks: int, first: int, descending: bool) -> None:
         held = [np.atleast_1d(a) for a in arguments]
@@ -98,11 +101,11 @@ def _address(array: np.ndarray) -> np.uint64:
 def _source(programs: list[Program]) -> str:
     text = ['#include "cuda_host.h"\n#include "tile.cuh"\n']
     for k, program in enumerate(programs):
-        kernel = cuda.print_kernel(program).replace('#include "tile.cuh"\n', "")
+        kernel = print_kernel(program).replace('#include "tile.cuh"\n', "")
         text.append(f"namespace k{k} {{\n{kernel}}}")
         text += [
             f'extern "C" void run_{entry}(Index blocks, Index first, void** arguments, bool descending)'
             f" {{ host::launch(k{k}::{entry}, blocks, first, THREADS, arguments, descending); }}"
-            for entry in (cuda.entry(program), f"{cuda.entry(program)}_captured")
+            for entry in (entry_of(program), f"{entry_of(program)}_captured")
         ]
     return "\n".join(text)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from cuda_player import compile_library
 
-from fastopt.kernels.nvrtc import OPTIONS
+from fastopt.kernels.cuda.nvrtc import OPTIONS
 
 _state = types.SimpleNamespace(
     device=0, streams=[], current={}, count=2, launches=[], broken=None, capability=90, compiled=0

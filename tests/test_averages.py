@@ -236,7 +236,7 @@ def test_state_is_copied():
 def test_beta_is_checked(beta):
     for make in (EWA, lambda x: EWA.over([1.0], x)):
         with pytest.raises(
-            SettingError, match=r"(?s)EWA: beta is out of its range.*got.*expected  a number in \[0, 1\)"
+            SettingError, match=r"(?s)EWA: beta is out of its range.*got.*expected  a finite number in \[0, 1\)"
         ):
             make(beta)
 

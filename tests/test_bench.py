@@ -31,13 +31,14 @@ from fastopt.bench import (
     threads,
 )
 from fastopt.bench.cases import PARTS, Case, Entry, plan
-from fastopt.bench.forms import CASES
 from fastopt.bench.peers import PEERS
 from fastopt.bench.peers.adapter import Contestant, Peer
 from fastopt.demo.bench import narrowed
 from fastopt.demo.commands import app
 from fastopt.errors import SettingError
-from fastopt.kernels import cache, nvrtc
+from fastopt.kernels import cache
+from fastopt.kernels.cuda import nvrtc
+from fastopt.kernels.rules.cases import CASES
 
 LIBRARIES = ("torch", "deepspeed", "jax", "bitsandbytes", "torchao", "flashoptim", "apex")
 
@@ -92,7 +93,7 @@ def test_every_case_runs_without_other_libraries(part, quick, alone, monkeypatch
 
 
 def test_the_plan_has_every_kernel_once_and_every_axis():
-    from fastopt.kernels.program import trace
+    from fastopt.kernels.compiler.trace import trace
 
     timed = [trace(CASES[entry.case.rule], np.float32).name for entry in plan("rules", 2, False)]
     assert sorted(timed) == sorted({trace(rule, np.float32).name for rule in CASES.values()})

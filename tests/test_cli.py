@@ -21,16 +21,16 @@ from matplotlib.text import Text
 from typer.testing import CliRunner
 
 import fastopt
-from fastopt import ceiling
+from fastopt.bench import ceiling
 from fastopt.cli import main
 from fastopt.demo import digits, pictures, race
 from fastopt.demo.commands import app
 from fastopt.demo.parsing import parse_storage
 from fastopt.demo.surfaces import SURFACES
-from fastopt.dispatch import layout
-from fastopt.kernels.cpu import print_module
-from fastopt.kernels.cuda import print_source
-from fastopt.kernels.program import host_scalars, trace
+from fastopt.kernels.backends import print_source
+from fastopt.kernels.compiler.plan import host_scalars
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.cpu import tuning
 
 
 def run(*arguments: str) -> str:
@@ -275,10 +275,9 @@ def test_show_prints_a_module_that_compiles_to_the_rule(arguments: str, rule: An
 
 @pytest.mark.parametrize("storage", ["split_8bit", "p=bf16_sr,g=bf16,v=uf8"])
 def test_show_prints_any_storage(storage: str):
-    kept = layout([fastopt.Adam()], parse_storage(storage), "test")[0]
-    program = trace(fastopt.Adam(), kept)
-    assert run("show", "adam", "--storage", storage) == print_module(program)
-    assert run("show", "adam", "--storage", storage, "--backend", "cuda") == print_source(program)
+    program = trace(fastopt.Adam(), parse_storage(storage))
+    for backend in ("cpu", "cuda"):
+        assert run("show", "adam", "--storage", storage, "--backend", backend) == print_source(backend, program)
 
 
 def test_training_in_ten_bytes_reads_digits_too(tmp_path: Path):
@@ -307,7 +306,7 @@ def test_info_says_what_is_here(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(("n", "shared"), [(1, False), (100_003, False), (100_003, True)])
 def test_the_ceiling_moves_what_it_says(reads: int, writes: int, dtype: type, n: int, shared: bool, monkeypatch):
     if shared:
-        monkeypatch.setattr(ceiling.cpu, "PARALLEL_FROM", 0)
+        monkeypatch.setattr(tuning, "PARALLEL_FROM", 0)
     arrays = [np.full(n, k + 1, dtype) for k in range(writes + reads)]
     ceiling.bind(arrays[:writes], arrays[writes:])()
     added = sum(range(writes + 1, writes + reads + 1)) if reads else 1
@@ -333,7 +332,7 @@ def test_the_ceiling_moves_what_it_says(reads: int, writes: int, dtype: type, n:
         ("show adam --backend metal", ["'metal' prints nothing", "cpu"]),
         ("show adam --storage f23", ["no such storage", "'f32'"]),
         ("show adam --storage m=f9", ["no such format", "'f8'"]),
-        ("show adam --storage m=split", ["'m', a state, is not kept in the format split"]),
+        ("show adam --storage m=split", ["'m', a state, is not stored in the format split"]),
         ("show adam --storage p=f64,v=uf8", ["computed in float64"]),
         ("train --storage m", ["no such storage"]),
         ("show momentum --set netserov=true", ["no setting 'netserov'", "did you mean 'nesterov'?"]),

@@ -12,13 +12,16 @@ import pytest
 from cases import CASES
 from cuda_player import COMPILER, Player, compile_library
 from test_vocabulary import OPERATIONS, Operation
-from values import SIZES, assert_same_bits, filled, guarded, guards_intact, nasty, special
+from values import SIZES, assert_same_bits, filled, guarded, guards_intact, nasty, special, step
 
 import fastopt
-from fastopt.kernels import cuda, elementwise, reference
-from fastopt.kernels.noise import noise_keys
-from fastopt.kernels.program import host_scalars, parameters, planes, trace
-from fastopt.kernels.storage import PRESETS, STORAGES, TILE, pack
+from fastopt.bench import elementwise
+from fastopt.kernels.compiler.noise import noise_keys
+from fastopt.kernels.compiler.plan import host_scalars
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.cuda.launch import blocks
+from fastopt.kernels.formats import PRESETS, STORAGES, TILE, pack
+from fastopt.kernels.rules.rule import signature
 
 DTYPES = (np.float32, np.float64)
 
@@ -75,24 +78,20 @@ NARROW = [s.name for s in STORAGES.values() if s.computes == np.float32 and not 
 
 def everywhere(rule, name):
     """Keep whatever a format may hold in it."""
-    kinds = {b: b if b in ("p", "g") else "state" for b in parameters(rule).buffers}
+    kinds = {b: b if b in ("p", "g") else "state" for b in signature(rule).buffers}
     return {b: name for b, kind in kinds.items() if kind in STORAGES[name].holds}
-
-
-def preset(rule, name):
-    return PRESETS[name].formats(rule, parameters(rule).buffers)
 
 
 LAYOUTS = {
     **{f"{case}-{name}": (rule, everywhere(rule, name)) for case, rule in STORED.items() for name in NARROW},
     **{
-        f"{case}-preset-{name}": (rule, preset(rule, name))
+        f"{case}-preset-{name}": (rule, name)
         for case, rule in STORED.items()
         for name in PRESETS
         if name not in ("f32", "f64")
     },
-    "noise-adam-preset-bf16_8bit": (rule := CASES["noise-adam"], preset(rule, "bf16_8bit")),
-    "awkward-names-preset-split_8bit": (rule := AwkwardNames(), preset(rule, "split_8bit")),
+    "noise-adam-preset-bf16_8bit": (CASES["noise-adam"], "bf16_8bit"),
+    "awkward-names-preset-split_8bit": (AwkwardNames(), "split_8bit"),
 }
 
 
@@ -118,7 +117,7 @@ def test_the_cuda_kernel_equals_the_reference(case, dtype, player):
         truth = [a.copy() for a in ours.values()]
         for t in (1, 2, 100):
             player.step(program, list(ours.values()), noise(program, t), scalars(t))
-            reference.bind(program, rule, truth)(noise(program, t), scalars(t))
+            step("reference", program, truth, noise(program, t), scalars(t))
         for (name, array), expected in zip(ours.items(), truth, strict=True):
             assert_same_bits(array, expected, f"{case}, n = {n}, {name}")
             assert guards_intact(array), f"{case}, n = {n}: wrote beyond {name}"
@@ -135,7 +134,7 @@ def test_the_shape_of_the_grid_does_not_matter(case, blocks, descending, dtype, 
     ours = filled(program, rng, n)
     truth = [a.copy() for a in ours.values()]
     player.step(program, list(ours.values()), noise(program, 3), scalars, blocks=blocks, descending=descending)
-    reference.bind(program, rule, truth)(noise(program, 3), scalars)
+    step("reference", program, truth, noise(program, 3), scalars)
     for (name, array), expected in zip(ours.items(), truth, strict=True):
         assert_same_bits(array, expected, name)
         assert guards_intact(array)
@@ -152,7 +151,7 @@ def test_buffers_may_begin_at_any_element(dtype, player):
         assert [a.ctypes.data % 64 for a in ours] == [shift % 64 for shift in shifts]
         truth = [a.copy() for a in ours]
         player.step(program, ours, (), scalars)
-        reference.bind(program, rule, truth)((), scalars)
+        step("reference", program, truth, (), scalars)
         for array, expected in zip(ours, truth, strict=True):
             assert_same_bits(array, expected, f"at {shifts}")
             assert guards_intact(array)
@@ -176,7 +175,7 @@ def test_a_rules_own_names_may_be_any(dtype, player):
     truth = [a.copy() for a in ours]
     scalars = host_scalars(program, rule)(1)
     player.step(program, ours, (), scalars)
-    reference.bind(program, rule, truth)((), scalars)
+    step("reference", program, truth, (), scalars)
     for array, expected in zip(ours, truth, strict=True):
         assert_same_bits(array, expected)
 
@@ -211,15 +210,15 @@ def test_elements_beyond_two_to_the_32_are_reached(player):
     ours = list(filled(program, rng, size).values())
     truth = [a.copy() for a in ours]
     player.step(program, ours, noise(program, 1, 11 * TILE), scalars, tail_of=n)
-    reference.bind(program, rule, truth)(noise(program, 1, 11 * TILE + n - size), scalars)
+    step("reference", program, truth, noise(program, 1, 11 * TILE + n - size), scalars)
     for array, expected in zip(ours, truth, strict=True):
         assert_same_bits(array, expected)
         assert guards_intact(array)
 
 
 def test_the_grid_never_has_more_blocks_than_a_device_takes():
-    assert [cuda.blocks(n) for n in (1, 1024, 1025, 2**40)] == [1, 1, 2, 2**30]
-    assert cuda.blocks(2**60) == 2**31 - 1
+    assert [blocks(n) for n in (1, 1024, 1025, 2**40)] == [1, 1, 2, 2**30]
+    assert blocks(2**60) == 2**31 - 1
 
 
 @pytest.mark.parametrize("architecture", [750, 800])  # with shuffles, and with one reduction
@@ -276,7 +275,7 @@ def test_the_forms_written_by_hand_equal_the_reference(rule, dtype, tmp_path):
         numbers = np.array(scalars, dtype)
         pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*ours, numbers)]
         library.run(ctypes.c_longlong(n), *pointers)
-        reference.bind(program, rule, truth)((), scalars)
+        step("reference", program, truth, (), scalars)
     for array, expected in zip(ours, truth, strict=True):
         assert_same_bits(array, expected)
 
@@ -289,9 +288,9 @@ def patterns(program, rng, n):
 def encoded(program, rng, n):
     """Give planes that hold values of widely different sizes, special ones among them."""
     held = {}
-    for b, storage in program.storages.items():
+    for b, storage in program.formats.items():
         packed = pack(storage, nasty(rng, n, np.float32))
-        held |= dict(zip(planes(b, storage), packed, strict=True))
+        held |= dict(zip(storage.plane_names(b), packed, strict=True))
     return [held[b.name] for b in program.buffers]
 
 
@@ -316,7 +315,7 @@ def test_a_kernel_of_any_storage_equals_the_reference(layout, player):
             truth = [a.copy() for a in ours]
             for t in (1, 2, 100):
                 player.step(program, ours, noise(program, t, 5 * TILE), scalars(t))
-                reference.bind(program, rule, truth)(noise(program, t, 5 * TILE), scalars(t))
+                step("reference", program, truth, noise(program, t, 5 * TILE), scalars(t))
                 require_same(program, ours, truth, f"n = {n}, t = {t}")
 
 
@@ -336,7 +335,7 @@ def test_the_shape_of_the_grid_does_not_matter_to_storages(layout, blocks, desce
     ours = [guarded(a) for a in encoded(program, rng, 10_007)]
     truth = [a.copy() for a in ours]
     player.step(program, ours, noise(program, 3), scalars, blocks=blocks, descending=descending)
-    reference.bind(program, rule, truth)(noise(program, 3), scalars)
+    step("reference", program, truth, noise(program, 3), scalars)
     require_same(program, ours, truth)
 
 
@@ -352,7 +351,7 @@ def test_planes_may_begin_at_any_element(layout, player):
         assert [a.ctypes.data % 64 for a in ours] == shifts
         truth = [a.copy() for a in ours]
         player.step(program, ours, noise(program, 1), scalars)
-        reference.bind(program, rule, truth)(noise(program, 1), scalars)
+        step("reference", program, truth, noise(program, 1), scalars)
         require_same(program, ours, truth, f"at {shifts}")
 
 
@@ -368,7 +367,7 @@ def test_steps_of_storages_from_a_table_equal_the_reference(layout, player):
     row = np.zeros(1, np.int64)
     for t in range(1, steps + 1):
         player.captured_step(program, ours, keys, 7 * TILE, table, row, steps)
-        reference.bind(program, rule, truth)(noise(program, t, 7 * TILE), scalars(t))
+        step("reference", program, truth, noise(program, t, 7 * TILE), scalars(t))
         require_same(program, ours, truth, f"t = {t}")
         row += 1
     player.captured_step(program, ours, keys, 7 * TILE, table, row, steps)  # no row is left: nothing happens
@@ -384,5 +383,5 @@ def test_elements_of_storages_beyond_two_to_the_33_are_reached(layout, player):
     ours = [guarded(a) for a in encoded(program, rng, size)]
     truth = [a.copy() for a in ours]
     player.step(program, ours, noise(program, 1, before), scalars, tail_of=n)
-    reference.bind(program, rule, truth)(noise(program, 1, before + n - size), scalars)
+    step("reference", program, truth, noise(program, 1, before + n - size), scalars)
     require_same(program, ours, truth)

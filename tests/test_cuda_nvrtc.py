@@ -10,8 +10,12 @@ import pytest
 from cuda_matrix import ARCHITECTURES, COLUMNS, REGISTERS, all_programs, compile_all, compile_source, storage_programs
 
 import fastopt
-from fastopt.kernels import cuda, nvrtc
-from fastopt.kernels.program import trace, walk
+from fastopt.kernels.compiler.graph import walk
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.cuda import nvrtc
+from fastopt.kernels.cuda.launch import ADVANCE
+from fastopt.kernels.cuda.printer import entry as entry_of
+from fastopt.kernels.cuda.printer import print_source
 
 pytest.importorskip("cupy", reason="NVRTC is called through CuPy, which this platform has no wheel of")
 
@@ -29,7 +33,7 @@ def test_every_kernel_compiles_without_spilling(architecture):
     programs = PROGRAMS + (storage_programs() if architecture in (75, 90, 120) else [])
     made = compile_all(programs, architecture)
     for program in programs:
-        name, compiled = cuda.entry(program), made[program.name]
+        name, compiled = entry_of(program), made[program.name]
         assert compiled.cubin[:4] == b"\x7fELF", name
         assert set(compiled.registers) == {name, f"{name}_captured"}
         allowed = {0} | SPILLED.get((name, architecture), set())
@@ -60,7 +64,7 @@ def require_exact_and_wide(program, ptx):
         wide_and_only_read += (8 // pack) * (not b.written and b.name in used and pack * size >= 8)
     parts = re.split(r"\.entry (\w+)", ptx)[1:]
     found = {name: accesses(text) for name, text in zip(parts[::2], parts[1::2], strict=True)}
-    name = cuda.entry(program)
+    name = entry_of(program)
     for entry in (name, f"{name}_captured"):
         wide = {key: times for key, times in found[entry].items() if key.size > 8 or key.vector}
         assert sum(times for key, times in wide.items() if key.only_read) == wide_and_only_read, entry
@@ -85,7 +89,7 @@ def accesses(ptx):
 
 
 def test_a_kernel_that_contracts_would_be_noticed():
-    source = cuda.print_source(trace(fastopt.Adam(), np.float32))
+    source = print_source(trace(fastopt.Adam(), np.float32))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nvrtc, "OPTIONS", ("-std=c++17",))
         contracted = compile_source(source, 90).ptx
@@ -103,4 +107,4 @@ def test_the_registers_of_every_kernel_are_recorded():
 
 
 def test_the_kernel_that_counts_replays_compiles():
-    assert compile_source(cuda.ADVANCE, 75).registers["advance_row"] <= 16
+    assert compile_source(ADVANCE, 75).registers["advance_row"] <= 16

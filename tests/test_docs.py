@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from test_architecture import modules
 
-from fastopt.kernels import cache, nvrtc
+from fastopt.kernels import cache
+from fastopt.kernels.cuda import nvrtc
 
 ROOT = Path(__file__).parent.parent
-HAVE_EXAMPLES = {"fastopt.averages", "fastopt.batches", "fastopt.ceiling", "fastopt.schedules"}
+HAVE_EXAMPLES = {"fastopt.averages", "fastopt.batches", "fastopt.bench.ceiling", "fastopt.schedules.decay"}
 
 
 @pytest.mark.parametrize("name", modules())

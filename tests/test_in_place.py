@@ -11,8 +11,10 @@ from test_program import buffers_of, rule
 from values import assert_same_bits
 
 import fastopt
-from fastopt.kernels.program import Program, trace, walk
-from fastopt.kernels.symbols import VOCABULARY
+from fastopt.kernels.compiler.graph import walk
+from fastopt.kernels.compiler.operations import VOCABULARY
+from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.compiler.trace import trace
 
 NUMPY = {name: f for f, name in reversed(VOCABULARY.items())} | {
     "bitcast": lambda x: x.view(np.uint32 if x.dtype == np.float32 else np.float32),

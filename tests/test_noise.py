@@ -6,13 +6,22 @@ from functools import cache
 
 import numpy as np
 import pytest
-from values import assert_same_bits
+from values import assert_same_bits, step
 
 import fastopt
-from fastopt.kernels import cpu, reference
-from fastopt.kernels.noise import dither_bits, element_bits, more_bits, noise_keys, normal, random_bits, tile_bits
-from fastopt.kernels.program import host_scalars, trace
-from fastopt.kernels.storage import TILE
+from fastopt.kernels.compiler.noise import (
+    dither_bits,
+    element_bits,
+    more_bits,
+    noise_keys,
+    normal,
+    random_bits,
+    tile_bits,
+)
+from fastopt.kernels.compiler.plan import host_scalars
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.cpu import tuning
+from fastopt.kernels.formats import TILE
 
 N = 1 << 20
 
@@ -156,10 +165,9 @@ RULE = fastopt.GradientNoise(fastopt.SGD(lr=1.0), eta=1.0)
 PROGRAM = trace(RULE, np.float32)
 
 
-def step(n: int, *, seed: int = 7, t: int = 3, offset: int = 0, backend: str = "cpu") -> np.ndarray:
+def stepped(n: int, *, seed: int = 7, t: int = 3, offset: int = 0, backend: str = "cpu") -> np.ndarray:
     p, g = np.zeros(n, np.float32), np.zeros(n, np.float32)
-    launch = cpu.bind(PROGRAM, [p, g]) if backend == "cpu" else reference.bind(PROGRAM, RULE, [p, g])
-    launch((*noise_keys(seed, t), offset), host_scalars(PROGRAM, RULE)(t))
+    step(backend, PROGRAM, [p, g], (*noise_keys(seed, t), offset), host_scalars(PROGRAM, RULE)(t))
     return p
 
 
@@ -173,24 +181,26 @@ def test_the_standard_deviation_is_the_annealed_one():
 
 
 def test_it_replays_and_depends_on_seed_and_step():
-    assert_same_bits(step(1000), step(1000))
-    assert not np.any(step(1000) == step(1000, seed=8))
-    assert not np.any(step(1000) == step(1000, t=4))
+    assert_same_bits(stepped(1000), stepped(1000))
+    assert not np.any(stepped(1000) == stepped(1000, seed=8))
+    assert not np.any(stepped(1000) == stepped(1000, t=4))
 
 
 def test_how_a_buffer_is_divided_between_tiles_does_not_matter():
-    whole = step(1000)
-    parts = [step(256), step(512, offset=256), step(232, offset=768)]
+    whole = stepped(1000)
+    parts = [stepped(256), stepped(512, offset=256), stepped(232, offset=768)]
     assert_same_bits(np.concatenate(parts), whole)
 
 
 @pytest.mark.parametrize("offset", [2**32 - 512, 2**32, 2**40 - 768, 2**40, 2**41 - 256, 2**48 + 512])
 def test_elements_and_tiles_beyond_32_bits(offset, monkeypatch):
-    monkeypatch.setattr(cpu, "PARALLEL_FROM", 0)
-    monkeypatch.setattr(cpu, "CHUNK", 256)
-    assert_same_bits(step(2000, offset=offset), step(2000, offset=offset, backend="reference"))
-    assert not np.any(step(500, offset=offset) == step(500, offset=offset + 2**40))  # 2³² tiles: only the upper half
-    assert not np.any(step(500, offset=offset) == step(500, offset=offset % 2**32 + 2**50))
+    monkeypatch.setattr(tuning, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(tuning, "CHUNK", 256)
+    assert_same_bits(stepped(2000, offset=offset), stepped(2000, offset=offset, backend="reference"))
+    assert not np.any(
+        stepped(500, offset=offset) == stepped(500, offset=offset + 2**40)
+    )  # 2³² tiles: only the upper half
+    assert not np.any(stepped(500, offset=offset) == stepped(500, offset=offset % 2**32 + 2**50))
 
 
 def test_noise_leaves_a_saddle_that_gradient_descent_never_leaves():

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from cases import CASES
 
-from fastopt.kernels.cpu import print_module
-from fastopt.kernels.cuda import print_kernel
-from fastopt.kernels.program import parameters, trace
-from fastopt.kernels.storage import PRESETS
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.cpu.printer import print_source
+from fastopt.kernels.cuda.printer import print_kernel
 
 FOLDER = Path(__file__).parent.parent / "kernels" / "printed"
 GOLDEN = {
@@ -24,12 +23,11 @@ GOLDEN = {
 }
 """Cases, the first word of each, and the preset in which each is stored."""
 
-PRINTERS = {"cpu.py": print_module, "cuda.cu": print_kernel}
+PRINTERS = {"cpu.py": print_source, "cuda.cu": print_kernel}
 
 
 def printed(case: str, kind: str) -> tuple[Path, str]:
-    rule = CASES[case.split()[0]]
-    program = trace(rule, PRESETS[GOLDEN[case]].formats(rule, parameters(rule).buffers))
+    program = trace(CASES[case.split()[0]], GOLDEN[case])
     return FOLDER / f"{program.name}.{kind}", PRINTERS[kind](program)
 
 

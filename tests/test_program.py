@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES
+from values import step
 
 import fastopt
 from fastopt import RuleError, SettingError
-from fastopt.kernels import cpu
-from fastopt.kernels.program import host_scalars, plan, trace
+from fastopt.kernels.compiler.plan import host_scalars, plan
+from fastopt.kernels.compiler.trace import trace
 
 
 def rule(update: Callable, name: str = "Mine", scalars: Callable | None = None, **settings: Any) -> Any:
@@ -129,7 +130,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "scalars None": (
         rule(lambda self, p, g, *, lr: p - lr * g, scalars=lambda self, t: None),
-        "gives a dict of exactly",
+        "returns a dict of exactly",
     ),
     "scalars named by numbers": (
         rule(lambda self, p, g, *, lr: p - lr * g, scalars=lambda self, t: {1: 0.1}),
@@ -250,8 +251,8 @@ def test_equal_settings_that_differ_in_sign_or_type_are_different_rules():
     for first, second in [({"c": 0.0}, {"c": -0.0}), ({"k": 1}, {"k": True}), ({"k": True}, {"k": 1})]:
         for settings in (first, second, first):
             r, arrays = kind(**settings), [np.ones(2), np.ones(2)]
-            program, scalars = plan(r, np.dtype(np.float64))
-            cpu.bind(program, arrays)((), scalars(1))
+            planned = plan(r, np.dtype(np.float64))
+            step("cpu", planned.program, arrays, (), planned.scalars(1))
             assert plan(r, np.dtype(np.float64)) is plan(kind(**settings), np.dtype(np.float64))
             assert arrays[0][0] == (-1.0 if str(r.c) == "-0.0" else 1.0) + (1.0 if r.k is True else 3.0)
 
@@ -410,11 +411,11 @@ def test_kernel_names_tell_settings_apart():
     assert names["adam"] == "adam_pf32_gf32_mf32_vf32"
     assert names["adam-amsgrad-l2"] == "adam_weight_decay_no_decoupled_amsgrad_pf32_gf32_mf32_vf32_vmaxf32"
     assert names["noise-adam"] == "gradientnoise_adam_pf32_gf32_mf32_vf32"
-    from fastopt.kernels.cpu import print_module
+    from fastopt.kernels.cpu import print_source
 
     texts: dict[str, str] = {}
     for case, r in CASES.items():
-        text = print_module(trace(r, np.float32))
+        text = print_source(trace(r, np.float32))
         assert texts.setdefault(names[case], text) == text, f"{case}: one name, two kernels"
 
 
@@ -440,7 +441,7 @@ def test_a_schedules_integer_beyond_floats_is_out_of_range():
 
 @pytest.mark.parametrize("answer", [None, "0.1", np.ones(2), 1j])
 def test_a_schedule_gives_a_number(answer):
-    with pytest.raises(SettingError, match="does not give a number at t=2"):
+    with pytest.raises(SettingError, match="returns no number at t=2"):
         host_scalars(trace(fastopt.SGD(), np.float32), fastopt.SGD(lr=lambda t: answer))(2)
 
 

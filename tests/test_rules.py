@@ -11,9 +11,9 @@ import pytest
 from cases import CASES, halving, warming
 
 import fastopt
-from fastopt.kernels.program import trace
+from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.rules import RULES, nadam
-from fastopt.kernels.settings import follow
+from fastopt.kernels.rules.settings import follow
 
 
 def test_every_rule_has_cases():

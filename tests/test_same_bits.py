@@ -8,13 +8,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from cases import CASES
-from values import SIZES, assert_same_bits, filled, guarded, guards_intact
+from values import SIZES, assert_same_bits, filled, guarded, guards_intact, step
 
 import fastopt
-from fastopt.kernels import cpu, reference
-from fastopt.kernels.noise import noise_keys
-from fastopt.kernels.program import Program, host_scalars, parameters, trace
-from fastopt.kernels.storage import PRESETS, STORAGES, TILE
+from fastopt.kernels.compiler.noise import noise_keys
+from fastopt.kernels.compiler.plan import host_scalars
+from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.cpu import tuning
+from fastopt.kernels.formats import STORAGES, TILE
+from fastopt.kernels.rules.rule import signature
 
 DTYPES = (np.float32, np.float64)
 IN_STRIPS = 131_072 + 2 * 64 + 13  # so large that a step runs in prefetched strips, the last of them not a whole one
@@ -50,16 +53,14 @@ MIXED = {
 
 
 def preset(rule: Any, name: str) -> Program:
-    return trace(rule, PRESETS[name].formats(rule, parameters(rule).buffers))
+    return trace(rule, name)
 
 
 def steps(program: Program, rule: Any, arrays: dict[str, np.ndarray], ts: Iterable[int], backend: str = "cpu") -> None:
     """Take the steps ts on arrays that were `filled`, which are in the order of the program's buffers."""
-    bound = list(arrays.values())
-    launch = cpu.bind(program, bound) if backend == "cpu" else reference.bind(program, rule, bound)
     scalars = host_scalars(program, rule)
     for t in ts:
-        launch((*noise_keys(5, t), 0) if program.noise else (), scalars(t))
+        step(backend, program, list(arrays.values()), (*noise_keys(5, t), 0) if program.noise else (), scalars(t))
 
 
 def assert_equals_the_reference(program: Program, rule: Any, ours: dict[str, np.ndarray], ts: Iterable[int]) -> None:
@@ -74,12 +75,12 @@ def assert_equals_the_reference(program: Program, rule: Any, ours: dict[str, np.
 @pytest.fixture(autouse=True)
 def _prefetched(monkeypatch):
     """Large steps in strips, also where this processor does better without."""
-    monkeypatch.setattr(cpu, "prefetches", lambda: True)
+    monkeypatch.setattr(tuning, "processor_prefetches", lambda: True)
 
 
 def test_the_large_size_is_one_that_runs_in_strips():
-    assert cpu.is_far(IN_STRIPS)
-    assert cpu.STRIPS_FROM < IN_STRIPS < cpu.STRIPS_FROM + 1000
+    assert tuning.prefetches(IN_STRIPS)
+    assert tuning.STRIPS_FROM < IN_STRIPS < tuning.STRIPS_FROM + 1000
     assert IN_STRIPS % 64
     assert IN_STRIPS % TILE
 
@@ -93,7 +94,7 @@ def test_the_cpu_kernel_equals_the_reference(case, dtype, monkeypatch):
         assert_equals_the_reference(
             program, rule, filled(program, rng, n), (1, 2, 3, 100) if n < IN_STRIPS else (1, 100)
         )
-    monkeypatch.setattr(cpu, "prefetches", lambda: False)
+    monkeypatch.setattr(tuning, "processor_prefetches", lambda: False)
     assert_equals_the_reference(program, rule, filled(program, rng, IN_STRIPS), (1, 100))
 
 
@@ -124,7 +125,7 @@ def test_the_layouts_keep_each_kind_of_buffer_in_every_format_that_holds_it():
 def test_the_cpu_kernel_equals_the_reference_in_every_format(case, layout):
     rule, rng = RULED[case], np.random.default_rng(1)
     p, g, state = LAYOUTS[layout]
-    program = trace(rule, {b: {"p": p, "g": g}.get(b, state) for b in parameters(rule).buffers})
+    program = trace(rule, {b: {"p": p, "g": g}.get(b, state) for b in signature(rule).buffers})
     for n in (*SIZES, IN_STRIPS):
         assert_equals_the_reference(program, rule, filled(program, rng, n), (1, 2, 3, 100) if n < 10_000 else (1, 2))
 
@@ -151,8 +152,8 @@ def _after_steps(case: str) -> tuple[Program, dict[str, np.ndarray], dict[str, n
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("case", ["sgd", "adam-amsgrad-l2", "rmsprop-centered-momentum", "noise-adam", *MIXED])
 def test_the_number_of_threads_does_not_matter(case, threads, monkeypatch):
-    monkeypatch.setattr(cpu, "PARALLEL_FROM", 0)
-    monkeypatch.setattr(cpu, "CHUNK", 512)
+    monkeypatch.setattr(tuning, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(tuning, "CHUNK", 512)
     rule = MIXED[case][0] if case in MIXED else CASES[case]
     program, before, after = _after_steps(case)
     ours = {name: guarded(a) for name, a in before.items()}

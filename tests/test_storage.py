@@ -7,15 +7,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import CASES, fresh_buffers
-from values import assert_same_bits
+from values import assert_same_bits, step
 
 import fastopt
 from fastopt import SettingError
-from fastopt.kernels import reference
-from fastopt.kernels.noise import noise_keys
-from fastopt.kernels.program import formats, host_scalars, parameters, trace
+from fastopt.kernels.compiler.layout import layout
+from fastopt.kernels.compiler.noise import noise_keys
+from fastopt.kernels.compiler.plan import host_scalars
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.formats import FULL, NEAREST, PRESETS, STORAGES, TILE, Format, Scaled, pack, unpack
 from fastopt.kernels.rules import RULES
-from fastopt.kernels.storage import NAMES, NEAREST, PRESETS, STORAGES, TILE, Scaled, Storage, pack, unpack
+from fastopt.kernels.rules.rule import signature
 
 WORDS = np.arange(2**16, dtype=np.uint32)
 # Low halves of a float32: ties, even and odd, and what is next to them, at whatever bit a format cuts.
@@ -47,22 +49,22 @@ def number_of(x: np.ndarray) -> np.ndarray:
     return x[~np.isnan(x)]
 
 
-def read_planes(storage: Storage, planes: list[np.ndarray]) -> list[np.ndarray]:
+def read_planes(storage: Format, planes: list[np.ndarray]) -> list[np.ndarray]:
     return [a for plane, a in zip(storage.planes, planes, strict=True) if plane.read]
 
 
-def back(storage: Storage, planes: list[np.ndarray]) -> np.ndarray:
+def back(storage: Format, planes: list[np.ndarray]) -> np.ndarray:
     return unpack(storage, read_planes(storage, planes))
 
 
-def encoded(storage: Storage, x: np.ndarray, bits: Any, scale: Any) -> np.ndarray:
+def encoded(storage: Format, x: np.ndarray, bits: Any, scale: Any) -> np.ndarray:
     """Encode with a given scale, where the format has one, and give the first plane."""
     more = (scale,) if isinstance(storage, Scaled) else ()
     with np.errstate(all="ignore"):
         return storage.encode(x, bits, *more)[0].astype(storage.planes[0].dtype)
 
 
-def decoded(storage: Storage, words: np.ndarray, scale: Any) -> np.ndarray:
+def decoded(storage: Format, words: np.ndarray, scale: Any) -> np.ndarray:
     more = (scale,) if isinstance(storage, Scaled) else ()
     with np.errstate(all="ignore"):
         return storage.decode(words.astype(np.uint32), *more)
@@ -139,7 +141,7 @@ def test_the_forward_plane_is_the_value_rounded_in_the_type_it_is_viewed_as(stor
 # What was decoded is encoded without a change ------------------------------------------------------------------------
 
 
-def patterns(storage: Storage) -> list[np.ndarray]:
+def patterns(storage: Format) -> list[np.ndarray]:
     """Give every pattern of a format's planes, or every pattern of the first with many of the second."""
     first, *others = [p for p in storage.planes if p.read]
     if first.dtype.kind == "f":
@@ -180,7 +182,7 @@ def test_every_code_at_every_scale_is_encoded_without_a_change(storage):
         assert_same_bits(decoded(storage, encoded(storage, x, bits, scales), scales), x)
 
 
-def tiles_of_all_sizes(storage: Storage, rng: np.random.Generator, tiles: int = 4000) -> np.ndarray:
+def tiles_of_all_sizes(storage: Format, rng: np.random.Generator, tiles: int = 4000) -> np.ndarray:
     """Give tiles of all magnitudes, the last not whole; half have a peak near one at which the scale changes."""
     edge = {"f8": 0x5FFF00, "uf8": 0x600000}[storage.name] + rng.integers(-2000, 2000, tiles // 2)
     peaks = np.r_[floats((rng.integers(0, 254, tiles // 2) << 23) + edge), 10.0 ** rng.uniform(-45, 38, tiles // 2)]
@@ -333,7 +335,7 @@ DITHERS = WORDS << 16
 SCALES = {"f8": [4, 5, 100, 127, 238, 239], "uf8": [0, 1, 100, 200, 223]}  # exponents, the least and the largest too
 
 
-def binades(storage: Storage) -> Iterator[tuple[np.ndarray, Any, float]]:
+def binades(storage: Format) -> Iterator[tuple[np.ndarray, Any, float]]:
     """Give numbers ≥ 0 in every binade of a format, its scale, and by how many steps their mean may be off."""
     rng = np.random.default_rng(1)
 
@@ -440,7 +442,7 @@ def test_a_finite_value_above_all_codes_is_the_largest_of_them_or_nan(storage):
     assert np.isnan(decoded(storage, np.array(top + 1), scale[0]))
 
 
-def ordinary(storage: Storage, n: int = TILE, seed: int = 3) -> np.ndarray:
+def ordinary(storage: Format, n: int = TILE, seed: int = 3) -> np.ndarray:
     x = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
     return x * x if storage.name == "uf8" else x
 
@@ -507,11 +509,11 @@ def test_a_tile_of_denormals_keeps_them_to_the_step_that_is_left(storage):
 @pytest.mark.parametrize("case", [*RULES, *CASES])
 def test_a_preset_gives_each_buffer_of_each_rule_a_format_that_holds_it(preset, case):
     rule = CASES[case] if case in CASES else RULES[case]()
-    kept = PRESETS[preset].formats(rule, parameters(rule).buffers)
-    assert formats(rule, kept) == kept
+    kept = layout(rule, preset)
+    assert layout(rule, kept) == kept
     program = trace(rule, kept)
     for b in getattr(rule, "exact", ()):
-        assert kept[b] == NAMES[program.dtype]
+        assert kept[b] == FULL[program.dtype]
     for b in set(program.state) - set(getattr(rule, "exact", ())):
         signed = b not in getattr(rule, "unsigned", ())
         assert kept[b] == (PRESETS[preset].signed if signed else PRESETS[preset].unsigned)
@@ -521,7 +523,7 @@ def test_a_preset_gives_each_buffer_of_each_rule_a_format_that_holds_it(preset, 
 def test_unsigned_and_exact_name_state_of_the_rule(case):
     rule = CASES[case] if case in CASES else RULES[case]()
     named = {*getattr(rule, "unsigned", ()), *getattr(rule, "exact", ())}
-    assert named <= set(parameters(rule).buffers[2:])
+    assert named <= set(signature(rule).buffers[2:])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -531,11 +533,11 @@ def test_unsigned_state_is_never_negative(case, dtype):
     program = trace(rule, dtype)
     unsigned = set(getattr(rule, "unsigned", ())) & set(program.state)
     buffers = fresh_buffers(rule, rng.standard_normal(2000).astype(dtype))
-    launch = reference.bind(program, rule, [buffers[b.name] for b in program.buffers])
+    arrays = [buffers[b.name] for b in program.buffers]
     scalars = host_scalars(program, rule)
     for t in range(1, 21):
         buffers["g"][...] = rng.standard_normal(2000) * 10.0 ** rng.integers(-12, 12, 2000) * (rng.random(2000) < 0.9)
-        launch((*noise_keys(0, t), 0) if program.noise else (), scalars(t))
+        step("reference", program, arrays, (*noise_keys(0, t), 0) if program.noise else (), scalars(t))
         for b in unsigned:
             assert np.all(buffers[b] >= 0)
             assert not np.any(np.signbit(buffers[b]))
@@ -552,7 +554,7 @@ BYTES = [
 @pytest.mark.parametrize(("rule", "preset", "expected"), BYTES)
 def test_bytes_of_a_step_are_those_of_its_planes(rule, preset, expected):
     chosen = RULES[rule]()
-    assert trace(chosen, PRESETS[preset].formats(chosen, parameters(chosen).buffers)).bytes_per_parameter == expected
+    assert trace(chosen, layout(chosen, preset)).bytes_per_parameter == expected
 
 
 REFUSED = {
@@ -562,19 +564,19 @@ REFUSED = {
     "plane as a buffer": ({"p.low": "bf16"}, "there is no buffer 'p.low'"),
     "dtype as a format": ({"m": np.float32}, "'m': there is no such format"),
     **{
-        f"{name} for a state": ({"m": name}, f"'m', a state, is not kept in the format {name}.*bf16, bf16_sr")
+        f"{name} for a state": ({"m": name}, f"'m', a state, is not stored in the format {name}.*bf16, bf16_sr")
         for name in ("bf16_kahan", "split", "split24", "f32_bf16", "f32_f16")
     },
     **{
         f"{name} for a gradient": (
             {"g": name},
-            f"'g', a gradient, .*, is not kept in the format {name}.*f32, bf16, f16",
+            f"'g', a gradient, .*, is not stored in the format {name}.*f32, bf16, f16",
         )
         for name, s in STORAGES.items()
         if "g" not in s.holds
     },
-    "f8 for a parameter": ({"p": "f8"}, "'p', the parameter, is not kept in the format f8"),
-    "uf8 for a parameter": ({"p": "uf8"}, "'p', the parameter, is not kept in the format uf8"),
+    "f8 for a parameter": ({"p": "f8"}, "'p', the parameter, is not stored in the format f8"),
+    "uf8 for a parameter": ({"p": "uf8"}, "'p', the parameter, is not stored in the format uf8"),
     **{
         f"float64 with {name}": ({"p": "f64", "m": name}, f"the format {name} of 'm' holds float32.* float64.*f64")
         for name, s in STORAGES.items()
@@ -589,10 +591,10 @@ REFUSED = {
 def test_formats_that_do_not_fit_are_refused_with_what_does(case):
     kept, message = REFUSED[case]
     with pytest.raises(SettingError, match=f"(?s){message}"):
-        formats(fastopt.Adam(), kept)
+        layout(fastopt.Adam(), kept)
 
 
 def test_buffers_that_are_not_named_are_kept_in_the_computing_precision():
-    assert formats(fastopt.Adam(), {"m": "f8"}) == {"p": "f32", "g": "f32", "m": "f8", "v": "f32", "vmax": "f32"}
-    assert formats(fastopt.SGD(), {"p": "f64"}) == {"p": "f64", "g": "f64"}
-    assert formats(fastopt.SGD(), np.float64) == {"p": "f64", "g": "f64"}
+    assert layout(fastopt.Adam(), {"m": "f8"}) == {"p": "f32", "g": "f32", "m": "f8", "v": "f32", "vmax": "f32"}
+    assert layout(fastopt.SGD(), {"p": "f64"}) == {"p": "f64", "g": "f64"}
+    assert layout(fastopt.SGD(), np.float64) == {"p": "f64", "g": "f64"}

@@ -13,7 +13,7 @@ from values import assert_same_bits
 
 import fastopt
 from fastopt import LayoutError, SettingError
-from fastopt.kernels.storage import PRESETS, STORAGES
+from fastopt.kernels.formats import PRESETS, STORAGES
 
 SHAPES = {"w": (30, 41), "b": (7,), "empty": (0, 2), "scalar": (), "long": (3000,)}  # of tiles, all but one in parts
 COMPRESSED = [name for name in PRESETS if name not in ("f32", "f64")]
@@ -197,9 +197,9 @@ def test_gradients_that_are_passed_in_have_the_type_of_the_buffer():
 def test_formats_are_chosen_for_each_buffer_and_the_rest_is_full():
     rule = fastopt.Adam()
     opt = fastopt.Optimizer(rule, values(), storage={"v": "uf8"}, groups={"b": fastopt.SGD()})
-    adam, sgd = (group.program for group in opt._groups)
-    assert {b: s.name for b, s in adam.storages.items()} == {"p": "f32", "g": "f32", "m": "f32", "v": "uf8"}
-    assert {b: s.name for b, s in sgd.storages.items()} == {"p": "f32", "g": "f32"}
+    adam, sgd = (group.plan.program for group in opt._groups)
+    assert {b: s.name for b, s in adam.formats.items()} == {"p": "f32", "g": "f32", "m": "f32", "v": "uf8"}
+    assert {b: s.name for b, s in sgd.formats.items()} == {"p": "f32", "g": "f32"}
     with pytest.raises(SettingError, match="no such format"):
         fastopt.Optimizer(rule, values(), storage={"m": ["f8"]})  # type: ignore[dict-item]
     with pytest.raises(SettingError, match=r"(?s)no such storage.*'8bit'"):
@@ -212,8 +212,8 @@ def test_update_walks_the_same_planes(preset):
     opt = fastopt.Optimizer(rule, {"w": values()["long"]}, storage=preset, seed=4)
     (group,) = opt._groups
     n = values()["long"].size
-    planes = {b.name: group.packed[b.buffer].arrays[b.name] for b in group.program.buffers if b.buffer != "g"}
-    own = {b.name: planes[b.name][: b.size(n)].copy() for b in group.program.buffers if b.buffer != "g"}
+    planes = {b.name: group.store.planes[0][b.name] for b in group.plan.program.buffers if b.buffer != "g"}
+    own = {b.name: planes[b.name][: b.size(n)].copy() for b in group.plan.program.buffers if b.buffer != "g"}
     for t in range(1, 4):
         run(opt, t, t + 1)
         fastopt.update(rule, t, {**own, "g": opt.flat_grads[:n]}, storage=preset, seed=4)

@@ -12,14 +12,19 @@ import pytest
 from cases import CASES
 from cuda_matrix import compile_source
 from cuda_player import COMPILER
-from values import assert_same_bits
+from values import assert_same_bits, step
 
 import fastopt
-from fastopt.kernels import cache, cpu, cpu_table, cuda_table, nvrtc, reference
-from fastopt.kernels.launch import run
-from fastopt.kernels.noise import noise_keys
-from fastopt.kernels.program import formats, host_scalars, parameters, trace
-from fastopt.kernels.storage import PRESETS, TILE
+from fastopt.kernels import cache
+from fastopt.kernels.backends import bind
+from fastopt.kernels.compiler.noise import noise_keys
+from fastopt.kernels.compiler.plan import host_scalars
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.cpu import tuning
+from fastopt.kernels.cuda import nvrtc
+from fastopt.kernels.cuda.printer import print_table_source
+from fastopt.kernels.formats import TILE
+from fastopt.kernels.launch import Rows, run
 
 SCALED = fastopt.ScaledGradient(CASES["adam-decoupled"], factor=-0.375)
 RULES = {
@@ -39,8 +44,7 @@ SIZES = [1000, 0, 1, 256, 257, 3, 0, 511, 40_001, 1]
 def problem(name, sizes=SIZES):
     """Give a program, its rule, where tensors begin for noise, the memory of all, and the arrays inside it."""
     rule, preset = RULES[name]
-    kept = formats(rule, PRESETS[preset].formats(rule, parameters(rule).buffers))
-    program, rng = trace(rule, kept), np.random.default_rng(0)
+    program, rng = trace(rule, preset), np.random.default_rng(0)
     memory = [
         [rng.integers(0, 255, b.size(n) * b.dtype.itemsize + 48, np.uint8) for b in program.buffers] for n in sizes
     ]
@@ -62,7 +66,7 @@ def expected(program, rule, offsets, arrays, steps):
     for t in steps:
         for row, offset in zip(truth, offsets, strict=True):
             noise = (*noise_keys(5, t), int(offset)) if program.noise else ()
-            reference.bind(program, rule, row)(noise, scalars(t))
+            step("reference", program, row, noise, scalars(t))
     return truth
 
 
@@ -79,7 +83,7 @@ def check(program, arrays, truth, memory, before):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("name", RULES)
 def test_a_table_on_the_cpu_is_a_step_of_each_tensor(name, threads, monkeypatch):
-    monkeypatch.setattr(cpu, "PARALLEL_FROM", 0)  # so that threads share it
+    monkeypatch.setattr(tuning, "PARALLEL_FROM", 0)  # so that threads share it
     sizes = [*SIZES, 200_000]
     program, rule, offsets, memory, arrays = problem(name, sizes)
     before = [[m.copy() for m in row] for row in memory]
@@ -87,7 +91,7 @@ def test_a_table_on_the_cpu_is_a_step_of_each_tensor(name, threads, monkeypatch)
     kept = fastopt.get_threads()
     fastopt.set_threads(threads)
     try:
-        launch = cpu_table.bind(program, sizes, offsets, [[a.ctypes.data for a in row] for row in arrays])
+        launch = bind("cpu", program, Rows(sizes, offsets, [[a.ctypes.data for a in row] for row in arrays]))
         for t in (1, 2):
             run(launch.calls(noise_keys(5, t) if program.noise else (), host_scalars(program, rule)(t)))
     finally:
@@ -105,9 +109,9 @@ def test_a_table_on_a_device_is_a_step_of_each_tensor(name, tmp_path, monkeypatc
     before = [[m.copy() for m in row] for row in memory]
     truth = expected(program, rule, offsets, arrays, (1, 2))
     at = np.array([[a.ctypes.data for a in row] for row in arrays])
-    launch = cuda_table.bind(program, SIZES, offsets, np.zeros_like(at), 0)
+    launch = bind("cuda", program, Rows(SIZES, offsets, np.zeros_like(at)))
     for k in range(len(program.buffers)):
-        launch.set_column(k, at[:, k])
+        launch.set_addresses(k, at[:, k])
     for t in (1, 2):
         run(launch.calls(noise_keys(5, t) if program.noise else (), host_scalars(program, rule)(t)))
     check(program, arrays, truth, memory, before)
@@ -116,9 +120,10 @@ def test_a_table_on_a_device_is_a_step_of_each_tensor(name, tmp_path, monkeypatc
 
 def test_a_table_of_nothing_is_no_launch():
     program = trace(fastopt.SGD(), np.float32)
-    for bind in (cpu_table.bind, lambda p, n, o, a: cuda_table.bind(p, n, o, a, 0)):
-        assert bind(program, [0, 0], [0, 0], [[0, 0]] * 2).calls((), (0.1, 0.0)) == []
-        assert bind(program, [], [], []).calls((), (0.1, 0.0)) == []
+    for backend in ("reference", "cpu", "cuda"):
+        assert run(bind(backend, program, Rows([0, 0], [0, 0], [[0, 0]] * 2)).calls((), (0.1, 0.0))) is None
+        for rows in (Rows([0, 0], [0, 0], [[0, 0]] * 2), Rows([], [], [])):
+            assert backend == "reference" or bind(backend, program, rows).calls((), (0.1, 0.0)) == []
 
 
 @pytest.mark.parametrize("architecture", [75, 90])
@@ -126,7 +131,7 @@ def test_a_table_of_nothing_is_no_launch():
 def test_nvrtc_compiles_the_kernels_of_tables_exactly_and_wide(name, architecture):
     pytest.importorskip("cupy", reason="NVRTC is called through CuPy, which this platform has no wheel of")
     program = problem(name, [1])[0]
-    made = compile_source(cuda_table.print_source(program), architecture)
+    made = compile_source(print_table_source(program), architecture)
     assert set(made.stack.values()) == {0}
     assert max(made.registers.values()) <= (128 if program.dtype == np.float32 else 160)
     assert not re.search(r"\b(fma|mad)\.(rn\.)?f(32|64)|\.ftz|\.approx|\.local", made.ptx)

@@ -1,9 +1,10 @@
-"""What a step compares tensors with: every change beside it is seen, in compiled code and through Python alike."""
+"""Guards: every change of a tensor between steps is seen, by the compiled guard and by the one in Python alike."""
 
 from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,19 @@ torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip in
 
 import fastopt.torch  # noqa: E402
 from fastopt import LayoutError  # noqa: E402
-from fastopt.torch import native  # noqa: E402
-from fastopt.torch.before import CHANGED, MOVED, SAME, before  # noqa: E402
+from fastopt.torch import c_abi  # noqa: E402
+from fastopt.torch.guards import CompiledGuard, Outcome, PythonGuard, make_guard  # noqa: E402
 
-WAYS = ["in compiled code", "through Python"]
+KINDS = [CompiledGuard.kind, PythonGuard.kind]
 FLATTEN = {"table": False, "flatten": True}
-compiled_only = pytest.mark.skipif(native.functions() is None, reason="torch's C functions are not to be had here")
+compiled_only = pytest.mark.skipif(c_abi.functions() is None, reason="torch's C functions are not to be had here")
 
 
-@pytest.fixture(params=WAYS)
-def way(request, monkeypatch):
-    if request.param == WAYS[1]:
-        monkeypatch.setattr(native, "functions", lambda: None)
-    elif native.functions() is None:
+@pytest.fixture(params=KINDS)
+def kind(request, monkeypatch):
+    if request.param == PythonGuard.kind:
+        monkeypatch.setattr(c_abi, "functions", lambda: None)
+    elif c_abi.functions() is None:
         pytest.skip("torch's C functions are not to be had here")
     return request.param
 
@@ -38,11 +39,11 @@ def parameter(*shape, g: float | None = 0.5):
     return p
 
 
-def test_the_optimizer_says_in_which_way_it_looks(way):
-    assert f"looked at {way}" in repr(fastopt.torch.AdamW([parameter(2)]))
+def test_the_repr_names_the_kind_of_guard(kind):
+    assert f"guards: {kind}" in repr(fastopt.torch.AdamW([parameter(2)]))
     with torch.inference_mode():
         frozen = torch.ones(2)  # has no version counter, for which torch's function would end the process
-    assert WAYS[1] in repr(fastopt.torch.AdamW([parameter(2), frozen]))
+    assert f"guards: {PythonGuard.kind}" in repr(fastopt.torch.AdamW([parameter(2), frozen]))
 
     elsewhere = torch.ones(2)
 
@@ -51,7 +52,7 @@ def test_the_optimizer_says_in_which_way_it_looks(way):
 
     ours = Own(torch.ones(2))
     opt = fastopt.torch.SGD([ours], lr=0.25)
-    assert WAYS[1] in repr(opt)
+    assert f"guards: {PythonGuard.kind}" in repr(opt)
     for expected in (0.75, 0.5):
         opt.step()
         assert ours.tolist() == [expected] * 2
@@ -172,7 +173,7 @@ def assert_same(params, message):
 
 @pytest.mark.parametrize("memory", FLATTEN)
 @pytest.mark.parametrize("change", FOLLOWED, ids=lambda change: change.__name__)
-def test_the_step_follows_where_torch_does(change, memory, way):
+def test_the_step_follows_where_torch_does(change, memory, kind):
     params, optimizers = twins(FLATTEN[memory])
     for k, which in enumerate([[], [0], [], [3, 4], [1, 6], [], range(7), []]):
         for own, opt in zip(params, optimizers, strict=True):
@@ -186,6 +187,11 @@ def test_the_step_follows_where_torch_does(change, memory, way):
     HELD.clear()
 
 
+def compare(opt):
+    arranged = opt._buckets.groups[0][0].arranged
+    return arranged.guard.check(arranged.gradients_at).outcome
+
+
 EVENTS = st.lists(
     st.lists(st.tuples(st.sampled_from(FOLLOWED), st.integers(0, len(SHAPES) - 1)), max_size=4), min_size=2, max_size=10
 )
@@ -195,34 +201,34 @@ EVENTS = st.lists(
 @pytest.mark.parametrize("memory", FLATTEN)
 @settings(max_examples=60, deadline=None)
 @given(events=EVENTS)
-def test_any_sequence_of_changes_is_followed_in_both_ways(memory, events):
-    """Beside torch.optim, step by step; and both ways say the same of the tensors, wherever the same may be said."""
+def test_any_sequence_of_changes_is_followed_by_both_guards(memory, events):
+    """Beside torch.optim, step by step; and both find the same outcome, wherever the same may be found."""
     params = [[parameter(*shape) for shape in SHAPES] for _ in range(3)]
     optimizers = [
         torch.optim.AdamW(params[0], lr=0.1),
         *(fastopt.torch.AdamW(own, lr=0.1, flatten=FLATTEN[memory]) for own in params[1:]),
     ]
-    functions = native.functions
+    functions = c_abi.functions
     for k, changes in enumerate([[], *events, []]):
         said = []
         for which, (own, opt) in enumerate(zip(params, optimizers, strict=True)):
             with pytest.MonkeyPatch.context() as patch:
                 if which == 2:
-                    patch.setattr(native, "functions", lambda: None)
+                    patch.setattr(c_abi, "functions", lambda: None)
                 for change, i in changes:
                     change(own[i], 100 * k + i)
                 if which and k:
-                    said.append(opt._parts[0][0].before.compare())
+                    said.append(compare(opt))
                 opt.step()
                 if which:
-                    assert opt._parts[0][0].before.way == WAYS[which - 1]
-        assert native.functions is functions
+                    assert opt._buckets.groups[0][0].arranged.guard.kind == KINDS[which - 1]
+        assert c_abi.functions is functions
         assert_same([params[0], params[1]], f"step {k}, compiled")
-        assert_same([params[0], params[2]], f"step {k}, mapped")
+        assert_same([params[0], params[2]], f"step {k}, Python")
         # A gradient that is freed and made anew may or may not come to lie where it was.
-        assert not said or said[0] == said[1] or set(said) == {SAME, MOVED}
+        assert not said or said[0] == said[1] or set(said) == {Outcome.SAME, Outcome.MOVED}
         if not changes and said:
-            assert said == [SAME, SAME]
+            assert said == [Outcome.SAME, Outcome.SAME]
     HELD.clear()
 
 
@@ -320,7 +326,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("memory", FLATTEN)
 @pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__)
-def test_what_no_step_can_follow_is_refused_and_nothing_written(change, memory, way):
+def test_what_no_step_can_follow_is_refused_and_nothing_written(change, memory, kind):
     first, p, last = parameter(4), parameter(3, 3), parameter(2)
     opt = fastopt.torch.AdamW([first, p, last], lr=0.1, flatten=FLATTEN[memory])
     for _ in range(2):
@@ -383,7 +389,7 @@ STATES = [
 
 @pytest.mark.parametrize("memory", FLATTEN)
 @pytest.mark.parametrize("change", STATES, ids=lambda change: change.__name__)
-def test_state_that_is_moved_in_place_is_followed(change, memory, way):
+def test_state_that_is_moved_in_place_is_followed(change, memory, kind):
     params = [[parameter(*shape) for shape in ((3,), (2, 4), (40, 30))] for _ in range(2)]
     optimizers = torch.optim.AdamW(params[0], lr=0.1), fastopt.torch.AdamW(params[1], lr=0.1, flatten=FLATTEN[memory])
     for k, which in enumerate([[], [1], [], [0, 2], []]):
@@ -403,14 +409,14 @@ def test_state_that_is_moved_in_place_is_followed(change, memory, way):
 
 
 @pytest.mark.parametrize("memory", FLATTEN)
-def test_state_that_is_made_another_in_place_is_refused(memory, way):
+def test_state_that_is_made_another_in_place_is_refused(memory, kind):
     for change in (lambda x: x.resize_(2), lambda x: x.untyped_storage().resize_(0), lambda x: x.t_()):
         first, p = parameter(4), parameter(3, 2)
         opt = fastopt.torch.AdamW([first, p], lr=0.1, flatten=FLATTEN[memory])
         opt.step()
-        kept = opt.state[p]["exp_avg"]
-        kept.data = kept.data.clone()
-        change(kept)
+        moved = opt.state[p]["exp_avg"]
+        moved.data = moved.data.clone()
+        change(moved)
         values = first.tolist(), p.tolist()
         with pytest.raises(LayoutError, match=r"of parameter 1 of group 0 was made another"):
             opt.step()
@@ -421,7 +427,7 @@ def test_state_that_is_made_another_in_place_is_refused(memory, way):
 
 
 @pytest.mark.parametrize("memory", FLATTEN)
-def test_counts_of_steps_may_be_shared_between_processes(memory, way):
+def test_counts_of_steps_may_be_shared_between_processes(memory, kind):
     """As asynchronous training does with all state; it moves the memory in which steps are counted."""
     params = [[parameter(3), parameter(2, 4)] for _ in range(2)]
     optimizers = torch.optim.AdamW(params[0], lr=0.1), fastopt.torch.AdamW(params[1], lr=0.1, flatten=FLATTEN[memory])
@@ -436,58 +442,70 @@ def test_counts_of_steps_may_be_shared_between_processes(memory, way):
         assert [float(x["step"]) for x in optimizers[1].state.values()] == [k + 1] * 2
 
 
-# ---------------------------------------------------------------- what a comparison says
+# ---------------------------------------------------------------- what a check finds
 
 
-def test_what_a_comparison_says(way):
+def test_what_a_check_finds(kind):
     active, idle = [parameter(3), parameter(2, 2), parameter(0)], [parameter(2, g=None)]
     state = [torch.zeros(3), torch.zeros(4)]
     there = state[1].data
-    seen = before(active, idle, state)
-    assert seen.way == way
-    assert seen.compare() == SAME
+    guard = make_guard(active, idle, state)
+    assert guard.kind == kind
+
+    def outcome():
+        return guard.check(guard.g_at).outcome
+
+    assert outcome() is Outcome.SAME
     held = active[1].grad
     active[1].grad = torch.ones(2, 2)
-    assert seen.compare() == MOVED
-    assert seen.now.tolist() == [p.grad.data_ptr() for p in active]
-    seen.settle()
-    assert seen.compare() == SAME
+    moved = guard.check(guard.g_at)
+    assert moved.outcome is Outcome.MOVED
+    assert moved.addresses.tolist() == [p.grad.data_ptr() for p in active]
+    assert all(g is p.grad for g, p in zip(moved.gradients, active, strict=True))
+    assert guard.check(moved.addresses).outcome is Outcome.SAME
     active[1].grad = held
-    assert seen.compare() == MOVED
-    seen.settle()
+    assert guard.check(moved.addresses).outcome is Outcome.MOVED
+    assert outcome() is Outcome.SAME
     idle[0].grad = torch.ones(2)
-    assert seen.compare() == CHANGED
+    assert outcome() is Outcome.CHANGED
     idle[0].grad = None
-    assert seen.compare() == SAME
-    kept = active[0].data
+    assert outcome() is Outcome.SAME
+    data = active[0].data
     active[0].data = torch.ones(3)
-    assert seen.compare() == CHANGED
-    active[0].data = kept
-    assert seen.compare() == SAME
+    assert outcome() is Outcome.CHANGED
+    active[0].data = data
+    assert outcome() is Outcome.SAME
     state[1].data = torch.ones(4)
-    assert seen.compare() == CHANGED
+    assert outcome() is Outcome.CHANGED
     state[1].data = there
-    assert seen.compare() == SAME
+    assert outcome() is Outcome.SAME
+
+
+@pytest.mark.parametrize("memory", FLATTEN)
+def test_a_step_counts_a_version_of_what_it_wrote_alone(memory, kind):
+    active, idle = [parameter(3), parameter(2, 2), parameter(0)], [parameter(2, g=None)]
+    opt = fastopt.torch.AdamW([*active, *idle], flatten=FLATTEN[memory])
+    opt.step()
     versions = [p._version for p in (*active, *idle)]
-    seen.raise_versions()
+    opt.step()
     assert [p._version for p in (*active, *idle)] == [v + 1 for v in versions[:3]] + versions[3:]
 
 
 @compiled_only
-def test_compiled_code_sees_a_shape_that_changes_in_place_alone():
+def test_the_compiled_guard_sees_a_shape_that_changes_in_place_alone():
     """Through Python only the number of elements is compared where all is contiguous: the step would be the same."""
     p = parameter(3, 3)
-    seen = before([p], [])
+    guard = make_guard([p], [])
     p.grad.unsqueeze_(2)
-    assert seen.compare() == CHANGED
+    assert guard.check(guard.g_at).outcome is Outcome.CHANGED
     p.grad.squeeze_(2)
-    assert seen.compare() == SAME
+    assert guard.check(guard.g_at).outcome is Outcome.SAME
     p.data = p.data.unsqueeze(2)
-    assert seen.compare() == CHANGED
+    assert guard.check(guard.g_at).outcome is Outcome.CHANGED
 
 
 @pytest.mark.parametrize("memory", FLATTEN)
-def test_a_backward_after_the_step_through_what_it_wrote_fails_as_in_torch(memory, way):
+def test_a_backward_after_the_step_through_what_it_wrote_fails_as_in_torch(memory, kind):
     for module in (torch.optim, fastopt.torch):
         p = parameter(3)
         opt = module.AdamW([p], **({} if module is torch.optim else {"flatten": FLATTEN[memory]}))
@@ -500,7 +518,7 @@ def test_a_backward_after_the_step_through_what_it_wrote_fails_as_in_torch(memor
 
 
 @pytest.mark.parametrize("memory", FLATTEN)
-def test_what_is_exchanged_in_a_groups_list_is_seen(memory, way):
+def test_what_is_exchanged_in_a_groups_list_is_seen(memory, kind):
     """Also for a tensor that is equal, so that lists of them compare as equal."""
     for make in (list, tuple):
         a, b = parameter(1), parameter(3)
@@ -517,7 +535,7 @@ def test_what_is_exchanged_in_a_groups_list_is_seen(memory, way):
         assert (a.item(), other.item(), b[0].item()) == (0.5, -1.5, 0.0)
 
 
-def test_gradients_come_in_any_order(way):
+def test_gradients_come_in_any_order(kind):
     params = [[parameter(2, g=None) for _ in range(5)] for _ in range(2)]
     optimizers = torch.optim.Adam(params[0], lr=0.1), fastopt.torch.Adam(params[1], lr=0.1)
     for k, having in enumerate(([4], [4, 0], [2], [2, 1, 0], [3], [3], [0, 1, 2, 3, 4], [])):
@@ -528,7 +546,7 @@ def test_gradients_come_in_any_order(way):
         assert_same(params, f"step {k}")
 
 
-def test_steps_in_threads_at_once_look_at_their_own(way):
+def test_steps_in_threads_at_once_check_their_own(kind):
     """Each thread's gradients are freed and made anew all the time."""
     params = [[parameter(40) for _ in range(30)] for _ in range(4)]
     failed: list[BaseException] = []
@@ -554,7 +572,7 @@ def test_steps_in_threads_at_once_look_at_their_own(way):
         assert all(torch.equal(p, q) for p, q in zip(own, alone, strict=True))
 
 
-def test_one_optimizer_may_be_stepped_in_threads_at_once(way):
+def test_one_optimizer_may_be_stepped_in_threads_at_once(kind):
     params = [parameter(40) for _ in range(30)]
     opt = fastopt.torch.AdamW(params, lr=0.001)
     running = [threading.Thread(target=lambda: [opt.step() for _ in range(200)]) for _ in range(4)]
@@ -586,8 +604,8 @@ def test_steps_in_inference_mode_go_on_outside_of_it(made_in, memory):
 
 
 @pytest.mark.parametrize("memory", FLATTEN)
-def test_gradients_that_another_thread_drops_live_until_the_step_is_done(memory, way, monkeypatch):
-    """Between the look and the last byte the interpreter's lock is let go of; torch's step holds its gradients too."""
+def test_gradients_that_another_thread_drops_live_until_the_step_is_done(memory, kind, monkeypatch):
+    """Between the check and the last byte the interpreter's lock is let go of; torch's step holds its gradients too."""
     from fastopt.torch import adapter
 
     params = [parameter(50_000) for _ in range(4)]
@@ -610,13 +628,14 @@ def test_gradients_that_another_thread_drops_live_until_the_step_is_done(memory,
         theirs.step()
         for p, q in zip(params, expected, strict=True):
             assert torch.equal(p, q), step
-        for part in (part for parts in ours._parts or () for part in parts):
-            assert part.before.held is None
-            assert part.grads == []
+        dropped = [weakref.ref(p.grad) for p in params if p.grad is not None]
+        for p in params:
+            p.grad = None
+        assert [gradient() for gradient in dropped] == [None] * len(dropped)  # nothing of ours keeps them
 
 
 @pytest.mark.parametrize("memory", FLATTEN)
-def test_python_does_the_same_for_any_number_of_tensors(memory, way):
+def test_python_does_the_same_for_any_number_of_tensors(memory, kind):
     """What is done for each of them is compiled, or a loop of the interpreter's own; counted in instructions."""
 
     def instructions(count):

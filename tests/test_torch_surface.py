@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip in
 
 import fastopt.torch  # noqa: E402
 from fastopt import LayoutError, SettingError  # noqa: E402
-from fastopt.torch import native  # noqa: E402
+from fastopt.torch import c_abi  # noqa: E402
 
 MEMORIES = {"table": False, "flatten": True}
 
@@ -232,7 +234,7 @@ def test_types_may_be_mixed_in_a_group(memory):
 def test_compiled_code_takes_the_same_steps(what):
     ends = []
     for compiled in (False, True):
-        native.functions.cache_clear()  # as in a new process, where the first step tries torch's functions
+        c_abi.functions.cache_clear()  # as in a new process, where the first step tries torch's functions
         p = with_gradient(parameter(4))
         opt = fastopt.torch.AdamW([p], lr=0.1)
 
@@ -275,7 +277,7 @@ def test_state_may_be_reset_written_and_replaced(memory):
     opt.state[p]["exp_avg"] = torch.zeros(4)
     opt.state[p].update(exp_avg_sq=torch.zeros(4), step=torch.tensor(0.0))
     again()
-    opt.state = type(opt.state)(opt.state.flag)
+    opt.state = type(opt.state)(opt.state.changes)
     again()
 
 
@@ -363,9 +365,9 @@ def test_flattened_parameters_and_gradients_are_one_row():
         opt.zero_grad()
         torch.cat([p.flatten() for p in params]).sum().backward()
         opt.step()
-    (part,) = opt._parts[0]
-    (bucket,) = part.buckets
-    assert len(bucket.launch.table) == 1
+    (bucket,) = opt._buckets
+    (cohort,) = bucket.arranged.cohorts
+    assert len(cohort.rows) == 1
     assert "flat buffers" in repr(opt)
 
 
@@ -428,3 +430,20 @@ def test_the_bits_are_those_of_the_reference(memory):
         opt.step()
         assert p.is_contiguous(memory_format=torch.channels_last)
         assert (p.detach().permute(0, 2, 3, 1).numpy() == reference.params["w"]).all()
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_state_is_freed_with_the_optimizer_without_the_garbage_collector(memory):
+    def stepped():
+        p = with_gradient(parameter(4))
+        opt = fastopt.torch.AdamW([p], flatten=MEMORIES[memory])
+        opt.step()
+        return weakref.ref(opt.state[p]["exp_avg"])
+
+    stepped()  # torch's own code keeps the first optimizer of a process alive, by what it imports then
+    gc.collect()
+    gc.disable()
+    try:
+        assert stepped()() is None
+    finally:
+        gc.enable()

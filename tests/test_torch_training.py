@@ -151,7 +151,7 @@ def test_schedulers_change_the_step_and_compile_nothing(name, scheduler, monkeyp
             opt.step()
             schedule.step(*([1.0] if scheduler == "ReduceLROnPlateau" else []))
             if step == 1 and module is fastopt.torch:
-                monkeypatch.setattr("fastopt.kernels.cpu._compile", None)  # from now on whoever compiles fails
+                monkeypatch.setattr("fastopt.kernels.jit._compile", None)  # from now on whoever compiles fails
         ends.append(p.detach().numpy())
     np.testing.assert_allclose(ends[1], ends[0], rtol=10 * 32 * 2**-24, atol=10 * 32 * 2**-24)  # as in test_torch_optim
 

@@ -83,15 +83,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "bytes": (lambda: adam(m=np.frombuffer(bytes(24), np.float32)), "'m' is read-only"),
     "the same twice": (lambda: adam(m=LONG[:6], v=LONG[:6]), "'m' and 'v' overlap"),
     "overlapping": (lambda: adam(p=LONG[:6], g=LONG[5:11]), "'p' and 'g' overlap"),
-    "a list": (lambda: adam(g=[1.0] * 6), "does not lend its memory"),
-    "a number": (lambda: adam(p=1.0), "does not lend its memory"),
-    "None": (lambda: adam(g=None), "does not lend its memory"),
+    "a list": (lambda: adam(g=[1.0] * 6), "does not expose its memory"),
+    "a number": (lambda: adam(p=1.0), "does not expose its memory"),
+    "None": (lambda: adam(g=None), "does not expose its memory"),
     "masked": (lambda: adam(p=np.ma.ones(6, np.float32)), "masked"),
     "other shape, lent": (lambda: adam(g=Shaped(ones().reshape(2, 3))), "'g' does not match the parameter"),
     "on another device": (lambda: adam(p=Lends(ones(), (7, 1))), "Vulkan device 1"),
     "GPU gradient": (lambda: adam(g=Lends(ones(), (10, 0))), "ROCm device 0"),
     "requires grad": (lambda: adam(p=Raises(ones())), "requires grad"),
-    "read-only DLPack": (lambda: adam(v=Lends(read_only(ones()))), "'v' (is read-only|does not lend)"),
+    "read-only DLPack": (lambda: adam(v=Lends(read_only(ones()))), "'v' (is read-only|does not expose)"),
     "read-only memory": (lambda: adam(v=memoryview(read_only(ones()).data)), "'v' is read-only"),
     "array of ints": (lambda: adam(p=array.array("i", [1] * 6)), "cannot be updated in place"),
 }
@@ -195,7 +195,7 @@ def test_torch_tensors_are_updated_in_place():
     fastopt.update(ADAM, 1, expected)
     fastopt.update(ADAM, 1, tensors)
     assert all(tensors[k].tolist() == expected[k].tolist() for k in "pgmv")
-    with pytest.raises(LayoutError, match="does not lend its memory"):
+    with pytest.raises(LayoutError, match="does not expose its memory"):
         fastopt.update(ADAM, 1, {**tensors, "p": torch.ones(6, requires_grad=True)})
 
 

@@ -8,6 +8,7 @@ import pytest
 from values import assert_same_bits, special
 
 import fastopt
+from fastopt.kernels.compiler.trace import trace
 
 OPERATIONS: dict[str, Callable] = {
     "add": lambda x, y: x + y,
@@ -167,8 +168,8 @@ def test_an_operation_is_the_same_compiled_and_in_numpy(name, dtype):
 
 
 def test_every_operation_of_the_tracer_is_tested_here():
-    from fastopt.kernels.program import trace, walk
-    from fastopt.kernels.symbols import VOCABULARY
+    from fastopt.kernels.compiler.graph import walk
+    from fastopt.kernels.compiler.operations import VOCABULARY
 
     used = {n.op for name in OPERATIONS for n in walk(trace(Operation(name), np.float32).results.values())}
     noise = fastopt.GradientNoise(fastopt.SGD())  # the only user of unsigned integers

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from fastopt.kernels.program import Program, planes
-from fastopt.kernels.storage import TILE, pack
+from fastopt.kernels.backends import bind
+from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.formats import TILE, pack
+from fastopt.kernels.launch import Rows, run
 
 SIZES = (0, 1, 255, 256, 257, 1003, 70_001)
 
@@ -34,14 +37,14 @@ def filled(program: Program, rng: np.random.Generator, count: int) -> dict[str, 
     drawn at random: words, codes and scales that no encoder makes.
     """
     made: dict[str, np.ndarray] = {}
-    for b, storage in program.storages.items():
+    for b, storage in program.formats.items():
         values = nasty(rng, count, storage.computes)
         if storage.plain:
             made[b] = values
             continue
         raw = np.repeat(rng.random(-(-count // TILE)) < 0.25, TILE)[:count] | (rng.random(count) < 0.125)
         kept = pack(storage, values, rng.integers(0, 2**32, count, np.uint32))
-        for (name, plane), array in zip(planes(b, storage).items(), kept, strict=True):
+        for (name, plane), array in zip(storage.plane_names(b).items(), kept, strict=True):
             patterns = rng.integers(0, 256, array.nbytes, np.uint8).view(array.dtype)
             made[name] = np.where(raw[::TILE] if plane.tiled else raw, patterns, array)
     return {b.name: guarded(made[b.name]) for b in program.buffers}
@@ -58,6 +61,13 @@ def guarded(values: np.ndarray, shift: int = 0) -> np.ndarray:
     inside = raw[_GUARD : _GUARD + values.nbytes].view(values.dtype)
     inside[...] = values
     return inside
+
+
+def step(backend: str, program: Program, arrays: Sequence[np.ndarray], noise: tuple, scalars: tuple) -> None:
+    """Step NumPy arrays, in the order of `program.buffers`, on a backend; `noise` is () or two keys and an offset."""
+    addresses = [a.__array_interface__["data"][0] for a in arrays]
+    rows = Rows([arrays[0].size], [noise[2] if noise else 0], [addresses], arrays)
+    run(bind(backend, program, rows).calls(noise[:2], scalars))
 
 
 def guards_intact(array: np.ndarray) -> bool:

@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import Any
 
 from fastopt.bench.cases import Case
-from fastopt.bench.forms import CASES
 from fastopt.bench.peers import tensors
 from fastopt.bench.peers.adapter import Contestant, Peer
 from fastopt.bench.problem import Problem
+from fastopt.kernels.rules.cases import CASES
 
 _NAMES = {"f32": "", "8bit": "8bit"}
 SMALLEST = 4096  # parameters below which bitsandbytes keeps float32 state, and says so nowhere

@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import Any
 
 from fastopt.bench.cases import Case
-from fastopt.bench.forms import CASES
 from fastopt.bench.peers import tensors
 from fastopt.bench.peers.adapter import Contestant, Peer
 from fastopt.bench.problem import Problem
+from fastopt.kernels.rules.cases import CASES
 
 _KINDS = {"Adam": ("adam", "DeepSpeedCPUAdam"), "Lion": ("lion", "DeepSpeedCPULion")}
 _KINDS |= {"Adagrad": ("adagrad", "DeepSpeedCPUAdagrad")}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from fastopt.bench.cases import Case
-from fastopt.bench.forms import CASES
 from fastopt.bench.peers.adapter import Contestant, Peer
 from fastopt.bench.problem import Problem
-from fastopt.kernels.program import host_scalars, parameters
+from fastopt.kernels.compiler.plan import host_scalars
+from fastopt.kernels.rules.cases import CASES
+from fastopt.kernels.rules.rule import signature
 
 _STEP = 10  # the step that is repeated: what depends on t is a few numbers
 
@@ -33,7 +34,7 @@ class NumPy(Peer):
         """Step on the very arrays."""
         rule, program, t = CASES[case.rule], case.program, iter(range(1, _STEP))
         scalars = host_scalars(program, rule)
-        returned = [b for b in parameters(rule).buffers if b != "g"]
+        returned = [b for b in signature(rule).buffers if b != "g"]
 
         def step() -> None:
             now = dict(zip(program.scalars, map(np.float32, scalars(next(t, _STEP))), strict=True))

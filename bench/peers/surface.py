@@ -9,9 +9,9 @@ import numpy as np
 import fastopt
 from fastopt.bench import problem as memory
 from fastopt.bench.cases import Case
-from fastopt.bench.forms import CASES
 from fastopt.bench.peers.adapter import Contestant, Peer
 from fastopt.bench.problem import Problem
+from fastopt.kernels.rules.cases import CASES
 
 PERIOD = 1_000_000
 
@@ -42,12 +42,13 @@ class Surface(Peer):
             opt.grads[name][...] = grads
         grads = {name: np.array(g) for name, g in problem.grads.items()}
         (group,) = opt._groups
-        flat = {"p": opt.flat_params, "g": opt.flat_grads} | {b: group.packed[b].forward for b in group.program.state}
+        flat = {"p": opt.flat_params, "g": opt.flat_grads}
+        flat |= {b: group.store.planes[0][b] for b in group.plan.program.state}
         if self.name == "update":
             t = iter(range(1, 1 << 62))
             return Contestant(lambda: fastopt.update(rule, next(t), flat), lambda: opt.params)
         if self.name == "kernel alone":
-            ((kernel, *arguments),) = group.launch.calls((), group.scalars(10))
+            ((kernel, *arguments),) = group.launch.calls((), group.plan.scalars(10))
             return Contestant(lambda opt=opt: kernel(*arguments), lambda: opt.params)
         step = partial(opt.step, grads) if self.name == "step(grads)" else opt.step
         return Contestant(step, lambda: opt.params)

@@ -13,13 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import fastopt
 from fastopt.bench import first, memory, record, report
-from fastopt.bench.cases import LARGE, PARTS, SHOWN, WHERE, Case, Entry, chosen, plan
+from fastopt.bench.cases import LARGE, PARTS, SHOWN, Case, Entry, chosen, plan
 from fastopt.bench.compare import compare as compare_runs
-from fastopt.bench.forms import CASES
 from fastopt.bench.peers import PEERS
 from fastopt.bench.run import measure
 from fastopt.demo.console import open_console, print_table
-from fastopt.errors import BackendError, SettingError, explain, suggest
+from fastopt.errors import BackendError, SettingError, suggest
+from fastopt.kernels.rules.cases import CASES
 
 BACKENDS = ("cpu", "reference", "cuda")
 FEW = 5  # names that are listed
@@ -105,20 +105,20 @@ def _tasks(asked: Asked) -> Iterator[Task]:
     axes = (asked.rules, asked.storages, asked.sizes, asked.threads)
     if asked.backend not in BACKENDS:
         what = f"there is no backend {asked.backend!r} to time."
-        raise BackendError(explain(WHERE, what, do=suggest(asked.backend, list(BACKENDS))))
+        raise BackendError(what, do=suggest(asked.backend, list(BACKENDS)))
     for part in asked.parts or ():
         if part not in PARTS:
-            raise SettingError(explain(WHERE, f"there is no part {part!r}.", do=suggest(part, list(PARTS))))
+            raise SettingError(f"there is no part {part!r}.", do=suggest(part, list(PARTS)))
     if asked.parts and any(axes):
         what = "a part has its own rules, storages, sizes and threads."
-        raise SettingError(explain(WHERE, what, do="name parts, or choose by --rule, --storage, --size and --threads"))
+        raise SettingError(what, do="name parts, or choose by --rule, --storage, --size and --threads")
     if asked.backend == "cuda":
         yield from _device_tasks(asked, peers)
         return
     if any(axes) or asked.backend != "cpu":
         if asked.parts:
             what = f"parts are timed on the backend cpu, not on {asked.backend}."
-            raise SettingError(explain(WHERE, what, do="choose by --rule, --storage and --size"))
+            raise SettingError(what, do="choose by --rule, --storage and --size")
         rules = _rules(asked.rules or ["adam-decoupled"])
         sizes = asked.sizes or ["16Mi" if asked.quick else LARGE]
         yield from _timed(
@@ -155,7 +155,7 @@ def _device_tasks(asked: Asked, peers: list[str]) -> Iterator[Task]:
 
     if asked.threads:
         what = "on a device there are no threads to choose."
-        raise SettingError(explain(WHERE, what, do="name parts, or choose by --rule, --storage and --size"))
+        raise SettingError(what, do="name parts, or choose by --rule, --storage and --size")
     repeats = _repeats(asked)
     rules = _rules(asked.rules) if asked.rules else None
     for entry in device.entries(asked.parts, rules, asked.storages, asked.sizes, asked.quick):
@@ -168,7 +168,7 @@ def _rules(patterns: list[str]) -> list[str]:
     for pattern in patterns:
         fits = [name for name in CASES if fnmatchcase(name, pattern)]
         if not fits and set(pattern) & set("*?["):
-            raise SettingError(explain(WHERE, f"no rule fits {pattern!r}.", expected=", ".join(CASES)))
+            raise SettingError(f"no rule fits {pattern!r}.", expected=", ".join(CASES))
         found += fits or [pattern]
     return list(dict.fromkeys(found))
 
@@ -184,7 +184,7 @@ def _peers(patterns: list[str] | None) -> list[str]:
         fits = [name for name in PEERS if fnmatchcase(name.lower(), pattern.lower())]
         if not fits:
             do = suggest(pattern, [*PEERS, "none"])
-            raise SettingError(explain(WHERE, f"there is no peer {pattern!r}.", do=do))
+            raise SettingError(f"there is no peer {pattern!r}.", do=do)
         found += fits
     return [name for name in PEERS if name in found]
 
@@ -220,14 +220,13 @@ def compare(old: Path, new: Path, asked: Asked) -> int:
     """Say what changed between two folders of results; gives 1 if something became slower, otherwise 0."""
     if any(asked[:6]) or asked.quick or asked.out or asked.repeats:
         what = "--compare measures nothing, so nothing else can be chosen with it."
-        raise SettingError(explain(WHERE, what, do="fastopt bench --compare OLD NEW"))
-    where = "fastopt bench --compare"
-    found = compare_runs(record.read(old, where), record.read(new, where))
+        raise SettingError(what, do="fastopt bench --compare OLD NEW")
+    found = compare_runs(record.read(old), record.read(new))
     console = open_console()
     if not found.same_machine:
         console.print("The machines differ: only shares of the ceiling are compared, of cases beyond the cache.")
     if not found.changes:
-        raise SettingError(explain(where, "the two runs have nothing in common that can be compared."))
+        raise SettingError("the two runs have nothing in common that can be compared.")
     changed = [change for change in found.changes if change.verdict != "same"]
     rows = [
         (

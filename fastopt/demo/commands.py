@@ -9,8 +9,7 @@ import typer
 
 import fastopt
 from fastopt.demo.parsing import parse_setting, parse_storage, rule_names
-from fastopt.dispatch import layout
-from fastopt.errors import BackendError, explain, suggest
+from fastopt.errors import raised_by
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
@@ -50,6 +49,7 @@ def fastopt_(
 
 
 @app.command()
+@raised_by("fastopt train")
 def train(
     rule: Rules = ["adam"],  # noqa: B006 — typer copies it
     epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Passes over the training images.")] = 30,
@@ -99,8 +99,8 @@ def train(
     from fastopt.demo import digits, pictures
     from fastopt.demo.console import open_console, print_table, progress_bars
 
-    names = rule_names(rule, "fastopt train")
-    pictures.require_drawable(out, "fastopt train")
+    names = rule_names(rule)
+    pictures.require_drawable(out)
     data = digits.load(seed)
     batches = -(-len(data.x_train) // batch_size)
     rules = {
@@ -141,6 +141,7 @@ def train(
 
 
 @app.command()
+@raised_by("fastopt race")
 def race(
     rule: Rules = ["sgd", "momentum", "rmsprop", "adam"],  # noqa: B006 — typer copies it
     steps: Annotated[
@@ -170,8 +171,8 @@ def race(
     from fastopt.demo import race as races
     from fastopt.demo.console import open_console, print_table
 
-    names = rule_names(rule, "fastopt race")
-    pictures.require_drawable(out, "fastopt race")
+    names = rule_names(rule)
+    pictures.require_drawable(out)
     console = open_console()
     lanes = races.race(names, steps=steps, seed=seed, backend=backend)
     pictures.draw_race(lanes, out)
@@ -186,6 +187,7 @@ def race(
 
 
 @app.command()
+@raised_by("fastopt show")
 def show(
     rule: Annotated[str, typer.Argument(help="An update rule, for example adam.")],
     backend: Annotated[str, typer.Option(metavar="NAME", help="cpu: a Python module; cuda: CUDA C++.")] = "cpu",
@@ -214,28 +216,24 @@ def show(
         fastopt show adam --backend cuda > adam.cu && nvcc -cubin --fmad=false adam.cu
     """
     from fastopt.demo.console import open_console
-    from fastopt.kernels import cpu, cuda
-    from fastopt.kernels.program import trace
+    from fastopt.kernels.backends import BACKENDS, print_source
+    from fastopt.kernels.compiler.trace import trace
 
-    (name,) = rule_names([rule], "fastopt show")
-    printers = {"cpu": (cpu.print_module, "python"), "cuda": (cuda.print_source, "cpp")}
-    if backend not in printers:
-        what = f"the backend {backend!r} prints nothing."
-        raise BackendError(explain("fastopt show", what, do=suggest(backend, list(printers))))
-    print_text, language = printers[backend]
+    (name,) = rule_names([rule])
     made = fastopt.RULES[name](**dict(parse_setting(fastopt.RULES[name], text) for text in setting))
-    (kept,) = layout([made], parse_storage(storage), "fastopt show")
-    text = print_text(trace(made, kept))
+    text = print_source(backend, trace(made, parse_storage(storage)))
     console = open_console()
     if not console.is_terminal:
         typer.echo(text, nl=False)
         return
     from rich.syntax import Syntax
 
-    console.print(Syntax(text, language, theme="ansi_dark", background_color="default"), soft_wrap=True)
+    shown = Syntax(text, BACKENDS[backend].language, theme="ansi_dark", background_color="default")
+    console.print(shown, soft_wrap=True)
 
 
 @app.command()
+@raised_by("fastopt info")
 def info() -> None:
     """Say what fastopt finds on this machine, and measure how fast a step can be here.
 
@@ -269,6 +267,7 @@ def info() -> None:
 
 
 @app.command()
+@raised_by("fastopt bench")
 def bench(
     part: Annotated[
         list[str] | None,

@@ -16,7 +16,7 @@ import numpy as np
 
 import fastopt
 from fastopt import schedules
-from fastopt.errors import SettingError, explain, suggest
+from fastopt.errors import SettingError, suggest
 
 SIZES = (64, 128, 64, 10)
 """Units of each layer: 8 × 8 pixels, two hidden layers, ten digits."""
@@ -144,7 +144,7 @@ def make_rule(name: str, *, lr: float | None, schedule: str, steps: int, noise: 
     """
     if schedule not in SCHEDULES:
         do = suggest(schedule, list(SCHEDULES))
-        raise SettingError(explain("fastopt train", f"there is no schedule {schedule!r}.", do=do))
+        raise SettingError(f"there is no schedule {schedule!r}.", do=do)
     rule = fastopt.RULES[name](lr=rate(name, lr))
     rule = replace(rule, lr=SCHEDULES[schedule](rule.lr, steps))
     return rule if noise is None else fastopt.GradientNoise(rule, eta=noise)

@@ -12,13 +12,13 @@ import numpy as np
 from llvmlite import binding
 
 import fastopt
-from fastopt import ceiling
-from fastopt.dispatch import BACKENDS
+from fastopt.bench import ceiling
 from fastopt.errors import BackendError
-from fastopt.kernels import cache, cpu
-from fastopt.kernels.cuda import entry, print_source
-from fastopt.kernels.nvrtc import function, require_device
-from fastopt.kernels.program import trace
+from fastopt.kernels import cache, jit
+from fastopt.kernels.backends import BACKENDS, bind
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.devices import require_device
+from fastopt.kernels.launch import Rows
 
 _VECTORS = {"avx512f": 512, "avx2": 256, "avx": 256, "sse2": 128, "neon": 128}
 
@@ -31,23 +31,24 @@ def versions() -> str:
 
 def backends() -> str:
     """Name the backends that a step can run on."""
-    return ", ".join(name for name in BACKENDS if name != "auto")
+    return ", ".join(BACKENDS)
 
 
 def cuda() -> str:
     """Say which device there is and how long compiling or loading a kernel takes, or what is missing."""
     try:
-        cupy = require_device("fastopt info")
+        cupy = require_device()
         number = cupy.cuda.Device().id
         device = cupy.cuda.runtime.getDeviceProperties(number)
         cupy.zeros(1)  # starts the driver
         start = perf_counter()
-        program = trace(fastopt.Adam(), np.float32)
-        function(print_source(program), entry(program), number)
+        program, n = trace(fastopt.Adam(), np.float32), 1
+        arrays = [cupy.zeros(n, np.float32) for _ in program.buffers]
+        bind("cuda", program, Rows([n], [0], [[a.data.ptr for a in arrays]], arrays, number))
         took = perf_counter() - start
     except BackendError as error:
-        what, *rest = str(error).partition(": ")[2].splitlines()
-        return "; ".join([what.rstrip("."), *(" ".join(line.split()) for line in rest)])
+        found = {"got": error.got, "expected": error.expected, "do": error.do}
+        return "; ".join([error.what.rstrip("."), *(f"{label} {text}" for label, text in found.items() if text)])
     name = f"{device['name'].decode()}, sm_{device['major']}{device['minor']}, {device['totalGlobalMem'] >> 30} GiB"
     return f"{name}; CuPy {cupy.__version__}; float32 Adam compiled, or loaded from disk, in {took:.2f} s"
 
@@ -73,7 +74,7 @@ def threads() -> str:
 
 def kernel_cache() -> str:
     """Say where compiled kernels are kept, whether they can be, and what is there."""
-    folder = cpu.cache_folder()
+    folder = jit.cache_folder()
     if not folder.is_relative_to(cache.preferred_folder()):
         return f"{cache.preferred_folder()} is not writable: kernels are compiled anew by every process"
     count = len(list(folder.glob("*.py")))

@@ -6,15 +6,15 @@ from dataclasses import fields
 from typing import Any
 
 import fastopt
-from fastopt.errors import SettingError, explain, suggest
+from fastopt.errors import SettingError, suggest
 
 
-def rule_names(names: list[str], where: str) -> list[str]:
+def rule_names(names: list[str]) -> list[str]:
     """Check names of rules, and drop repeated ones."""
     for name in names:
         if name not in fastopt.RULES:
             do = suggest(name, list(fastopt.RULES))
-            raise SettingError(explain(where, f"there is no rule {name!r}.", do=do))
+            raise SettingError(f"there is no rule {name!r}.", do=do)
     return list(dict.fromkeys(names))
 
 
@@ -28,14 +28,13 @@ def parse_storage(text: str) -> str | dict[str, str]:
 
 def parse_setting(rule: type, text: str) -> tuple[str, Any]:
     """Parse "name=value" to the type of the rule's setting of that name."""
-    where = f"fastopt show {rule.__name__.lower()}"
     name, equals, value = (part.strip() for part in text.partition("="))
     defaults = {f.name: f.default for f in fields(rule)}
     if not equals:
-        raise SettingError(explain(where, f"--set {text!r} has no value.", expected="NAME=VALUE", do=f"--set {name}=…"))
+        raise SettingError(f"--set {text!r} has no value.", expected="NAME=VALUE", do=f"--set {name}=…")
     if name not in defaults:
         do = suggest(name, list(defaults))
-        raise SettingError(explain(where, f"{rule.__name__} has no setting {name!r}.", do=do))
+        raise SettingError(f"{rule.__name__} has no setting {name!r}.", do=do)
     default = defaults[name]
     try:
         if isinstance(default, bool):
@@ -47,4 +46,4 @@ def parse_setting(rule: type, text: str) -> tuple[str, Any]:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default or 0.0)
         kind = "numbers" if isinstance(default, tuple) else "a number"
         expected = "true or false" if isinstance(default, bool) else f"{kind}, for example --set {name}={shown}"
-        raise SettingError(explain(where, f"{name} is not of its type.", got=repr(value), expected=expected)) from None
+        raise SettingError(f"{name} is not of its type.", got=repr(value), expected=expected) from None

@@ -18,7 +18,7 @@ from fastopt import EWA, RULES
 from fastopt.demo.digits import Run
 from fastopt.demo.race import NEAR, Lane
 from fastopt.demo.surfaces import SURFACES, Surface
-from fastopt.errors import SettingError, explain
+from fastopt.errors import SettingError
 
 COLOURS = {
     "sgd": "#d1341f", "momentum": "#1460c4", "rmsprop": "#12883e", "adam": "#111111", "adagrad": "#e08600",
@@ -60,14 +60,14 @@ def diverged(run: Run) -> bool:
     return not np.all(np.isfinite(run.losses))
 
 
-def require_drawable(path: Path, where: str) -> None:
+def require_drawable(path: Path) -> None:
     """Raise a SettingError unless a picture can be written there, before any time is spent on what it shows."""
     kinds = sorted(Figure().canvas.get_supported_filetypes())
     if path.suffix.lower().lstrip(".") not in kinds:
         expected = f"a name that ends in .png, or in one of {', '.join(kinds)}"
-        raise SettingError(explain(where, "this is no kind of picture.", got=str(path), expected=expected))
+        raise SettingError("this is no kind of picture.", got=str(path), expected=expected)
     if not path.parent.is_dir():
-        raise SettingError(explain(where, "the picture's folder does not exist.", got=str(path.parent)))
+        raise SettingError("the picture's folder does not exist.", got=str(path.parent))
 
 
 def draw_training(runs: Mapping[str, Run], batches: int, path: Path) -> None:

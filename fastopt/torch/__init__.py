@@ -6,7 +6,7 @@ Arguments, defaults and semantics are torch's, and so are the names of state: ch
 arguments each takes
 
     flatten   move parameters, gradients and state of each group into flat buffers that the model's tensors view
-    storage   how each buffer is kept, as in `fastopt.Optimizer`: "8bit", "split", …; None is the parameter's own type
+    storage   how each buffer is stored, as in `fastopt.Optimizer`: "8bit", "split", …; None is the parameter's own type
     seed      seed of gradient noise and stochastic rounding
 
 Import it by name; `import fastopt` alone does not import torch.

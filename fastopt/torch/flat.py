@@ -1,99 +1,132 @@
-"""Flat buffers: the parameters, gradients and state of a part one after the other, which the model's tensors view."""
+"""Flat buffers: parameters, gradients and state one after the other, which the model's tensors view."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
-from fastopt.kernels.storage import TILE
-from fastopt.torch.tensors import plane_size, torch_type
+from fastopt.arrays.torch import element_type, local
+from fastopt.errors import LayoutError
+from fastopt.kernels.formats import TILE, Format, Plane
+from fastopt.overlap import Extents
 
 ALIGNED = 16
 """Elements to a multiple of which a parameter begins in a flat buffer: 64 bytes of float32, a cache line."""
 
+TIE = "share one nn.Parameter between modules to tie them"
 
-class Flat:
-    """Flat buffers of a part: parameters and gradients moved here, and state as it is made."""
+
+class FlatBuffers:
+    """Flat buffers of some parameters: they and their gradients are moved here, state is made here."""
 
     def __init__(self, params: Sequence[torch.Tensor], align: int, gradient_type: torch.dtype):
         sizes = [-(-p.numel() // align) * align for p in params]
         self.starts = np.cumsum([0, *sizes])
-        self.total = -(-int(self.starts[-1]) // TILE) * TILE
+        self._total = -(-int(self.starts[-1]) // TILE) * TILE
         device = params[0].device
-        self.params = torch.zeros(self.total, dtype=params[0].dtype, device=device)
-        self.gradients = torch.zeros(self.total, dtype=gradient_type, device=device)
-        self.state: dict[str, torch.Tensor] = {}
-        self.places = [(p.shape, p.stride(), int(start)) for p, start in zip(params, self.starts, strict=False)]
-        self.views = [self.gradients.as_strided(*place) for place in self.places]
+        self.params = torch.zeros(self._total, dtype=params[0].dtype, device=device)
+        self.gradients = torch.zeros(self._total, dtype=gradient_type, device=device)
+        self._planes: dict[str, torch.Tensor] = {}
+        self._layouts = [(p.shape, p.stride(), int(start)) for p, start in zip(params, self.starts, strict=False)]
+        self._gradient_views = [self.gradients.as_strided(*layout) for layout in self._layouts]
         with torch.no_grad():
-            for i, (p, place) in enumerate(zip(params, self.places, strict=True)):
-                own = self.params.as_strided(*place)
+            for i, (p, layout) in enumerate(zip(params, self._layouts, strict=True)):
+                own = self.params.as_strided(*layout)
                 own.copy_(p)
                 p.data = own
                 if p.grad is not None and p.grad.layout == torch.strided and p.grad.dtype == gradient_type:
-                    self.views[i].copy_(p.grad)
-                    p.grad = self.views[i]
+                    self._gradient_views[i].copy_(p.grad)
+                    p.grad = self._gradient_views[i]
 
-    def gradients_at(self, found: np.ndarray) -> np.ndarray:
-        """Give the addresses at which the gradients of the parameters numbered `found` were put."""
-        return self.gradients.data_ptr() + self.starts[found] * self.gradients.element_size()
+    def gradient_addresses(self, which: np.ndarray) -> np.ndarray:
+        """Return the addresses at which the gradients of these parameters were put."""
+        return self.gradients.data_ptr() + self.starts[which] * self.gradients.element_size()
 
-    def plane(self, name: str, plane: Any, i: int, p: torch.Tensor) -> torch.Tensor:
-        """Give a parameter's piece of one plane of the state."""
-        if name not in self.state:
-            count = self.total // TILE if plane.tiled else self.total
-            self.state[name] = torch.zeros(count, dtype=torch_type(plane), device=self.params.device)
-        shape, stride, start = self.places[i]
+    def allocate(self, i: int, name: str, plane: Plane, size: int) -> torch.Tensor:
+        """Return a parameter's piece of one plane of the state, all zero bytes; it has `size` elements."""
+        if name not in self._planes:
+            count = plane.size(self._total)
+            self._planes[name] = torch.zeros(count, dtype=element_type(plane), device=self.params.device)
+        shape, stride, start = self._layouts[i]
         if plane.tiled:
-            return self.state[name][start // TILE :][: plane_size(plane, p.numel())]
-        return self.state[name].as_strided(shape, stride, start)
+            piece = self._planes[name][start // TILE :][: plane.size(size)]
+        else:
+            piece = self._planes[name].as_strided(shape, stride, start)
+        return piece.zero_()  # a former state may have been there
 
-    def holds_state(self, name: str, i: int, plane: Any, tensor: torch.Tensor) -> bool:
+    def has_state(self, i: int, name: str, plane: Plane, tensor: torch.Tensor) -> bool:
         """Whether a tensor is a parameter's piece of one plane of the state, wherever that lies now."""
-        start = self.places[i][2] // TILE if plane.tiled else self.places[i][2]
-        at = self.state[name].data_ptr() + start * self.state[name].element_size()
-        return not tensor.numel() or tensor.data_ptr() == at
+        buffer, start = self._planes.get(name), self._layouts[i][2] // TILE if plane.tiled else self._layouts[i][2]
+        if buffer is None or not tensor.numel():
+            return buffer is not None
+        return tensor.data_ptr() == buffer.data_ptr() + start * buffer.element_size()
 
-    def among(self, found: Sequence[int], params: Sequence[torch.Tensor]) -> list[bool]:
-        """Say which of the parameters numbered `found` are, with their gradients, where they were put."""
+    def are_in_place(self, which: Sequence[int], params: Sequence[torch.Tensor]) -> list[bool]:
+        """Return which of these parameters are, with their gradients, where they were put."""
         at, size = self.params.data_ptr(), self.params.element_size()
         return [
-            (p.data_ptr() == at + self.places[i][2] * size or not p.numel()) and self._holds(i, p.grad)
-            for i, p in zip(found, params, strict=True)
+            (p.data_ptr() == at + self._layouts[i][2] * size or not p.numel()) and self._has_gradient(i, p.grad)
+            for i, p in zip(which, params, strict=True)
         ]
 
-    def _holds(self, i: int, g: Any) -> bool:
+    def _has_gradient(self, i: int, g: Any) -> bool:
         """Whether a gradient is the piece of the gradients that it should be."""
-        _, stride, start = self.places[i]
+        _, stride, start = self._layouts[i]
         at = self.gradients.data_ptr() + start * self.gradients.element_size()
         return not g.numel() or (g.data_ptr() == at and g.stride() == stride and g.dtype == self.gradients.dtype)
 
     def merged(
-        self, member: np.ndarray, found: np.ndarray, own: np.ndarray, sizes: np.ndarray, *, gaps: bool
+        self, members: np.ndarray, which: np.ndarray, in_place: np.ndarray, sizes: np.ndarray, *, gaps: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Join neighbours to one row: which of the members each row begins at, and its length.
+        """Merge neighbours to one row: return the member at which each row begins, and its length.
 
         Without `gaps` only where nothing lies between them: what does would count for the scale of its tile.
         """
-        if not len(member):
-            return member, sizes[member]
-        begin, size = self.starts[found[member]], sizes[member]
-        end = self.starts[found[member] + 1] if gaps else begin + size
-        first = np.ones(len(member), bool)
-        first[1:] = (begin[1:] != end[:-1]) | ~own[member][1:] | ~own[member][:-1]
+        if not len(members):
+            return members, sizes[members]
+        begin, size = self.starts[which[members]], sizes[members]
+        end = self.starts[which[members] + 1] if gaps else begin + size
+        first = np.ones(len(members), bool)
+        first[1:] = (begin[1:] != end[:-1]) | ~in_place[members][1:] | ~in_place[members][:-1]
         rows = np.flatnonzero(first)
-        last = np.append(rows[1:], len(member)) - 1
-        return member[rows], begin[last] + size[last] - begin[rows]
+        last = np.append(rows[1:], len(members)) - 1
+        return members[rows], begin[last] + size[last] - begin[rows]
 
-    def clear(self, params: Sequence[torch.Tensor], *, set_to_none: bool) -> None:
-        """Make all gradients zero, in the buffer: also those that came elsewhere. Who has none gets none."""
+    def clear_gradients(self, params: Sequence[torch.Tensor], *, set_to_none: bool) -> None:
+        """Set all gradients to zero in the buffer, and put those that lie elsewhere back; None stays None."""
         self.gradients.zero_()
         for i, p in enumerate(params):
             if (g := p.grad) is not None:
                 if set_to_none and not p.requires_grad:  # frozen, as torch leaves it
                     p.grad = None
-                elif g.layout != torch.strided or not self._holds(i, g):
-                    p.grad = self.views[i]
+                elif g.layout != torch.strided or not self._has_gradient(i, g):
+                    p.grad = self._gradient_views[i]
+
+
+def allocator(params: Sequence[Any], buffers: FlatBuffers | None) -> Callable[[int, Format, str, Plane], torch.Tensor]:
+    """Return what allocates the state of parameters for a `Store`: in flat buffers, or in tensors of its own.
+
+    A tensor that is all of a buffer is distributed as the parameter is.
+    """
+
+    def allocate(i: int, form: Format, name: str, plane: Plane) -> torch.Tensor:
+        p, dtype = params[i], element_type(plane)
+        tensor = local(p)
+        if buffers is not None:
+            return buffers.allocate(i, name, plane, tensor.numel())
+        if plane.tiled:
+            return torch.zeros(plane.size(tensor.numel()), dtype=dtype, device=tensor.device)
+        return torch.zeros_like(p if len(form.planes) == 1 else tensor, dtype=dtype, requires_grad=False)
+
+    return allocate
+
+
+def require_separate(params: Sequence[torch.Tensor], labels: Sequence[str]) -> None:
+    """Raise a LayoutError if parameters overlap: in flat buffers each would silently get memory of its own."""
+    sizes = [p.numel() * p.element_size() for p in params]
+    if pair := Extents([p.data_ptr() for p in params], sizes).overlap:
+        first, second = (labels[k] for k in pair)
+        raise LayoutError(f"the memory of {first} and {second} overlaps.", do=TIE)

@@ -1,4 +1,4 @@
-"""NAdam whose product of momenta is given: torch keeps it as state, because its factors may have changed on the way."""
+"""NAdam with a given product of momenta: in torch it is state, because its factors may have changed on the way."""
 
 from dataclasses import dataclass
 

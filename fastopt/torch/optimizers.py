@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
-from fastopt.errors import SettingError, explain
+from fastopt.errors import SettingError, raised_by
 from fastopt.groups import changed, settings_of
 from fastopt.kernels import rules
-from fastopt.kernels.form import is_rule, require_rule
+from fastopt.kernels.rules.rule import is_rule, require_rule
 from fastopt.torch.adapter import Adapter
 from fastopt.torch.nadam import NAdam as NAdamAfter
 
@@ -154,16 +154,17 @@ class Fused(Adapter):
     """
 
     def __init__(self, params: Any, rule: Any, *, maximize: bool = False, **own: Any):
-        require_rule(rule, "Fused")
-        self._own_rule = rule
-        options = {name: value for name, value in settings_of(rule).items() if _is_option(value)}
-        if taken := {"params", "maximize"} & options.keys():
-            what = f"a setting of the rule is called {min(taken)!r}, which means something else in a group."
-            raise SettingError(explain("Fused", what, do="rename it"))
+        with raised_by("Fused"):
+            require_rule(rule)
+            self._own_rule = rule
+            options = {name: value for name, value in settings_of(rule).items() if _is_option(value)}
+            if taken := {"params", "maximize"} & options.keys():
+                what = f"a setting of the rule is called {min(taken)!r}, which means something else in a group."
+                raise SettingError(what, do="rename it")
         super().__init__(params, {**options, "maximize": maximize}, **own)
 
     def _rule(self, options: dict[str, Any]) -> Any:
-        return changed(self._own_rule, options, "Fused") if options else self._own_rule
+        return changed(self._own_rule, options) if options else self._own_rule
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_own_rule": self._own_rule, **super().__getstate__()}

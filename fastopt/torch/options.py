@@ -1,4 +1,4 @@
-"""What the options of a group make: a rule, the same object as long as nobody changes an option."""
+"""From the options of a group to a rule, the same object as long as nobody changes an option."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
-from fastopt.errors import SettingError, explain
+from fastopt.errors import SettingError
 from fastopt.kernels.rules import ScaledGradient
+from fastopt.kernels.rules.rule import Rule
 from fastopt.schedules import Constant
 
 _REFUSED = ("capturable", "differentiable")
@@ -17,45 +18,45 @@ _HINTS = ("foreach", "fused", "maximize", "initial_lr", *_REFUSED)
 
 
 class _Known(NamedTuple):
-    """The rule of a group, the options that made it, and the values that these were read from."""
+    """The rule of a group, the key that its options made, and the values that these were read from."""
 
-    given: list[Any] | None = None
+    values: list[Any] | None = None
     key: tuple | None = None
     rule: Any = None
 
 
-class Rules:
-    """The rules of some groups, whose options have these names; `where` is what errors call the optimizer."""
+class GroupRules:
+    """The rules of some groups, whose options have these names; `kind` is the name of the optimizer's class."""
 
-    def __init__(self, names: Iterable[str], groups: int, where: str):
-        self._names, self._where = tuple(names), where
+    def __init__(self, names: Iterable[str], groups: int, kind: str):
+        self._names, self._kind = tuple(names), kind
         self._read = tuple(dict.fromkeys((*self._names, *_REFUSED, "maximize")))
         self._known = [_Known()] * groups
 
-    def current(self, k: int, group: dict[str, Any], unscale: float | None, make: Callable[[dict], Any]) -> Any:
-        """Give the rule of group k as its options are now; `make` makes it, `unscale` is a factor on gradients."""
+    def current(self, k: int, group: dict[str, Any], unscale: float | None, make: Callable[[dict], Any]) -> Rule:
+        """Return the rule of group k as its options are now; `make` makes it, `unscale` is a factor on gradients."""
         known = self._known[k]
-        given = [unscale, *map(group.get, self._read)]
-        if given == known.given and torch.Tensor not in map(type, given):
+        values = [unscale, *map(group.get, self._read)]
+        if values == known.values and torch.Tensor not in map(type, values):
             return known.rule
-        options = numbers(group, self._names, self._where)
+        options = numbers(group, self._names, self._kind)
         factor = (-1.0 if group.get("maximize") else 1.0) * (1.0 if unscale is None else unscale)
         key, rule = (factor, *options.values()), known.rule
         if key != known.key:
             rule = make(options)
             if factor != 1.0:
                 rule = ScaledGradient(rule, factor)
-        fixed = all(map(_is_fixed, given))  # what is not, others may write to
-        self._known[k] = _Known(given if fixed else None, key, rule)
+        fixed = all(map(_is_fixed, values))  # others may write to what is not
+        self._known[k] = _Known(values if fixed else None, key, rule)
         return rule
 
 
-def numbers(group: dict[str, Any], names: Iterable[str], where: str) -> dict[str, Any]:
-    """Give a group's options as numbers, or raise a SettingError for those that are not supported."""
+def numbers(group: dict[str, Any], names: Iterable[str], kind: str) -> dict[str, Any]:
+    """Return a group's options as numbers, or raise a SettingError for those that are not supported."""
     for name in _REFUSED:
         if group.get(name):
             what = f"{name}=True is not supported: the step is a compiled kernel that takes numbers from the host."
-            raise SettingError(explain(where, what, do=f"leave {name}=False, or use torch.optim.{where}"))
+            raise SettingError(what, do=f"leave {name}=False, or use torch.optim.{kind}")
     options = {name: _number(name, group[name]) for name in names if name not in _HINTS}
     if options.get("lr") == 0:  # as at the end of a schedule: a rule's number that is zero is another kernel
         options["lr"] = Constant(0.0)
@@ -63,13 +64,13 @@ def numbers(group: dict[str, Any], names: Iterable[str], where: str) -> dict[str
 
 
 def _number(name: str, value: Any) -> Any:
-    """Give an option's value, of a tensor the number in it."""
+    """Return an option's value, of a tensor the number in it."""
     if isinstance(value, tuple | list):
         return tuple([_number(name, x) for x in value])
     if isinstance(value, torch.Tensor):
         if value.device.type != "cpu":
-            what, do = f"{name} is a tensor on a device, and reading it waits for that.", "pass a number"
-            raise SettingError(explain("step", what, got=str(value.device), do=do))
+            what = f"{name} is a tensor on a device, and reading it waits for the device."
+            raise SettingError(what, got=str(value.device), do="pass a number")
         return value.item()
     return value
 

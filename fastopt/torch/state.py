@@ -1,236 +1,279 @@
-"""What optimizers keep of parameters beside them: made when it is missing, shown as torch shows it, given and taken."""
+"""The state of some parameters: made when it is missing, shown as torch shows it, saved and loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
-from fastopt.errors import LayoutError, explain
-from fastopt.kernels.program import Program, planes
-from fastopt.kernels.storage import STORAGES
-from fastopt.torch.flat import Flat
-from fastopt.torch.kept import forward_plane, key, require_state
-from fastopt.torch.tensors import (
-    decode,
-    describe,
-    encode,
-    fits,
+from fastopt.arrays.torch import (
+    Torch,
+    element_type,
     flat,
     is_dense,
-    is_wrapped,
+    is_distributed,
     local,
-    plane_size,
     same_order,
-    torch_type,
+    tensor_of_values,
+    values_in_order,
 )
+from fastopt.errors import LayoutError
+from fastopt.kernels.formats import STORAGES, Format, Plane
+from fastopt.store import Store
+from fastopt.torch.requirements import require_plane, require_values
+
+TORCH = Torch()
 
 
-class State:
-    """The state of some parameters, plane by plane, and how many steps each has taken.
+class StateNames:
+    """What torch's state calls a rule's buffers, and what else it has.
 
-    `names` says what errors call the parameters, `entries` which scalars are kept beside the count and at what they
-    start. The formats that are `kept` and the `program` come with a rule.
+    `buffers` maps the rule's names to torch's; `entries` are the scalars in torch's state beside the number of steps,
+    and the values at which they start; `counted` says whether torch's state has that number.
     """
 
-    program: Program
+    def __init__(self, buffers: Mapping[str, str], entries: Mapping[str, float], *, counted: bool):
+        self.buffers, self.entries, self.counted = dict(buffers), dict(entries), counted
 
-    def __init__(self, params: Sequence[Any], names: Sequence[str], entries: dict[str, float]):
-        self.params, self.names = list(params), list(names)
+    def of_value(self, buffer: str) -> str:
+        """Return the name of a buffer's values: the parameter's, in full precision, are "master"."""
+        return "master" if buffer == "p" else self.buffers.get(buffer, buffer)
+
+
+class StepCounts:
+    """How many steps each parameter has taken, and torch's other scalars, as vectors whose elements state shows."""
+
+    def __init__(self, count: int, entries: Mapping[str, float]):
         kind = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32  # as torch counts
         with torch.inference_mode(mode=False):  # whose tensors have no version counter
-            self.steps = torch.zeros(len(self.params), dtype=kind, device="cpu")
-            self.entries = {
-                name: torch.full((len(self.params),), value, dtype=kind, device="cpu")
-                for name, value in entries.items()
-            }
-        self.beginning = entries
-        self.memory: list[dict[str, torch.Tensor]] = [{} for _ in self.params]  # name of a plane → its tensor
-        self.shown: list[dict[str, Any]] = [{} for _ in self.params]  # likewise, as state shows it
-        self.kept: dict[str, str] = {}
-        self.flat: Flat | None = None
-        self.stale = True  # what was arranged for the last step no longer holds
+            self.steps = torch.zeros(count, dtype=kind, device="cpu")
+            self.entries = {n: torch.full((count,), x, dtype=kind, device="cpu") for n, x in entries.items()}
+        self._start = dict(entries)
 
     @property
-    def counts(self) -> np.ndarray:
-        """How many steps each parameter has taken, in the memory of `steps`, which `share_memory_` moves."""
+    def numbers(self) -> np.ndarray:
+        """The counts, in the memory of `steps`, which `share_memory_` moves."""
         return self.steps.numpy()
 
-    def require_own(self, i: int, where: str) -> None:
-        """Raise a LayoutError if the tensors of a parameter's state are not of the type and shape that they had."""
-        p = local(self.params[i])
-        held = {name: plane for b, chosen in self.kept.items() for name, plane in planes(b, STORAGES[chosen]).items()}
-        for name, tensor in self.memory[i].items():
-            plane = held[name]
-            shape = (plane_size(plane, p.numel()),) if plane.tiled else p.shape
-            same = tensor.layout == torch.strided and tensor.shape == shape and tensor.dtype == torch_type(plane)
-            if not same or tensor.device != p.device or not fits(tensor):
-                what = f"the state {name!r} of {self.names[i]} was made another tensor in place."
-                expected = f"{torch_type(plane)}{list(shape)} in memory of its own"
-                do = "assign another tensor to it in optimizer.state"
-                raise LayoutError(explain(where, what, got=describe(tensor), expected=expected, do=do))
+    @property
+    def version(self) -> int:
+        """Incremented when others write a count; a step of ours does not increment it."""
+        return self.steps._version
 
-    def settle(self, i: int) -> None:
-        """Give state that was moved by others to where no step can follow, as by `.data =`, memory of ours again."""
-        p = local(self.params[i])
-        for b, chosen in self.kept.items():
-            own = planes(b, STORAGES[chosen])
-            for name in self.memory[i].keys() & own.keys():
-                tensor, tiled = self.memory[i][name], own[name].tiled
-                placed = self.flat is None or self.flat.holds_state(name, i, own[name], tensor)
-                if not placed or not (tensor.is_contiguous() if tiled else is_dense(tensor) and same_order(tensor, p)):
-                    self._hold(i, name, own[name], whole=len(own) == 1)
-                    self.memory[i][name].copy_(tensor)
+    def shown(self, i: int) -> dict[str, torch.Tensor]:
+        """Return a parameter's elements, by torch's names."""
+        return {"step": self.steps[i], **{name: vector[i] for name, vector in self.entries.items()}}
 
-    def _allocate(self, i: int, b: str, value: float) -> bool:
-        """Make the planes of one buffer of a parameter that it does not have yet, and say whether there are any."""
-        storage, p = STORAGES[self.kept[b]], self.params[i]
-        own = planes(b, storage)
-        forward = list(own)[storage.forward] if b == "p" else None
-        if not (missing := [name for name in own if name != forward and name not in self.memory[i]]):
-            return False
-        for name in missing:
-            self._hold(i, name, own[name], whole=len(own) == 1)
-        if b == "p":
-            self._fill(i, b, p)
-        elif len(own) == 1 and storage.planes[0].dtype.kind == "f":
-            self.memory[i][missing[0]].fill_(value)
-        else:
-            self._fill(i, b, torch.full_like(local(p), value, dtype=getattr(torch, storage.computes.name)))
-        return True
+    def reset(self) -> None:
+        """Go back to before the first step."""
+        self.numbers[...] = 0
+        for name, vector in self.entries.items():
+            vector.fill_(self._start[name])
 
-    def _hold(self, i: int, name: str, plane: Any, *, whole: bool) -> None:
-        """Allocate one plane of a parameter; a whole buffer of a distributed one is distributed likewise."""
-        p, kind = self.params[i], torch_type(plane)
-        tensor = local(p)
-        if self.flat is not None:
-            self.memory[i][name] = self.shown[i][name] = self.flat.plane(name, plane, i, tensor)
-        elif plane.tiled:
-            self.memory[i][name] = self.shown[i][name] = torch.zeros(
-                plane_size(plane, tensor.numel()), dtype=kind, device=tensor.device
-            )
-        else:
-            shown = torch.zeros_like(p if whole else tensor, dtype=kind, requires_grad=False)
-            self.memory[i][name], self.shown[i][name] = local(shown), shown
 
-    def _fill(self, i: int, b: str, value: torch.Tensor) -> None:
-        """Encode values into the planes of a buffer; of a parameter's, all but what the forward pass reads."""
-        storage, like = STORAGES[self.kept[b]], local(self.params[i])
-        encoded = encode(storage, local(value), like)
-        for k, (name, words) in enumerate(zip(planes(b, storage), encoded, strict=True)):
-            if b != "p" or k != storage.forward:
-                flat(self.memory[i][name]).copy_(words)
+class ParamState:
+    """What is stored for some parameters beside them.
 
-    def expose(self, i: int, names: dict[str, str], state: Any, *, counted: bool) -> None:
-        """Show a parameter's memory in the optimizer's state, under torch's names."""
-        with_step = counted or self.program.noise
-        if not self.shown[i] and not with_step:
-            return
-        entries = state[self.params[i]]
-        for b, chosen in self.kept.items():  # values that are kept in planes now
-            if b != "g" and len(STORAGES[chosen].planes) > 1:
-                dict.pop(entries, "master" if b == "p" else names.get(b, b), None)
-        shown = {key(name, self.kept, names): tensor for name, tensor in self.shown[i].items()}
-        if with_step:
-            shown = {"step": self.steps[i], **{n: x[i] for n, x in self.entries.items()}, **shown}
-        for name, tensor in shown.items():
-            dict.__setitem__(entries, name, tensor)
+    Args:
+        params: of one type and device. What the model sees of each is a plane of its row.
+        labels: what errors call them.
+        names: what torch calls state.
+        formats: of each buffer.
+        allocate: makes the tensor of a plane, all zero bytes, as for `Store`.
+
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Any],
+        labels: Sequence[str],
+        names: StateNames,
+        formats: Mapping[str, str],
+        allocate: Callable[[int, Format, str, Plane], torch.Tensor],
+    ):
+        self.params, self.labels, self.names = list(params), list(labels), names
+        self.counts = StepCounts(len(self.params), names.entries)
+        self.shows_step = names.counted
+        self.formats = dict(formats)
+        sizes = [local(p).numel() for p in self.params]
+        self.store = Store(TORCH, formats, sizes, allocate)
+        self.forget()
 
     def forget(self) -> None:
         """Go back to before the first step."""
-        self.memory, self.shown = [{} for _ in self.params], [{} for _ in self.params]
-        self.counts[...] = 0
-        for name, vector in self.entries.items():
-            vector.fill_(self.beginning[name])
-        self.stale = True
+        forward = self.store.forward("p")
+        for i, p in enumerate(self.params):
+            self.store.planes[i] = {forward: p}
+        self.counts.reset()
 
-    def reread(self, i: int, entries: dict[str, Any], names: dict[str, str], where: str) -> None:
-        """See what others have made of a parameter's state: what is gone, and what is another tensor now."""
-        shown = {key(name, self.kept, names): (name, tensor) for name, tensor in self.shown[i].items()}
-        ours = {name: plane for name, (plane, tensor) in shown.items() if entries.get(name) is tensor}
-        self.memory[i] = {plane: self.memory[i][plane] for plane in ours.values()}
-        self.shown[i] = {plane: self.shown[i][plane] for plane in ours.values()}
-        entries = {**entries, "step": float(entries["step"])} if entries.get("step") is not None else entries
-        if not self.memory[i]:
-            self.counts[i] = 0
-        for b, chosen in self.kept.items():  # planes of a state that was moved here as it is
-            own = planes(b, STORAGES[chosen])
-            for name, plane in own.items() if b != "g" and len(own) > 1 else ():
-                tensor, size = entries.get(key(name, self.kept, names)), local(self.params[i]).numel()
-                if name not in ours.values() and tensor is not None and tensor.numel() == plane_size(plane, size):
-                    self._hold(i, name, plane, whole=False)
-                    flat(self.memory[i][name]).copy_(flat(tensor))
-        self.take(i, {name: x for name, x in entries.items() if name not in ours}, names, where=where)
+    def use_formats(self, formats: Mapping[str, str]) -> None:
+        """Take the formats of another rule, or raise a LayoutError where a buffer would be stored in another one."""
+        changed = [b for b, name in formats.items() if self.formats.get(b, name) != name]
+        if changed and any(len(planes) > 1 for planes in self.store.planes):
+            raise LayoutError(
+                f"this change of settings would store the state {changed[0]!r} in another format.",
+                got=formats[changed[0]],
+                expected=self.formats[changed[0]],
+                do="name its format in storage=",
+            )
+        self.formats |= formats
+        self.store.formats |= {b: STORAGES[name] for b, name in formats.items()}
 
-    def take(
-        self,
-        i: int,
-        given: dict[str, Any],
-        names: dict[str, str],
-        *,
-        where: str,
-        copy: bool = False,
-        exactly: bool = False,
-    ) -> None:
-        """Take over a parameter's state by torch's names: the tensors where they fit, or with `copy` their values."""
-        theirs = {names.get(b, b): b for b in self.kept if b not in ("p", "g")}
-        p, values = local(self.params[i]), {}
+    # Planes.
+
+    def own_planes(self, i: int) -> dict[str, Any]:
+        """Return the tensors of a parameter's state; the parameter itself is not among them."""
+        forward = self.store.forward("p")
+        return {name: tensor for name, tensor in self.store.planes[i].items() if name != forward}
+
+    def make(self, i: int, buffer: str, value: float) -> bool:
+        """Make the planes of a buffer that a parameter lacks; return whether it lacked any."""
+        if not self.store.make(i, buffer, value):
+            return False
+        if buffer == "p":
+            self._encode(i, buffer, self.params[i])
+        return True
+
+    def _encode(self, i: int, buffer: str, value: Any) -> None:
+        """Encode a tensor's values into the planes of a buffer; of a parameter's, all but what the model sees."""
+        like, form = local(self.params[i]), self.store.formats[buffer]
+        skip = (self.store.forward("p"),) if buffer == "p" else ()
+        self.store.encode(i, buffer, values_in_order(local(value), like, form.computes), skip=skip)
+
+    def _replace(self, i: int, buffer: str, name: str) -> torch.Tensor:
+        """Allocate a plane anew, in place of what the row has."""
+        form = self.store.formats[buffer]
+        made = self.store.planes[i][name] = self.store.allocate(i, form, name, form.plane_names(buffer)[name])
+        return made
+
+    def require_own_planes(self, i: int) -> None:
+        """Raise a LayoutError if the tensors of a parameter's state are not of the type and shape that they had."""
+        p = local(self.params[i])
+        for name, tensor in self.own_planes(i).items():
+            plane = self.store.formats[_buffer(name)].plane_names(_buffer(name))[name]
+            shape = (plane.size(p.numel()),) if plane.tiled else p.shape
+            text = f"the state {name!r} of {self.labels[i]}"
+            require_plane(local(tensor), shape, element_type(plane), p.device, text)
+
+    def settle(self, i: int, is_placed: Callable[[int, str, Plane, torch.Tensor], bool]) -> None:
+        """Copy state that others moved to where no step can follow, as by `.data =`, to memory of ours again."""
+        p = local(self.params[i])
+        for name, shown in self.own_planes(i).items():
+            buffer, tensor = _buffer(name), local(shown)
+            plane = self.store.formats[buffer].plane_names(buffer)[name]
+            walkable = tensor.is_contiguous() if plane.tiled else is_dense(tensor) and same_order(tensor, p)
+            if not walkable or not is_placed(i, name, plane, tensor):
+                local(self._replace(i, buffer, name)).copy_(tensor)
+
+    # What torch sees.
+
+    def key(self, name: str) -> str:
+        """Return the name under which state shows a plane: torch's, or one that says how it is stored."""
+        buffer, _, suffix = name.partition(".")
+        if buffer == "p":
+            return f"param.{suffix or 'master'}"
+        own = self.names.buffers.get(buffer, buffer)
+        if suffix:
+            return f"{own}.{suffix}"
+        return own if len(self.store.formats[buffer].planes) == 1 else f"{own}.{self.formats[buffer]}"
+
+    def expose(self, i: int, state: Any) -> None:
+        """Show a parameter's tensors in the optimizer's state, under torch's names."""
+        own = self.own_planes(i)
+        if not own and not self.shows_step:
+            return
+        entries = state[self.params[i]]
+        for b, form in self.store.formats.items():  # values that are stored in planes now
+            if b != "g" and len(form.planes) > 1:
+                dict.pop(entries, self.names.of_value(b), None)
+        shown = self.counts.shown(i) if self.shows_step else {}
+        for name, tensor in {**shown, **{self.key(name): tensor for name, tensor in own.items()}}.items():
+            dict.__setitem__(entries, name, tensor)
+
+    def reread(self, i: int, entries: dict[str, Any]) -> None:
+        """Follow what others have made of a parameter's state: what is gone, and what is another tensor now."""
+        own = {self.key(name): name for name in self.own_planes(i)}
+        ours = {key: name for key, name in own.items() if entries.get(key) is self.store.planes[i][name]}
+        for name in set(own.values()) - set(ours.values()):
+            del self.store.planes[i][name]
+        if entries.get("step") is not None:
+            entries = {**entries, "step": float(entries["step"])}
+        if not ours:
+            self.counts.numbers[i] = 0
+        for b, form in self.store.formats.items():  # planes of a state that was moved here as it is
+            for name, plane in form.plane_names(b).items() if b != "g" and len(form.planes) > 1 else ():
+                tensor, size = entries.get(self.key(name)), local(self.params[i]).numel()
+                if name not in ours.values() and tensor is not None and tensor.numel() == plane.size(size):
+                    flat(local(self._replace(i, b, name))).copy_(flat(local(tensor)))
+        self.take(i, {key: x for key, x in entries.items() if key not in ours})
+
+    def take(self, i: int, given: Mapping[str, Any], *, copy: bool = False) -> None:
+        """Take a parameter's state by torch's names: the tensors where they fit, or with `copy` their values."""
+        theirs = {self.names.of_value(b): b for b in self.store.formats if b != "g"}
+        values = {}
         for name, value in given.items():
-            b = "p" if name == "master" else theirs.get(name)
-            if b is not None and value is not None:
-                text = f"the state {name!r} of {self.names[i]}"
-                require_state(value, self.params[i], b, STORAGES[self.kept[b]], where, text, exactly=exactly)
-                values[b] = value
+            if name in theirs and value is not None:
+                b, text = theirs[name], f"the state {name!r} of {self.labels[i]}"
+                require_values(value, self.params[i], b, self.store.formats[b], text, exactly=False)
+                if b != "p" or len(self.store.formats[b].planes) > 1:  # loading never writes parameters
+                    values[b] = value
         if given.get("step") is not None:
-            self.counts[i] = float(given["step"])
+            self.counts.numbers[i] = float(given["step"])
         elif values.keys() - {"p"}:
-            self.counts[i] = max(self.counts[i], 1)
-        for name, vector in self.entries.items():
+            self.counts.numbers[i] = max(self.counts.numbers[i], 1)
+        for name, vector in self.counts.entries.items():
             if given.get(name) is not None:
                 vector[i] = float(given[name])
         for b, value in values.items():
-            own = planes(b, STORAGES[self.kept[b]])
-            (first, plane), tensor = next(iter(own.items())), local(value)
-            if len(own) > 1:
-                forward = forward_plane(b, own, STORAGES[self.kept[b]])
-                for name in own.keys() - forward:
-                    self._hold(i, name, own[name], whole=False)
-                self._fill(i, b, value)
-                for name in own.keys() - forward if b == "p" else ():
-                    if (exact := given.get(key(name, self.kept, names))) is not None:
-                        flat(self.memory[i][name]).copy_(flat(exact))
-            elif (
-                not copy
-                and self.flat is None
-                and tensor.dtype == torch_type(plane)
-                and is_dense(tensor)
-                and same_order(tensor, p)
-            ):
-                self.memory[i][first], self.shown[i][first] = tensor, value
+            if len(self.store.formats[b].planes) > 1:
+                self._take_planes(i, b, value, given)
             else:
-                self._hold(i, first, plane, whole=True)
-                self.memory[i][first].copy_(tensor.detach())
-        self.stale = True
+                self._take_tensor(i, b, value, copy=copy)
 
-    def decoded(self, i: int, entries: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-        """Give a parameter's state under torch's names, what is kept in several planes as values of full precision.
+    def _take_planes(self, i: int, b: str, value: Any, given: Mapping[str, Any]) -> None:
+        """Encode values; of a parameter's, take the very planes where they were saved beside."""
+        own = [name for name in self.store.formats[b].plane_names(b) if b != "p" or name != self.store.forward("p")]
+        for name in own:
+            self._replace(i, b, name)
+        self._encode(i, b, value)
+        for name in own if b == "p" else ():
+            if (exact := given.get(self.key(name))) is not None:
+                flat(local(self.store.planes[i][name])).copy_(flat(local(exact)))
 
-        What a parameter keeps beside what the model sees is given twice: as it is, for the same storage, where two ways
+    def _take_tensor(self, i: int, b: str, value: Any, *, copy: bool) -> None:
+        """Take a tensor as it is where it fits, or a copy."""
+        ((name, plane),) = self.store.formats[b].plane_names(b).items()
+        tensor, p = local(value), local(self.params[i])
+        fits = tensor.dtype == element_type(plane) and is_dense(tensor) and same_order(tensor, p)
+        self.store.planes[i][name] = value
+        if copy or not fits:
+            local(self._replace(i, b, name)).copy_(tensor.detach())
+
+    def decoded(self, i: int, entries: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a parameter's state under torch's names, what is stored in several planes as values in full precision.
+
+        What a parameter has beside what the model sees is saved twice: as it is, for the same storage, where two ways
         to write one value would make a difference to the model, and within the value, for every other.
         """
-        given, p = dict(entries), self.params[i]
-        for b, chosen in self.kept.items():
-            storage = STORAGES[chosen]
-            own = planes(b, storage)
-            if b == "g" or len(own) == 1 or not self.memory[i].keys() >= own.keys() - forward_plane(b, own, storage):
+        found, p = dict(entries), self.params[i]
+        for b, form in self.store.formats.items():
+            names = form.plane_names(b)
+            if b == "g" or len(names) == 1 or not self.store.planes[i].keys() >= names.keys():
                 continue
-            held = [local(p) if name in forward_plane(b, own, storage) else self.memory[i][name] for name in own]
-            values = decode(storage, held, local(p))
-            for name in own if b != "p" else ():  # those of a parameter, which only it and they make up, stay beside it
-                given.pop(key(name, self.kept, names), None)
-            if is_wrapped(p):
+            values = tensor_of_values(self.store.decode(i, b), local(p))
+            for name in names if b != "p" else ():
+                found.pop(self.key(name), None)
+            if is_distributed(p):
                 values = type(p).from_local(values, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
-            given["master" if b == "p" else names.get(b, b)] = values
-        return given
+            found[self.names.of_value(b)] = values
+        if self.shows_step:
+            counted = [name for name in ("step", *self.names.entries) if name in found]
+            found |= {name: found[name].clone() for name in counted}  # ours are views of one vector
+        return found
+
+
+def _buffer(name: str) -> str:
+    """Return the buffer that a plane belongs to."""
+    return name.partition(".")[0]

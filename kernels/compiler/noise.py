@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.kernels.storage import TILE
+from fastopt.kernels.formats import TILE
 
 _MASK64 = (1 << 64) - 1
 
@@ -24,7 +24,7 @@ def _mix64(z: int) -> int:
 
 
 def noise_keys(seed: int, t: int) -> tuple[int, int]:
-    """Give the two 32-bit keys of step t's noise: different for every seed and every step."""
+    """Return the two 32-bit keys of step t's noise: different for every seed and every step."""
     key = _mix64(_mix64(seed & _MASK64) ^ t)
     return key & 0xFFFFFFFF, key >> 32
 
@@ -42,13 +42,13 @@ def tile_bits(key0: Any, key1: Any, tile_low: Any, tile_high: Any) -> Any:
     return (x ^ _mix32(tile_high ^ key1)) * 0x9E3779B1
 
 
-def dither_bits(of_tile: Any, place: Any) -> Any:
-    """Give 32 bits for rounding to the element at a place 0 … 255 of a tile, whose own bits are given.
+def dither_bits(of_tile: Any, index: Any) -> Any:
+    """Return 32 bits for rounding the element of this index, 0 … 255, in a tile whose own bits are given.
 
     The tile's bits choose the multiplier. For one element they are random over the steps, both halves of them, and any
     two elements are uncorrelated; three of a tile are not independent in one step, which rounding does not need.
     """
-    x = (place ^ of_tile) * (_mix32(of_tile) | 1)
+    x = (index ^ of_tile) * (_mix32(of_tile) | 1)
     return x ^ (x >> 16)
 
 
@@ -112,7 +112,7 @@ def stretched(x: Any, s: Any) -> Any:
 
 
 def element_bits(key0: int, key1: int, first: int, count: int) -> np.ndarray:
-    """Give the bits for rounding of elements first, first + 1, …; first is a multiple of the tile."""
+    """Return the bits for rounding elements first, first + 1, …; first is a multiple of the tile."""
     tiles = np.arange(first // TILE, -(-(first + count) // TILE), dtype=np.uint64)
     low, high = (tiles & np.uint64(0xFFFFFFFF)).astype(np.uint32), (tiles >> np.uint64(32)).astype(np.uint32)
     of_tile = tile_bits(np.uint32(key0), np.uint32(key1), low, high)

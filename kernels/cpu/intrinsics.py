@@ -1,5 +1,4 @@
-"""What the printed CPU modules import: buffers that do not alias, 32-bit words, exact operations, claims on chunks,
-calls of C functions by address.
+"""What the printed CPU modules import: buffers that do not alias, 32-bit words, exact operations, claims on chunks.
 
 Numba would need run-time overlap checks between the buffers of a kernel and gives up vectorising when there are more
 than a few. A `buffer` here is a bare address whose loads and stores carry LLVM's scoped alias metadata: the compiler
@@ -52,7 +51,7 @@ class BufferType(types.Type):
         self.dtype, self.k, self.count = dtype, k, count
         self.value = dtype if isinstance(dtype, types.Float) else _word
         self.narrow = dtype in (types.uint8, types.uint16)
-        # of two elements of 16 or of 8 bits, which may begin anywhere
+        # A word may hold two elements of 16 or of 8 bits, so it is aligned as those are.
         self.align = {types.uint32: 2, types.uint16: 1}.get(dtype)
         super().__init__(name=f"buffer({dtype}, {k}, {count})")
 
@@ -77,7 +76,7 @@ def buffer(typingctx, address, first, dtype, k, count):
 
 @intrinsic
 def scratch(typingctx, dtype):
-    """Give the address of memory of this call's own for `SCRATCH` elements, to be seen through a `buffer`."""
+    """Return the address of memory on this call's stack for `SCRATCH` elements, to be read through a `buffer`."""
 
     def codegen(context, builder, signature, args):
         kind = ir.ArrayType(context.get_value_type(dtype.instance_type), SCRATCH)
@@ -94,7 +93,7 @@ def _element(context, builder, buffer_type, address, index):
 
 
 def _declare_scopes(builder, instruction, buffer_type):
-    """Say of a load or store that it touches this buffer and none of the kernel's others."""
+    """Mark a load or store as one that touches this buffer and none of the kernel's others."""
     module = builder.module
     domain = module.add_metadata([ir.MetaDataString(module, "fastopt")])
     scopes = [module.add_metadata([ir.MetaDataString(module, f"buffer {k}"), domain]) for k in range(buffer_type.count)]
@@ -106,7 +105,7 @@ def _declare_scopes(builder, instruction, buffer_type):
 
 @intrinsic(prefer_literal=True)
 def prefetch(typingctx, view, count):
-    """Ask for the `count` elements of a buffer that lie `AHEAD` bytes beyond its beginning, a hint that cannot fault.
+    """Prefetch the `count` elements of a buffer that lie `AHEAD` bytes beyond its beginning, a hint that cannot fault.
 
     The processor's own prefetchers stop at each page of 4 KiB and a step walks several arrays at once.
     """
@@ -165,7 +164,7 @@ def _lower_setitem(context, builder, signature, args):
 
 
 def _float_intrinsic(name, arity=1):
-    """Make the LLVM intrinsic of that name available: exact or correctly rounded, vectorised, of its operands' type."""
+    """Make an intrinsic of the LLVM intrinsic of that name: exact or correctly rounded, vectorised."""
 
     def one(typingctx, x):
         def codegen(context, builder, signature, args):
@@ -208,8 +207,8 @@ def select(typingctx, condition, a, b):
 
 
 @intrinsic
-def larger(typingctx, a, b):
-    """Give the larger of two words."""
+def umax(typingctx, a, b):
+    """Return the larger of two words."""
     if a != _word or b != _word:
         return None
 
@@ -221,7 +220,7 @@ def larger(typingctx, a, b):
 
 @intrinsic(prefer_literal=True)
 def low(typingctx, pair, bits):
-    """Give the first of the two elements of so many bits that a word holds, on a little-endian machine."""
+    """Return the first of the two elements of so many bits that a word holds, on a little-endian machine."""
 
     def codegen(context, builder, signature, args):
         return builder.and_(args[0], args[0].type((1 << signature.args[1].literal_value) - 1))
@@ -231,7 +230,7 @@ def low(typingctx, pair, bits):
 
 @intrinsic(prefer_literal=True)
 def high(typingctx, pair, bits):
-    """Give the second of the two elements of so many bits that a word holds."""
+    """Return the second of the two elements of so many bits that a word holds."""
 
     def codegen(context, builder, signature, args):
         return builder.lshr(args[0], args[0].type(signature.args[1].literal_value))
@@ -240,8 +239,8 @@ def high(typingctx, pair, bits):
 
 
 @intrinsic(prefer_literal=True)
-def both(typingctx, a, b, bits):
-    """Join the lowest so many bits of two words in one, as `low` and `high` take them."""
+def join(typingctx, a, b, bits):
+    """Join the lowest so many bits of two words in one, from which `low` and `high` take them."""
 
     def codegen(context, builder, signature, args):
         width, kind = signature.args[2].literal_value, args[0].type
@@ -252,7 +251,7 @@ def both(typingctx, a, b, bits):
 
 @intrinsic
 def sign(typingctx, x):
-    """Give −1, +0 or 1, and NaN for NaN, as np.sign does."""
+    """Return −1, +0 or 1, and NaN for NaN, as np.sign does."""
 
     def codegen(context, builder, signature, args):
         zero, one = ir.Constant(args[0].type, 0.0), ir.Constant(args[0].type, 1.0)
@@ -265,7 +264,7 @@ def sign(typingctx, x):
 
 @intrinsic
 def wide_vectors(typingctx):
-    """Ask for the processor's full vector width in this kernel; LLVM halves it unless told.
+    """Let LLVM use the processor's full vector width in this kernel, which it halves by default.
 
     On an AVX-512 machine the noise gets faster and rules bound by memory stay the same: see docs/decisions/0003.
     """
@@ -280,7 +279,7 @@ def wide_vectors(typingctx):
 
 
 def _word_operator(function, result, build):
-    """Give words a Python operator that is one LLVM instruction."""
+    """Define a Python operator of words as one LLVM instruction."""
 
     @type_callable(function)
     def type_operator(context):
@@ -304,7 +303,7 @@ for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "
 
 @intrinsic
 def word(typingctx, x):
-    """Give the low 32 bits of an integer, the bits of a float32, or 0 or 1 for a boolean, as a word."""
+    """Return the low 32 bits of an integer, the bits of a float32, or 0 or 1 for a boolean, as a word."""
     if not (isinstance(x, types.Integer | types.Boolean) or x == types.float32):
         return None
 
@@ -331,7 +330,7 @@ def to_float(typingctx, x, dtype):
 
 @intrinsic
 def from_bits(typingctx, x):
-    """Give the float32 whose bits are the word's."""
+    """Return the float32 whose bits are the word's."""
     if x != _word:
         return None
 
@@ -374,13 +373,13 @@ def claim(job, previous, chunk):
 
 @njit
 def finished(job):
-    """Give the number of chunks of the job that are finished; what was written to them can then be read."""
+    """Return the number of chunks of the job that are finished; what was written to them can then be read."""
     return _load_acquire(job + FINISHED_AT)
 
 
 @intrinsic
-def give_way(typingctx):
-    """Let another thread have this one's core, if one waits for it."""
+def yield_thread(typingctx):
+    """Yield this thread's core to another that waits for one."""
 
     def codegen(context, builder, signature, args):
         name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
@@ -388,50 +387,3 @@ def give_way(typingctx):
         return context.get_dummy_value()
 
     return types.void(), codegen
-
-
-@intrinsic
-def peek(typingctx, address, dtype):
-    """Read a number of that type at an address."""
-
-    def codegen(context, builder, signature, args):
-        return builder.load(builder.inttoptr(args[0], context.get_value_type(signature.return_type).as_pointer()))
-
-    return dtype.instance_type(address, dtype), codegen
-
-
-@intrinsic
-def expect(typingctx, address):
-    """Ask for the cache line at an address, a hint that cannot fault."""
-
-    def codegen(context, builder, signature, args):
-        _prefetch(builder, args[0])
-        return context.get_dummy_value()
-
-    return types.void(address), codegen
-
-
-def _foreign(name, result, arity):
-    """Make an intrinsic that calls the C function at an address, known only at run time, with so many addresses."""
-
-    def codegen(context, builder, signature, args):
-        kind = ir.VoidType() if result == types.void else context.get_value_type(result)
-        function = builder.inttoptr(args[0], ir.FunctionType(kind, [_INT64] * arity).as_pointer())
-        value = builder.call(function, args[1:])
-        return context.get_dummy_value() if result == types.void else value
-
-    def one(typingctx, function, a):
-        return result(function, a), codegen
-
-    def two(typingctx, function, a, b):
-        return result(function, a, b), codegen
-
-    chosen = one if arity == 1 else two
-    chosen.__name__ = name
-    return intrinsic(chosen)
-
-
-call_for_status = _foreign("call_for_status", types.int32, 2)
-call_for_address = _foreign("call_for_address", types.intp, 1)
-call_for_flag = _foreign("call_for_flag", types.uint8, 1)
-call_for_nothing = _foreign("call_for_nothing", types.void, 1)

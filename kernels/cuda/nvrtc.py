@@ -1,7 +1,7 @@
 """Compiling CUDA C++ with NVRTC, which needs no GPU, and loading the result; CuPy calls both.
 
 CuPy's RawModule would compile too, but it adds `-ftz=true` after all other options, and denormals are part of the
-arithmetic. So NVRTC is called as it is, its machine code kept on disk, and RawModule loads that.
+arithmetic. So NVRTC is called directly, its machine code stored on disk, and RawModule loads that.
 """
 
 from __future__ import annotations
@@ -11,60 +11,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastopt.errors import BackendError, explain
+from fastopt.errors import BackendError
 from fastopt.kernels import cache
+from fastopt.kernels.devices import INSTALL, load_cupy
 
 OPTIONS = ("-std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
-"""What NVRTC is told: every operation rounded on its own and correctly, denormals kept. Part of the arithmetic."""
+"""NVRTC's options: every operation rounded on its own and correctly, denormals preserved. Part of the arithmetic."""
 
 OLDEST = 75
 """The oldest architecture that is compiled for, compute capability 7.5."""
 
-_INSTALL = "pip install 'cupy-cuda13x[ctk]' (NVIDIA driver 580 or newer) or 'cupy-cuda12x[ctk]' (525 or newer)"
-
 
 class Compiled(NamedTuple):
-    """What NVRTC makes of a source: machine code (none for a virtual architecture), PTX, and what it has to say."""
+    """What NVRTC makes of a source: machine code (none for a virtual architecture), PTX, and its messages."""
 
     cubin: bytes
     ptx: bytes
     log: str
-
-
-def load_cupy(where: str) -> Any:
-    """Import CuPy, or raise the BackendError that says what to install."""
-    try:
-        import cupy
-    except ImportError as error:
-        raise BackendError(
-            explain(
-                where,
-                "the CUDA backend needs CuPy.",
-                got=str(error),
-                do=_INSTALL,
-            )
-        ) from error
-    return cupy
-
-
-def require_device(where: str) -> Any:
-    """Give CuPy where it finds a device, or raise the BackendError that says what is missing."""
-    cupy = load_cupy(where)
-    try:
-        if cupy.cuda.runtime.getDeviceCount():
-            return cupy
-        found = "no device"
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        found = str(error)
-    raise BackendError(
-        explain(
-            where,
-            "CUDA finds no GPU that it can use.",
-            got=found,
-            expected="an NVIDIA GPU of compute capability 7.5 or newer, and its driver",
-            do="install the driver (nvidia-smi shows it), or use backend='cpu'",
-        )
-    )
 
 
 def compile_source(source: str, architecture: str, *more: str) -> Compiled:
@@ -74,7 +37,7 @@ def compile_source(source: str, architecture: str, *more: str) -> Compiled:
         RuntimeError: NVRTC refuses the source, with its log; or whatever CuPy raises where NVRTC is missing.
 
     """
-    nvrtc = load_cupy("NVRTC").cuda.nvrtc
+    nvrtc = load_cupy().cuda.nvrtc
     program = nvrtc.createProgram(source, "kernel.cu", (), ())
     try:
         try:
@@ -88,16 +51,16 @@ def compile_source(source: str, architecture: str, *more: str) -> Compiled:
 
 
 def cache_folder() -> Path:
-    """Give the folder in which compiled CUDA kernels are kept."""
-    return cache.folder("cuda-nvrtc{}.{}".format(*load_cupy("NVRTC").cuda.nvrtc.getVersion()))
+    """Return the folder in which compiled CUDA kernels are stored."""
+    return cache.folder("cuda-nvrtc{}.{}".format(*load_cupy().cuda.nvrtc.getVersion()))
 
 
-def kept(source: str, capability: int) -> Path:
-    """Give the file of a source's machine code for a compute capability such as 90, compiling it where there is none.
+def stored(source: str, capability: int) -> Path:
+    """Return the file of a source's code for a compute capability such as 90, compiling it where there is none.
 
     For a device that is newer than the compiler it is PTX, which the driver translates.
     """
-    known = [a for a in load_cupy("NVRTC").cuda.nvrtc.getSupportedArchs() if OLDEST <= a <= capability]
+    known = [a for a in load_cupy().cuda.nvrtc.getSupportedArchs() if OLDEST <= a <= capability]
     if not known:
         raise RuntimeError(f"compute capability {capability / 10:.1f} is below {OLDEST / 10:.1f}")
     real = capability in known
@@ -107,13 +70,13 @@ def kept(source: str, capability: int) -> Path:
     with cache.lock:
         if not path.exists():
             made = compile_source(source, architecture)
-            path = cache.keep(path, made.cubin if real else made.ptx)
+            path = cache.store(path, made.cubin if real else made.ptx)
     return path
 
 
 @lru_cache(maxsize=1024)
 def function(source: str, name: str, device: int) -> Any:
-    """Give one of a source's kernels, loaded on the current device, whose number is `device`.
+    """Return one of a source's kernels, loaded on the current device, whose number is `device`.
 
     What an earlier process compiled is loaded from disk, and compiled again where it was damaged.
 
@@ -121,25 +84,23 @@ def function(source: str, name: str, device: int) -> Any:
         BackendError: the compiler is missing or refuses the source, the device is too old, or does not load the code.
 
     """
-    cupy = load_cupy(name)
+    cupy = load_cupy()
     try:
-        path = kept(source, int(cupy.cuda.Device(device).compute_capability))
+        path = stored(source, int(cupy.cuda.Device(device).compute_capability))
         try:
             return _loaded(cupy, path, name)
         except Exception as damage:  # whatever the driver says of bytes that are no code
             path.unlink(missing_ok=True)
-            path = kept(source, int(cupy.cuda.Device(device).compute_capability))
+            path = stored(source, int(cupy.cuda.Device(device).compute_capability))
             kernel = _loaded(cupy, path, name)
             cache.warn_damaged(path, damage)
             return kernel
     except Exception as error:  # whatever NVRTC, the driver or the disk says
         raise BackendError(
-            explain(
-                name,
-                "this CUDA kernel cannot be compiled and loaded.",
-                got=f"{type(error).__name__}: {error}"[:2000],
-                do=f"see that NVRTC and the driver are installed and fit: {_INSTALL}",
-            )
+            "this CUDA kernel cannot be compiled and loaded.",
+            got=f"{type(error).__name__}: {error}"[:2000],
+            do=f"see that NVRTC and the driver are installed and fit: {INSTALL}",
+            where=name,
         ) from error
 
 

@@ -22,7 +22,7 @@ struct alignas(PACK * sizeof(T)) Pack {
 
 __device__ __forceinline__ int lane() { return threadIdx.x % LANES; }
 
-// Place in its tile of this lane's i-th value.
+// Index in its tile of this lane's i-th value.
 template <int PACK>
 __device__ __forceinline__ int position(int i) {
     return (i / PACK * LANES + lane()) * PACK + i % PACK;

@@ -1,11 +1,11 @@
 """adam_pf32_gf32_mf32_vf32: one step on the CPU in float32. Printed by fastopt; do not edit.
 
-Reads and writes p, m, v; reads g: 28 bytes a parameter.
+Reads and writes p, m, v; reads g: 28 bytes per parameter.
 """
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.intrinsics import buffer, claim, prefetch, sqrt
+from fastopt.kernels.cpu.intrinsics import buffer, claim, prefetch, sqrt
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64,
@@ -15,8 +15,8 @@ SIGNATURE = types.void(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def adam_pf32_gf32_mf32_vf32(
-    job, n, chunk, far, p_at, g_at, m_at, v_at, beta1, rest1, beta2, rest2, step_size, root, eps,
-    decay, keep,
+    job, n, chunk, prefetching, p_at, g_at, m_at, v_at, beta1, rest1, beta2, rest2, step_size, root,
+    eps, decay, keep,
 ):
     beta1 = float32(beta1)
     rest1 = float32(rest1)
@@ -30,14 +30,14 @@ def adam_pf32_gf32_mf32_vf32(
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        length = 64 if far else chunk
+        length = 64 if prefetching else chunk
         for strip in range(first, last, length):
             count = min(length, last - strip)
             p = buffer(p_at, strip, float32, 0, 4)
             g = buffer(g_at, strip, float32, 1, 4)
             m = buffer(m_at, strip, float32, 2, 4)
             v = buffer(v_at, strip, float32, 3, 4)
-            if far:
+            if prefetching:
                 prefetch(p, 64)
                 prefetch(g, 64)
                 prefetch(m, 64)

@@ -1,6 +1,6 @@
 // adam_pf32_gf32_mf32_vf32: one step on an NVIDIA GPU in float32. Printed by fastopt; do not edit.
 //
-// Reads and writes p, m, v; reads g: 28 bytes a parameter.
+// Reads and writes p, m, v; reads g: 28 bytes per parameter.
 // The bits are those of every backend when compiled with --fmad=false --ftz=false --prec-div=true --prec-sqrt=true.
 
 #include "tile.cuh"

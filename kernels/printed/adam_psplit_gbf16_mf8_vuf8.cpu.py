@@ -1,11 +1,11 @@
 """adam_psplit_gbf16_mf8_vuf8: one step on the CPU in float32. Printed by fastopt; do not edit.
 
-Reads and writes p, p.low, m, m.scale, v, v.scale; reads g: 14.0625 bytes a parameter.
+Reads and writes p, p.low, m, m.scale, v, v.scale; reads g: 14.0625 bytes per parameter.
 """
 
 from numba import float32, float64, intp, njit, types, uint16, uint32, uint8
 
-from fastopt.kernels.intrinsics import both, buffer, claim, from_bits, high, larger, low, prefetch, scratch, select, sqrt, wide_vectors, word
+from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, high, join, low, prefetch, scratch, select, sqrt, umax, wide_vectors, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, float64,
@@ -30,9 +30,9 @@ def step_0(
 
 
 @njit(inline="always", error_model="numpy")
-def step_1(m_new, v_new, place, x15, x18, x20, x21, x7, x8):
+def step_1(m_new, v_new, index, x15, x18, x20, x21, x7, x8):
     x22 = word(m_new)
-    x23 = (place ^ x15) * x18
+    x23 = (index ^ x15) * x18
     x24 = x23 ^ (x23 >> word(16))
     x25 = word(from_bits(x22 & word(2147483647)) + x8) - x7 + (x24 >> word(12)) >> word(20)
     x26 = word(v_new)
@@ -42,8 +42,8 @@ def step_1(m_new, v_new, place, x15, x18, x20, x21, x7, x8):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def adam_psplit_gbf16_mf8_vuf8(
-    job, n, chunk, far, p_at, p_low_at, g_at, m_at, m_scale_at, v_at, v_scale_at, key0, key1,
-    offset, beta1, rest1, beta2, rest2, step_size, root, eps, decay, keep,
+    job, n, chunk, prefetching, p_at, p_low_at, g_at, m_at, m_scale_at, v_at, v_scale_at, key0,
+    key1, offset, beta1, rest1, beta2, rest2, step_size, root, eps, decay, keep,
 ):
     wide_vectors()
     beta1 = float32(beta1)
@@ -56,10 +56,10 @@ def adam_psplit_gbf16_mf8_vuf8(
     decay = float32(decay)
     keep = float32(keep)
     key0, key1 = word(key0), word(key1)
-    m_new_all_0_at = scratch(float32)
-    m_new_all_1_at = scratch(float32)
-    v_new_all_0_at = scratch(float32)
-    v_new_all_1_at = scratch(float32)
+    m_new_spill_0_at = scratch(float32)
+    m_new_spill_1_at = scratch(float32)
+    v_new_spill_0_at = scratch(float32)
+    v_new_spill_1_at = scratch(float32)
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
@@ -73,47 +73,47 @@ def adam_psplit_gbf16_mf8_vuf8(
             m_scale = buffer(m_scale_at, strip // 256, uint32, 4, 11)
             v = buffer(v_at, strip // 2, uint16, 5, 11)
             v_scale = buffer(v_scale_at, strip // 256, uint32, 6, 11)
-            m_new_all_0 = buffer(m_new_all_0_at, 0, float32, 7, 11)
-            m_new_all_1 = buffer(m_new_all_1_at, 0, float32, 8, 11)
-            v_new_all_0 = buffer(v_new_all_0_at, 0, float32, 9, 11)
-            v_new_all_1 = buffer(v_new_all_1_at, 0, float32, 10, 11)
+            m_new_spill_0 = buffer(m_new_spill_0_at, 0, float32, 7, 11)
+            m_new_spill_1 = buffer(m_new_spill_1_at, 0, float32, 8, 11)
+            v_new_spill_0 = buffer(v_new_spill_0_at, 0, float32, 9, 11)
+            v_new_spill_1 = buffer(v_new_spill_1_at, 0, float32, 10, 11)
             m_scale_i = m_scale[0]
             v_scale_i = v_scale[0]
             tile = (offset + strip) // 256
             tile_low, tile_high = word(tile), word(tile >> 32)
             start = word(strip % 256)
             x0 = from_bits(m_scale_i)
-            top0 = word(0)
-            top1 = word(0)
+            max0 = word(0)
+            max1 = word(0)
             for i in range(count // 2):
-                p_0, p_low_0, m_new_0, v_new_0, top0_0, top1_0 = step_0(low(p[i], 16), low(p_low[i], 16), low(g[i], 16), low(m[i], 8), low(v[i], 8), m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x0)
-                p_1, p_low_1, m_new_1, v_new_1, top0_1, top1_1 = step_0(high(p[i], 16), high(p_low[i], 16), high(g[i], 16), high(m[i], 8), high(v[i], 8), m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x0)
-                p[i] = both(p_0, p_1, 16)
-                p_low[i] = both(p_low_0, p_low_1, 16)
-                m_new_all_0[i] = m_new_0
-                v_new_all_0[i] = v_new_0
-                m_new_all_1[i] = m_new_1
-                v_new_all_1[i] = v_new_1
-                top0 = larger(top0, larger(top0_0, top0_1))
-                top1 = larger(top1, larger(top1_0, top1_1))
+                p_0, p_low_0, m_new_0, v_new_0, max0_0, max1_0 = step_0(low(p[i], 16), low(p_low[i], 16), low(g[i], 16), low(m[i], 8), low(v[i], 8), m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x0)
+                p_1, p_low_1, m_new_1, v_new_1, max0_1, max1_1 = step_0(high(p[i], 16), high(p_low[i], 16), high(g[i], 16), high(m[i], 8), high(v[i], 8), m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x0)
+                p[i] = join(p_0, p_1, 16)
+                p_low[i] = join(p_low_0, p_low_1, 16)
+                m_new_spill_0[i] = m_new_0
+                v_new_spill_0[i] = v_new_0
+                m_new_spill_1[i] = m_new_1
+                v_new_spill_1[i] = v_new_1
+                max0 = umax(max0, umax(max0_0, max0_1))
+                max1 = umax(max1, umax(max1_0, max1_1))
             if count % 2:
                 p_last = buffer(p_at, strip + count - 1, uint16, 0, 11)
                 p_low_last = buffer(p_low_at, strip + count - 1, uint16, 1, 11)
                 g_last = buffer(g_at, strip + count - 1, uint16, 2, 11)
                 m_last = buffer(m_at, strip + count - 1, uint8, 3, 11)
                 v_last = buffer(v_at, strip + count - 1, uint8, 5, 11)
-                p_0, p_low_0, m_new_0, v_new_0, top0_0, top1_0 = step_0(p_last[0], p_low_last[0], g_last[0], m_last[0], v_last[0], m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x0)
+                p_0, p_low_0, m_new_0, v_new_0, max0_0, max1_0 = step_0(p_last[0], p_low_last[0], g_last[0], m_last[0], v_last[0], m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x0)
                 p_last[0] = p_0
                 p_low_last[0] = p_low_0
-                m_new_all_0[count // 2] = m_new_0
-                v_new_all_0[count // 2] = v_new_0
-                top0 = larger(top0, top0_0)
-                top1 = larger(top1, top1_0)
-            if far:
+                m_new_spill_0[count // 2] = m_new_0
+                v_new_spill_0[count // 2] = v_new_0
+                max0 = umax(max0, max0_0)
+                max1 = umax(max1, max1_0)
+            if prefetching:
                 prefetch(p, 128)
                 prefetch(p_low, 128)
                 prefetch(g, 128)
-            x6 = select(top0 < word(2136997632), top0, word(2136997632)) + word(2097407) & word(2139095040)
+            x6 = select(max0 < word(2136997632), max0, word(2136997632)) + word(2097407) & word(2139095040)
             x7 = select(x6 > word(159383552), x6 - word(125829120), word(33554432))
             x8 = from_bits(x7)
             x9 = tile_low ^ key0
@@ -126,20 +126,20 @@ def adam_psplit_gbf16_mf8_vuf8(
             x16 = (x15 ^ (x15 >> word(16))) * word(2246822507)
             x17 = (x16 ^ (x16 >> word(13))) * word(3266489909)
             x18 = (x17 ^ (x17 >> word(16))) | word(1)
-            x19 = select(top1 < word(2136997888), top1, word(2136997888))
+            x19 = select(max1 < word(2136997888), max1, word(2136997888))
             x20 = select(x19 > word(266338304), x19 - word(266338304), word(0)) + word(8388607) & word(2139095040)
             x21 = x20 + word(1048576)
             m_scale[0] = x7
             v_scale[0] = x20
             for i in range(count // 2):
-                m_0, v_0 = step_1(m_new_all_0[i], v_new_all_0[i], start + word(2 * i), x15, x18, x20, x21, x7, x8)
-                m_1, v_1 = step_1(m_new_all_1[i], v_new_all_1[i], start + word(2 * i + 1), x15, x18, x20, x21, x7, x8)
-                m[i] = both(m_0, m_1, 8)
-                v[i] = both(v_0, v_1, 8)
+                m_0, v_0 = step_1(m_new_spill_0[i], v_new_spill_0[i], start + word(2 * i), x15, x18, x20, x21, x7, x8)
+                m_1, v_1 = step_1(m_new_spill_1[i], v_new_spill_1[i], start + word(2 * i + 1), x15, x18, x20, x21, x7, x8)
+                m[i] = join(m_0, m_1, 8)
+                v[i] = join(v_0, v_1, 8)
             if count % 2:
                 m_last = buffer(m_at, strip + count - 1, uint8, 3, 11)
                 v_last = buffer(v_at, strip + count - 1, uint8, 5, 11)
-                m_0, v_0 = step_1(m_new_all_0[count // 2], v_new_all_0[count // 2], start + word(count - 1), x15, x18, x20, x21, x7, x8)
+                m_0, v_0 = step_1(m_new_spill_0[count // 2], v_new_spill_0[count // 2], start + word(count - 1), x15, x18, x20, x21, x7, x8)
                 m_last[0] = m_0
                 v_last[0] = v_0
         first = claim(job, first, chunk)

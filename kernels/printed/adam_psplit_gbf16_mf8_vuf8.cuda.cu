@@ -1,6 +1,6 @@
 // adam_psplit_gbf16_mf8_vuf8: one step on an NVIDIA GPU in float32. Printed by fastopt; do not edit.
 //
-// Reads and writes p, p.low, m, m.scale, v, v.scale; reads g: 14.0625 bytes a parameter.
+// Reads and writes p, p.low, m, m.scale, v, v.scale; reads g: 14.0625 bytes per parameter.
 // The bits are those of every backend when compiled with --fmad=false --ftz=false --prec-div=true --prec-sqrt=true.
 
 #include "tile.cuh"
@@ -16,7 +16,7 @@ __device__ __forceinline__ void step(
         const Index count = n - first;
         Narrow<Word16> p_tile, p_low_tile, g_tile;
         Narrow<Word8> m_tile, v_tile;
-        float m_new_all[HELD], v_new_all[HELD];
+        float m_new_spill[HELD], v_new_spill[HELD];
         if (whole && count >= TILE) {
             load<PACK>(p_tile, p + first);
             load<PACK>(p_low_tile, p_low + first);
@@ -36,7 +36,7 @@ __device__ __forceinline__ void step(
         const Index number = offset / TILE + tile;
         const Word tile_low = Word(number), tile_high = Word(number >> 32);
         const float x0 = __uint_as_float(m_scale_i);
-        Word top0 = 0, top1 = 0;
+        Word max0 = 0, max1 = 0;
 #pragma unroll
         for (int i = 0; i < HELD; ++i) {
             const Word p_i = p_tile[i];
@@ -55,15 +55,15 @@ __device__ __forceinline__ void step(
             const Word x3 = (p_new != p_new) ? 0x7fc00000u : __float_as_uint(p_new);
             const Word x4 = __float_as_uint(m_new) & 0x7fffffffu;
             const Word x5 = __float_as_uint(v_new);
-            top0 = larger(top0, position<PACK>(i) < count ? ((x4 < 0x7f800000u) ? x4 : 0u) : 0u);
-            top1 = larger(top1, position<PACK>(i) < count ? ((x5 < 0x7f800000u) ? x5 : 0u) : 0u);
-            m_new_all[i] = m_new;
-            v_new_all[i] = v_new;
+            max0 = larger(max0, position<PACK>(i) < count ? ((x4 < 0x7f800000u) ? x4 : 0u) : 0u);
+            max1 = larger(max1, position<PACK>(i) < count ? ((x5 < 0x7f800000u) ? x5 : 0u) : 0u);
+            m_new_spill[i] = m_new;
+            v_new_spill[i] = v_new;
             p_tile.set(i, (x3 + 0x8000u) >> 16u);
             p_low_tile.set(i, x3 & 0xffffu);
         }
-        top0 = warp_max(top0);
-        top1 = warp_max(top1);
+        max0 = warp_max(max0);
+        max1 = warp_max(max1);
         if (whole && count >= TILE) {
             store<PACK>(p + first, p_tile);
             store<PACK>(p_low + first, p_low_tile);
@@ -71,7 +71,7 @@ __device__ __forceinline__ void step(
             store<PACK>(p + first, p_tile, count);
             store<PACK>(p_low + first, p_low_tile, count);
         }
-        const Word x6 = (((top0 < 0x7f5fff00u) ? top0 : 0x7f5fff00u) + 0x2000ffu) & 0x7f800000u;
+        const Word x6 = (((max0 < 0x7f5fff00u) ? max0 : 0x7f5fff00u) + 0x2000ffu) & 0x7f800000u;
         const Word x7 = (x6 > 0x9800000u) ? x6 - 0x7800000u : 0x2000000u;
         const float x8 = __uint_as_float(x7);
         const Word x9 = tile_low ^ key0;
@@ -84,7 +84,7 @@ __device__ __forceinline__ void step(
         const Word x16 = (x15 ^ (x15 >> 16u)) * 0x85ebca6bu;
         const Word x17 = (x16 ^ (x16 >> 13u)) * 0xc2b2ae35u;
         const Word x18 = (x17 ^ (x17 >> 16u)) | 1u;
-        const Word x19 = (top1 < 0x7f600000u) ? top1 : 0x7f600000u;
+        const Word x19 = (max1 < 0x7f600000u) ? max1 : 0x7f600000u;
         const Word x20 = (((x19 > 0xfe00000u) ? x19 - 0xfe00000u : 0u) + 0x7fffffu) & 0x7f800000u;
         const Word x21 = x20 + 0x100000u;
         __syncwarp();
@@ -94,11 +94,11 @@ __device__ __forceinline__ void step(
         }
 #pragma unroll
         for (int i = 0; i < HELD; ++i) {
-            const float m_new = m_new_all[i];
-            const float v_new = v_new_all[i];
-            const Word place = position<PACK>(i);
+            const float m_new = m_new_spill[i];
+            const float v_new = v_new_spill[i];
+            const Word index = position<PACK>(i);
             const Word x22 = __float_as_uint(m_new);
-            const Word x23 = (place ^ x15) * x18;
+            const Word x23 = (index ^ x15) * x18;
             const Word x24 = x23 ^ (x23 >> 16u);
             const Word x25 = (__float_as_uint(__uint_as_float(x22 & 0x7fffffffu) + x8) - x7 + (x24 >> 12u)) >> 20u;
             const Word x26 = __float_as_uint(v_new);

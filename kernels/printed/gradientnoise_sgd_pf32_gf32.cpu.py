@@ -1,11 +1,11 @@
 """gradientnoise_sgd_pf32_gf32: one step on the CPU in float32. Printed by fastopt; do not edit.
 
-Reads and writes p; reads g: 12 bytes a parameter.
+Reads and writes p; reads g: 12 bytes per parameter.
 """
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.intrinsics import buffer, claim, from_bits, prefetch, scratch, sqrt, wide_vectors, word
+from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, prefetch, scratch, sqrt, wide_vectors, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64,
@@ -14,25 +14,25 @@ SIGNATURE = types.void(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def gradientnoise_sgd_pf32_gf32(
-    job, n, chunk, far, p_at, g_at, key0, key1, offset, lr, decay, noise_scale,
+    job, n, chunk, prefetching, p_at, g_at, key0, key1, offset, lr, decay, noise_scale,
 ):
     wide_vectors()
     lr = float32(lr)
     decay = float32(decay)
     noise_scale = float32(noise_scale)
     key0, key1 = word(key0), word(key1)
-    x11_all_at = scratch(float32)
-    x16_all_at = scratch(float32)
+    x11_spill_at = scratch(float32)
+    x16_spill_at = scratch(float32)
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        length = 128 if far else 256
+        length = 128 if prefetching else 256
         for strip in range(first, last, length):
             count = min(length, last - strip)
             p = buffer(p_at, strip, float32, 0, 4)
             g = buffer(g_at, strip, float32, 1, 4)
-            x11_all = buffer(x11_all_at, 0, float32, 2, 4)
-            x16_all = buffer(x16_all_at, 0, float32, 3, 4)
+            x11_spill = buffer(x11_spill_at, 0, float32, 2, 4)
+            x16_spill = buffer(x16_spill_at, 0, float32, 3, 4)
             tile = (offset + strip) // 256
             tile_low, tile_high = word(tile), word(tile >> 32)
             start = word(strip % 256)
@@ -47,24 +47,24 @@ def gradientnoise_sgd_pf32_gf32(
             x8 = (x7 ^ (x7 >> word(13))) * word(3266489909)
             x9 = (x8 ^ (x8 >> word(16))) | word(1)
             for i in range(count):
-                place = start + word(i)
-                x10 = (place ^ x6) * x9
+                index = start + word(i)
+                x10 = (index ^ x6) * x9
                 x11 = from_bits(((x10 ^ (x10 >> word(16))) * word(3266489909) >> word(9)) | word(1073741824)) - float32(3.0) + float32(1.1920929e-07)
-                x11_all[i] = x11
-            if far:
+                x11_spill[i] = x11
+            if prefetching:
                 prefetch(p, 128)
                 prefetch(g, 128)
             for i in range(count):
-                x11 = x11_all[i]
+                x11 = x11_spill[i]
                 x12 = word((float32(1.0) - x11) * (float32(1.0) + x11)) + word(4913933)
                 x13 = from_bits((x12 & word(8388607)) + word(1060439283))
                 x14 = (x13 - float32(1.0)) / (x13 + float32(1.0))
                 x15 = x14 * x14
                 x16 = sqrt(-((from_bits((x12 >> word(23)) | word(1258291200)) - float32(8.388735e+06)) * float32(0.6931472) + x14 * (float32(2.0) + x15 * (float32(0.6666667) + x15 * float32(0.4)))))
-                x16_all[i] = x16
+                x16_spill[i] = x16
             for i in range(count):
-                x11 = x11_all[i]
-                x16 = x16_all[i]
+                x11 = x11_spill[i]
+                x16 = x16_spill[i]
                 p_i, g_i = p[i], g[i]
                 x17 = x16 * x16
                 x18 = x17 * x17

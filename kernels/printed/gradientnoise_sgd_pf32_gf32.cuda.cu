@@ -1,6 +1,6 @@
 // gradientnoise_sgd_pf32_gf32: one step on an NVIDIA GPU in float32. Printed by fastopt; do not edit.
 //
-// Reads and writes p; reads g: 12 bytes a parameter.
+// Reads and writes p; reads g: 12 bytes per parameter.
 // The bits are those of every backend when compiled with --fmad=false --ftz=false --prec-div=true --prec-sqrt=true.
 
 #include "tile.cuh"
@@ -37,8 +37,8 @@ __device__ __forceinline__ void step(
         for (int i = 0; i < HELD; ++i) {
             const float p_i = p_tile[i];
             const float g_i = g_tile[i];
-            const Word place = position<PACK>(i);
-            const Word x10 = (place ^ x6) * x9;
+            const Word index = position<PACK>(i);
+            const Word x10 = (index ^ x6) * x9;
             const float x11 = __uint_as_float((((x10 ^ (x10 >> 16u)) * 0xc2b2ae35u) >> 9u) | 0x40000000u) - 3.0f +
                 1.1920929e-07f;
             const Word x12 = __float_as_uint((1.0f - x11) * (1.0f + x11)) + 0x4afb0du;

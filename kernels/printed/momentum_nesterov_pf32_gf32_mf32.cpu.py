@@ -1,11 +1,11 @@
 """momentum_nesterov_pf32_gf32_mf32: one step on the CPU in float32. Printed by fastopt; do not edit.
 
-Reads and writes p, m; reads g: 20 bytes a parameter.
+Reads and writes p, m; reads g: 20 bytes per parameter.
 """
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.intrinsics import buffer, claim, prefetch
+from fastopt.kernels.cpu.intrinsics import buffer, claim, prefetch
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64,
@@ -14,7 +14,7 @@ SIGNATURE = types.void(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def momentum_nesterov_pf32_gf32_mf32(
-    job, n, chunk, far, p_at, g_at, m_at, beta, rest, m_size, g_size, decay,
+    job, n, chunk, prefetching, p_at, g_at, m_at, beta, rest, m_size, g_size, decay,
 ):
     beta = float32(beta)
     rest = float32(rest)
@@ -24,13 +24,13 @@ def momentum_nesterov_pf32_gf32_mf32(
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        length = 64 if far else chunk
+        length = 64 if prefetching else chunk
         for strip in range(first, last, length):
             count = min(length, last - strip)
             p = buffer(p_at, strip, float32, 0, 3)
             g = buffer(g_at, strip, float32, 1, 3)
             m = buffer(m_at, strip, float32, 2, 3)
-            if far:
+            if prefetching:
                 prefetch(p, 64)
                 prefetch(g, 64)
                 prefetch(m, 64)

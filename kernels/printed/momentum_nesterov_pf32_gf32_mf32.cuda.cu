@@ -1,6 +1,6 @@
 // momentum_nesterov_pf32_gf32_mf32: one step on an NVIDIA GPU in float32. Printed by fastopt; do not edit.
 //
-// Reads and writes p, m; reads g: 20 bytes a parameter.
+// Reads and writes p, m; reads g: 20 bytes per parameter.
 // The bits are those of every backend when compiled with --fmad=false --ftz=false --prec-div=true --prec-sqrt=true.
 
 #include "tile.cuh"

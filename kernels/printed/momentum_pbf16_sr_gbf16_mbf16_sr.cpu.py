@@ -1,11 +1,11 @@
 """momentum_pbf16_sr_gbf16_mbf16_sr: one step on the CPU in float32. Printed by fastopt; do not edit.
 
-Reads and writes p, m; reads g: 10 bytes a parameter.
+Reads and writes p, m; reads g: 10 bytes per parameter.
 """
 
 from numba import float32, float64, intp, njit, types, uint16, uint32
 
-from fastopt.kernels.intrinsics import both, buffer, claim, from_bits, high, low, prefetch, select, wide_vectors, word
+from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, high, join, low, prefetch, select, wide_vectors, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64,
@@ -14,17 +14,18 @@ SIGNATURE = types.void(
 
 
 @njit(inline="always", error_model="numpy")
-def step(p_i, g_i, m_i, place, beta, rest, m_size, x6, x9):
+def step(p_i, g_i, m_i, index, beta, rest, m_size, x6, x9):
     m_new = beta * from_bits(m_i << word(16)) + rest * from_bits(g_i << word(16))
     p_new = from_bits(p_i << word(16)) - m_size * m_new
-    x10 = (place ^ x6) * x9
+    x10 = (index ^ x6) * x9
     x11 = x10 ^ (x10 >> word(16))
     return select(p_new != p_new, word(32704), word(p_new) + (x11 >> word(16)) >> word(16)), select(m_new != m_new, word(32704), word(m_new) + ((x11 << word(16)) >> word(16)) >> word(16))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def momentum_pbf16_sr_gbf16_mbf16_sr(
-    job, n, chunk, far, p_at, g_at, m_at, key0, key1, offset, beta, rest, m_size, g_size, decay,
+    job, n, chunk, prefetching, p_at, g_at, m_at, key0, key1, offset, beta, rest, m_size, g_size,
+    decay,
 ):
     wide_vectors()
     beta = float32(beta)
@@ -45,7 +46,7 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
             tile = (offset + strip) // 256
             tile_low, tile_high = word(tile), word(tile >> 32)
             start = word(strip % 256)
-            if far:
+            if prefetching:
                 prefetch(p, 128)
                 prefetch(g, 128)
                 prefetch(m, 128)
@@ -62,8 +63,8 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
             for i in range(count // 2):
                 p_0, m_0 = step(low(p[i], 16), low(g[i], 16), low(m[i], 16), start + word(2 * i), beta, rest, m_size, x6, x9)
                 p_1, m_1 = step(high(p[i], 16), high(g[i], 16), high(m[i], 16), start + word(2 * i + 1), beta, rest, m_size, x6, x9)
-                p[i] = both(p_0, p_1, 16)
-                m[i] = both(m_0, m_1, 16)
+                p[i] = join(p_0, p_1, 16)
+                m[i] = join(m_0, m_1, 16)
             if count % 2:
                 p_last = buffer(p_at, strip + count - 1, uint16, 0, 3)
                 g_last = buffer(g_at, strip + count - 1, uint16, 1, 3)

@@ -1,6 +1,6 @@
 // momentum_pbf16_sr_gbf16_mbf16_sr: one step on an NVIDIA GPU in float32. Printed by fastopt; do not edit.
 //
-// Reads and writes p, m; reads g: 10 bytes a parameter.
+// Reads and writes p, m; reads g: 10 bytes per parameter.
 // The bits are those of every backend when compiled with --fmad=false --ftz=false --prec-div=true --prec-sqrt=true.
 
 #include "tile.cuh"
@@ -40,10 +40,10 @@ __device__ __forceinline__ void step(
             const Word p_i = p_tile[i];
             const Word g_i = g_tile[i];
             const Word m_i = m_tile[i];
-            const Word place = position<PACK>(i);
+            const Word index = position<PACK>(i);
             const float m_new = beta * __uint_as_float(m_i << 16u) + rest * __uint_as_float(g_i << 16u);
             const float p_new = __uint_as_float(p_i << 16u) - m_size * m_new;
-            const Word x10 = (place ^ x6) * x9;
+            const Word x10 = (index ^ x6) * x9;
             const Word x11 = x10 ^ (x10 >> 16u);
             p_tile.set(i, (p_new != p_new) ? 0x7fc0u : ((__float_as_uint(p_new) + (x11 >> 16u)) >> 16u));
             m_tile.set(i, (m_new != m_new) ? 0x7fc0u : ((__float_as_uint(m_new) + ((x11 << 16u) >> 16u)) >> 16u));

@@ -1,11 +1,11 @@
 """rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32: one step on the CPU in float32. Printed by fastopt; do not edit.
 
-Reads and writes p, v, a, m; reads g: 36 bytes a parameter.
+Reads and writes p, v, a, m; reads g: 36 bytes per parameter.
 """
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.intrinsics import buffer, claim, prefetch, select, sqrt
+from fastopt.kernels.cpu.intrinsics import buffer, claim, prefetch, select, sqrt
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64,
@@ -15,7 +15,7 @@ SIGNATURE = types.void(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
-    job, n, chunk, far, p_at, g_at, v_at, a_at, m_at, lr, alpha, rest, eps, momentum, decay,
+    job, n, chunk, prefetching, p_at, g_at, v_at, a_at, m_at, lr, alpha, rest, eps, momentum, decay,
 ):
     lr = float32(lr)
     alpha = float32(alpha)
@@ -26,7 +26,7 @@ def rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
-        length = 64 if far else chunk
+        length = 64 if prefetching else chunk
         for strip in range(first, last, length):
             count = min(length, last - strip)
             p = buffer(p_at, strip, float32, 0, 5)
@@ -34,7 +34,7 @@ def rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
             v = buffer(v_at, strip, float32, 2, 5)
             a = buffer(a_at, strip, float32, 3, 5)
             m = buffer(m_at, strip, float32, 4, 5)
-            if far:
+            if prefetching:
                 prefetch(p, 64)
                 prefetch(g, 64)
                 prefetch(v, 64)

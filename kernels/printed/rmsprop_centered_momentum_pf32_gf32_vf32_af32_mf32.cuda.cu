@@ -1,6 +1,6 @@
 // rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32: one step on an NVIDIA GPU in float32. Printed by fastopt; do not edit.
 //
-// Reads and writes p, v, a, m; reads g: 36 bytes a parameter.
+// Reads and writes p, v, a, m; reads g: 36 bytes per parameter.
 // The bits are those of every backend when compiled with --fmad=false --ftz=false --prec-div=true --prec-sqrt=true.
 
 #include "tile.cuh"

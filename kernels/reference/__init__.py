@@ -2,68 +2,101 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from fastopt.errors import RuleError, explain
-from fastopt.kernels.launch import Launch
-from fastopt.kernels.noise import element_bits, more_bits, normal, random_bits
-from fastopt.kernels.program import Program, parameters, planes
-from fastopt.kernels.storage import pack, unpack
+from fastopt.errors import RuleError
+from fastopt.kernels.compiler.noise import element_bits, more_bits, normal, random_bits
+from fastopt.kernels.compiler.program import Buffer, Program
+from fastopt.kernels.formats import pack, unpack
+from fastopt.kernels.launch import Rows
+from fastopt.kernels.rules.rule import signature
 
 
-def bind(program: Program, rule: Any, arrays: Sequence[np.ndarray]) -> Launch:
-    """Prepare a step of `rule` over flat arrays in the order of `program.buffers`, as `cpu.bind` does."""
-    names, with_noise = parameters(rule).buffers, parameters(rule).noise
+class ReferenceLaunch:
+    """A step of the rule's specialization on arrays, row by row; new values are all computed before one is written."""
+
+    def __init__(self, program: Program, rows: Rows):
+        self._program, self._rows = program, rows
+        self._addresses = [list(row) for row in rows.addresses]
+
+    def set_addresses(self, buffer: int, addresses: np.ndarray) -> None:
+        """Move one buffer of every row."""
+        for row, address in zip(self._addresses, addresses.tolist(), strict=True):
+            row[buffer] = address
+
+    def calls(self, keys: tuple[int, ...], scalars: tuple[float, ...]) -> list[tuple]:
+        """Compute the step, and prepare the assignments of what it computed."""
+        found = []
+        for n, offset, addresses in zip(self._rows.sizes, self._rows.offsets, self._addresses, strict=True):
+            arrays = [_array(at, b, int(n)) for at, b in zip(addresses, self._program.buffers, strict=True)]
+            found += _step(self._program, arrays, int(n), keys, int(offset), scalars)
+        return [(array.__setitem__, ..., x) for array, x in found]
+
+
+def bind(program: Program, rows: Rows) -> ReferenceLaunch:
+    """Prepare steps over rows in the CPU's memory."""
+    return ReferenceLaunch(program, rows)
+
+
+def _array(address: int, buffer: Buffer, n: int) -> np.ndarray:
+    """View memory as a flat array."""
+    size = buffer.size(n)
+    if not size:
+        return np.empty(0, buffer.dtype)
+    memory = (ctypes.c_char * (size * buffer.dtype.itemsize)).from_address(address)
+    return np.frombuffer(memory, buffer.dtype)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def _step(
+    program: Program, arrays: Sequence[np.ndarray], n: int, keys: tuple, offset: int, scalars: tuple
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return each array that is written, with its new elements."""
+    rule = program.specialization
+    names, _, _, with_noise = signature(rule)
     memory = {b.name: a for b, a in zip(program.buffers, arrays, strict=True)}
-    n = arrays[0].size
-
-    def calls(noise: tuple, scalars: tuple) -> list[tuple]:
-        values = {
-            b: unpack(storage, [memory[name] for name, plane in planes(b, storage).items() if plane.read])
-            for b, storage in program.storages.items()
-        }
-        numbers = {name: program.dtype.type(x) for name, x in zip(program.scalars, scalars, strict=True)}
-        with np.errstate(all="ignore"):
-            words = _random_words(noise, n)
-            if with_noise:
-                numbers["noise"] = normal(random_bits(next(words))).astype(program.dtype)
-            returned = rule.update(*[values.get(name) for name in names], **numbers)
-            results = returned if isinstance(returned, tuple) else (returned,)
-            new = dict(zip([name for name in names if name != "g"], results, strict=True))
-            halves = (half for word in words for half in (word, word << 16))
-            writes = []
-            for b in program.values:
-                storage = program.storages[b]
-                _require_same(rule, b, new[b], program.dtype, n)
-                value = np.broadcast_to(new[b], n).copy()
-                packed = pack(storage, value, next(halves)) if storage.random else pack(storage, value)
-                writes += [(memory[name], x) for name, x in zip(planes(b, storage), packed, strict=True)]
-        return [(array.__setitem__, ..., x) for array, x in writes]
-
-    return Launch(calls)
+    values = {
+        b: unpack(form, [memory[name] for name, plane in form.plane_names(b).items() if plane.read])
+        for b, form in program.formats.items()
+    }
+    numbers: dict[str, Any] = {name: program.dtype.type(x) for name, x in zip(program.scalars, scalars, strict=True)}
+    with np.errstate(all="ignore"):
+        words = _random_words(keys, offset, n)
+        if with_noise:
+            numbers["noise"] = normal(random_bits(next(words))).astype(program.dtype)
+        returned = rule.update(*[values.get(name) for name in names], **numbers)
+        results = returned if isinstance(returned, tuple) else (returned,)
+        new = dict(zip([name for name in names if name != "g"], results, strict=True))
+        halves = (half for word in words for half in (word, word << 16))
+        writes = []
+        for b in program.values:
+            form = program.formats[b]
+            _require_like_old(program, b, new[b], n)
+            value = np.broadcast_to(new[b], n).copy()
+            packed = pack(form, value, next(halves)) if form.random else pack(form, value)
+            writes += [(memory[name], x) for name, x in zip(form.plane_names(b), packed, strict=True)]
+    return writes
 
 
-def _random_words(noise: tuple, n: int) -> Iterator[np.ndarray]:
-    """Give 32 random bits for each element, then others, and so on."""
-    if noise:
-        key0, key1, offset = noise
+def _random_words(keys: tuple, offset: int, n: int) -> Iterator[np.ndarray]:
+    """Yield 32 random bits for each element, then others, and so on."""
+    if keys:
+        key0, key1 = keys
         word = element_bits(key0, key1, offset, n)
         while True:
             yield word
             word = more_bits(word)
 
 
-def _require_same(rule: Any, name: str, value: Any, dtype: np.dtype, n: int) -> None:
+def _require_like_old(program: Program, name: str, value: Any, n: int) -> None:
     found = np.asarray(value)
-    if found.dtype != dtype or found.shape not in ((), (n,)):
+    if found.dtype != program.dtype or found.shape not in ((), (n,)):
         raise RuleError(
-            explain(
-                f"{type(rule).__name__}.update",
-                f"the new {name} is not an array like the old one.",
-                got=f"{found.dtype}{list(found.shape)}",
-                expected=f"{dtype}[{n}]",
-            )
+            f"the new {name} is not an array like the old one.",
+            got=f"{found.dtype}{list(found.shape)}",
+            expected=f"{program.dtype}[{n}]",
+            where=f"{program.rule}.update",
         )

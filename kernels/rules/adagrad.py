@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fastopt.errors import SettingError, explain
-from fastopt.kernels.settings import NONNEGATIVE, Setting, check
+from fastopt.errors import SettingError
+from fastopt.kernels.rules.settings import NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,14 @@ class Adagrad:
         check(self, **dict.fromkeys(names, NONNEGATIVE))
         if callable(self.initial_accumulator_value):
             raise SettingError(
-                explain(
-                    "Adagrad",
-                    "v has one initial value: it cannot follow a schedule.",
-                    got=f"initial_accumulator_value={self.initial_accumulator_value!r}",
-                    expected=str(NONNEGATIVE),
-                )
+                "v has one initial value: it cannot follow a schedule.",
+                got=f"initial_accumulator_value={self.initial_accumulator_value!r}",
+                expected=NONNEGATIVE,
+                where="Adagrad",
             )
 
     def initial(self):
-        """Give the value v starts at."""
+        """Return the value at which v starts."""
         return {"v": self.initial_accumulator_value}
 
     def scalars(self, t):

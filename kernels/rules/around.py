@@ -4,9 +4,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from fastopt.errors import RuleError, explain
-from fastopt.kernels.form import require_rule
-from fastopt.kernels.settings import initial
+from fastopt.errors import RuleError, raised_by
+from fastopt.kernels.rules.rule import initial, require_rule
 
 
 class Around:
@@ -17,10 +16,11 @@ class Around:
 
     def __post_init__(self):
         name = type(self).__name__
-        require_rule(self.rule, name)
-        if taken := set(self.added) & set(inspect.signature(self.rule.update).parameters):
-            what = f"the inner rule {type(self.rule).__name__} already has a parameter {min(taken)!r}."
-            raise RuleError(explain(name, what, do=f"put one {name} around a rule, or rename that parameter"))
+        with raised_by(name):
+            require_rule(self.rule)
+            if taken := set(self.added) & set(inspect.signature(self.rule.update).parameters):
+                what = f"the inner rule {type(self.rule).__name__} already has a parameter {min(taken)!r}."
+                raise RuleError(what, do=f"put one {name} around a rule, or rename that parameter")
 
     @property
     def unsigned(self):
@@ -33,11 +33,11 @@ class Around:
         return getattr(self.rule, "exact", ())
 
     def initial(self):
-        """Give the inner rule's initial state."""
+        """Return the inner rule's initial state."""
         return initial(self.rule)
 
     def around(self, gradient: Callable[..., Any]) -> Callable[..., Any]:
-        """Give the inner rule's update on `gradient(g, *added)`; the signature gains what is added."""
+        """Return the inner rule's update on `gradient(g, *added)`; the signature gains what is added."""
         inner = inspect.signature(self.rule.update)
 
         def update(p, g, *state, **scalars):

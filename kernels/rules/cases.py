@@ -2,7 +2,7 @@
 
 A new rule, or a new setting of one, gets its rows here and is then timed and tested by everything: all backends, all
 storages, all sizes. The numbers are chosen to show: weight decay and ε are large enough that leaving one out, or
-putting it in another place, changes results by far more than rounding does.
+moving it elsewhere in the formula, changes results by far more than rounding does.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from fastopt.kernels.rules import (
 
 
 def halving(t: int) -> float:
-    """Give a learning rate that halves every ten steps, the plainest schedule there is: a function of t."""
+    """Return a learning rate that halves every ten steps, the plainest schedule there is: a function of t."""
     return 0.1 * 0.5 ** (t // 10)
 
 
 def warming(t: int) -> float:
-    """Give a β₂ that grows with t: a schedule need not be one of the learning rate."""
+    """Return a β₂ that grows with t: a schedule need not be one of the learning rate."""
     return 1 - 1 / (t + 10)
 
 

@@ -5,7 +5,7 @@ from math import inf, sqrt
 from typing import Any
 
 from fastopt.kernels.rules.around import Around
-from fastopt.kernels.settings import NONNEGATIVE, Setting, check
+from fastopt.kernels.rules.settings import NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class GradientNoise(Around):
         g ← g + √(η / (1 + t)^γ) · z,       z ~ N(0, 1), independent for each step and element
 
     and then the inner rule. z is a hash of (seed, t, index of the element): it replays bit for bit on every backend,
-    whatever the threads. An element's index is its place in the flat buffers, so an `Optimizer` repeats the noise of
+    whatever the threads. An element's index is its position in the flat buffers, so an `Optimizer` repeats the noise of
     another, or goes on with it, only with the same parameters in the same order and the same groups. See
     `fastopt.kernels.noise.normal` for how z is made from exactly rounded operations.
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from fastopt.errors import SettingError, explain
-from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, UNIT, Setting, check
+from fastopt.errors import SettingError
+from fastopt.kernels.rules.settings import DECAY_RATE, NONNEGATIVE, UNIT, Setting, check
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,17 @@ class Momentum:
         check(self, lr=NONNEGATIVE, beta=DECAY_RATE, dampening=UNIT, weight_decay=NONNEGATIVE)
         if self.dampening is not None and self.bias_correction:
             raise SettingError(
-                explain(
-                    "Momentum",
-                    "only the averaged form has a bias to correct.",
-                    got=f"dampening={self.dampening!r} with bias_correction=True",
-                    do="leave dampening at None, or bias_correction at False",
-                )
+                "only the averaged form has a bias to correct.",
+                got=f"dampening={self.dampening!r} with bias_correction=True",
+                do="leave dampening at None, or bias_correction at False",
+                where="Momentum",
             )
         if self.nesterov and self.dampening:
             raise SettingError(
-                explain(
-                    "Momentum",
-                    "Nesterov's step is defined without dampening.",
-                    got=f"nesterov=True with dampening={self.dampening!r}",
-                    expected="dampening=0.0 (heavy ball) or None (averaged form)",
-                )
+                "Nesterov's step is defined without dampening.",
+                got=f"nesterov=True with dampening={self.dampening!r}",
+                expected="dampening=0.0 (heavy ball) or None (averaged form)",
+                where="Momentum",
             )
 
     def scalars(self, t):

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fastopt.errors import SettingError, explain
-from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, Setting, check
+from fastopt.errors import SettingError
+from fastopt.kernels.rules.settings import DECAY_RATE, NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,11 @@ class NAdam:
         check(self, betas=DECAY_RATE, **numbers)
         if callable(self.betas[0]) or callable(self.momentum_decay):
             raise SettingError(
-                explain(
-                    "NAdam",
-                    "step t uses the momenta of all steps up to t, so what they are made of cannot follow a schedule.",
-                    got=f"betas={self.betas!r}, momentum_decay={self.momentum_decay!r}",
-                    expected="numbers for betas[0] and momentum_decay",
-                    do="schedule lr, or choose how fast the momentum warms up by momentum_decay",
-                )
+                "step t uses the momenta of all steps up to t, so what they are made of cannot follow a schedule.",
+                got=f"betas={self.betas!r}, momentum_decay={self.momentum_decay!r}",
+                expected="numbers for betas[0] and momentum_decay",
+                do="schedule lr, or choose how fast the momentum warms up by momentum_decay",
+                where="NAdam",
             )
 
     def scalars(self, t):
@@ -108,7 +106,7 @@ def _momentum(t, beta1, momentum_decay):
 
 @lru_cache(maxsize=64)
 def _latest(beta1, momentum_decay):
-    """Give the cell that remembers the product last asked for, as (t, Πₜ)."""
+    """Return the cell that remembers the product last asked for, as (t, Πₜ)."""
     return [(0, 1.0)]
 
 

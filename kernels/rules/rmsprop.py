@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fastopt.kernels.settings import DECAY_RATE, NONNEGATIVE, Setting, check
+from fastopt.kernels.rules.settings import DECAY_RATE, NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)

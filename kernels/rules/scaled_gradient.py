@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fastopt.errors import SettingError, explain
+from fastopt.checks import number
+from fastopt.errors import raised_by
 from fastopt.kernels.rules.around import Around
-from fastopt.kernels.settings import Setting, to_float
+from fastopt.kernels.rules.settings import Setting
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,8 @@ class ScaledGradient(Around):
     def __post_init__(self):
         super().__post_init__()
         if not callable(self.factor):
-            factor = to_float(self.factor)
-            if not abs(factor) < float("inf"):
-                what, got = "the setting factor is not a finite number.", f"factor={self.factor!r}"
-                raise SettingError(explain("ScaledGradient", what, got=got))
-            object.__setattr__(self, "factor", factor)
+            with raised_by("ScaledGradient"):
+                object.__setattr__(self, "factor", number("factor", self.factor))
 
     def scalars(self, t):
         """Compute the inner rule's scalars, and the factor."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fastopt.kernels.settings import NONNEGATIVE, Setting, check
+from fastopt.kernels.rules.settings import NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SGD:
         check(self, lr=NONNEGATIVE, weight_decay=NONNEGATIVE)
 
     def scalars(self, t):
-        """Give the step's scalars."""
+        """Return the step's scalars."""
         return {"lr": self.lr, "decay": self.weight_decay}
 
     def update(self, p, g, *, lr, decay):

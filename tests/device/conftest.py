@@ -3,7 +3,7 @@
 import pytest
 
 from fastopt import BackendError
-from fastopt.kernels.nvrtc import require_device
+from fastopt.kernels.devices import require_device
 
 
 def pytest_addoption(parser):
@@ -20,6 +20,6 @@ def missing(request):
 def cupy(missing):
     """CuPy, on a machine with a GPU."""
     try:
-        return require_device("tests/device")
+        return require_device()
     except BackendError as error:
         missing(str(error))

@@ -17,14 +17,17 @@ import numpy as np
 import pytest
 from cases import CASES
 from test_vocabulary import OPERATIONS, Operation
-from values import SIZES, assert_same_bits, filled, special
+from values import SIZES, assert_same_bits, filled, special, step
 
 import fastopt
 from fastopt import LayoutError
-from fastopt.kernels import cuda, elementwise, reference
-from fastopt.kernels.noise import noise_keys
-from fastopt.kernels.program import host_scalars, trace
-from fastopt.kernels.storage import PRESETS
+from fastopt.bench import elementwise
+from fastopt.kernels.backends import bind
+from fastopt.kernels.compiler.noise import noise_keys
+from fastopt.kernels.compiler.plan import host_scalars
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.formats import PRESETS
+from fastopt.kernels.launch import Rows, run
 
 DTYPES = (np.float32, np.float64)
 GUARD = 64
@@ -55,7 +58,7 @@ def require_equal_steps(cupy, rule, dtype, n, steps, shifts=None):
     for t in steps:
         fastopt.update(rule, t, {name: g.array for name, g in ours.items()}, seed=5)
         noise = (*noise_keys(5, t), 0) if program.noise else ()
-        reference.bind(program, rule, truth)(noise, scalars(t))
+        step("reference", program, truth, noise, scalars(t))
     for (name, guarded), expected in zip(ours.items(), truth, strict=True):
         assert_same_bits(guarded.array.get(), expected, f"{program.name}, n = {n}, {name}")
         assert guarded.intact(), f"{program.name}, n = {n}: wrote beyond {name}"
@@ -116,7 +119,8 @@ def test_the_forms_written_by_hand_give_the_same_bits(rule, cupy):
     theirs = [a.copy() for a in ours]
     for t in (1, 2, 50):
         scalars = host_scalars(program, rule)(t)
-        cuda.bind(program, ours)((), scalars)
+        rows = Rows([ours[0].size], [0], [[a.data.ptr for a in ours]], ours)
+        run(bind("cuda", program, rows).calls((), scalars))
         elementwise.bind(program, theirs)(scalars)
     for a, b in zip(ours, theirs, strict=True):
         assert_same_bits(a.get(), b.get())

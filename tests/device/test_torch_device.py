@@ -14,7 +14,8 @@ torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip in
 import test_torch_optim as on_cpu  # noqa: E402
 
 import fastopt.torch  # noqa: E402
-from fastopt import BackendError, devices  # noqa: E402
+from fastopt import BackendError  # noqa: E402
+from fastopt.arrays.torch import running  # noqa: E402
 
 CASES, MEMORIES = on_cpu.CASES, {"table": False, "flatten": True}
 pytestmark = pytest.mark.usefixtures("device")
@@ -150,7 +151,7 @@ def test_a_step_waits_for_nothing_and_keeps_the_streams_order(memory, moved, cup
         for k in range(3):  # what is loaded or allocated at first is there then
             step(k)
         assert params[-1].tolist() == [-0.5] * 3
-        with devices.running(cupy.cuda.Device(), stream, "the test"):
+        with running(params[0].device):
             cupy.RawKernel(SPIN, "spin")((1,), (1,), (np.int64(2_000_000_000),))
         for k in range(3, 5):
             step(k)

@@ -1,0 +1,35 @@
+"""What is compared: the presets, and one storage that is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import fastopt
+from fastopt.kernels.compiler.layout import layout
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.formats import TILE
+from fastopt.kernels.rules.rule import signature
+
+NEAREST = "bf16, all to nearest"  # no preset: to compare with
+SHOWN = ["f32", NEAREST, *(name for name in fastopt.PRESETS if name not in ("f32", "f64"))]
+Tick: TypeAlias = Callable[[], object]
+"""Called after each piece of work, to move a progress bar."""
+
+
+def stored(name: str, rule: Any) -> Any:
+    """Return the storage that goes by a name here: a preset, or NEAREST."""
+    return dict.fromkeys(signature(rule).buffers, "bf16") if name == NEAREST else name
+
+
+def sizes() -> dict[str, dict[str, Any]]:
+    """Count, for Adam under every preset, the bytes a step moves and those that stay, the gradient's among them."""
+    found = {}
+    for name in fastopt.PRESETS:
+        rule = fastopt.Adam()
+        formats = layout(rule, name)
+        buffers = trace(rule, name).buffers
+        size = [b.dtype.itemsize / (TILE if b.tiled else 1) for b in buffers]
+        moved = sum(s * (b.read + b.written) for s, b in zip(size, buffers, strict=True))
+        found[name] = {"formats": formats, "moved": moved, "resident": sum(size)}
+    return found

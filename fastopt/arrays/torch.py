@@ -1,0 +1,122 @@
+"""PyTorch's tensors, for `fastopt.torch`: their memory, and what a step has to know of how it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]
+
+from fastopt.arrays.cupy import CuPy
+from fastopt.arrays.library import Device
+from fastopt.kernels.formats import Plane
+
+FORMATS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
+"""The format of a buffer of a type, where no storage says otherwise."""
+
+CPU = torch.device("cpu")
+
+_CUPY = CuPy()
+
+
+class Torch:
+    """Tensors; see `Memory` for what the methods mean. Of a distributed tensor the memory is its local tensor's."""
+
+    def address(self, array: Any) -> int:  # noqa: D102
+        return local(array).data_ptr()
+
+    def read(self, array: Any, part: slice, dtype: np.dtype) -> np.ndarray:  # noqa: D102
+        return flat(local(array))[part].cpu().view(getattr(torch, dtype.name)).numpy()
+
+    def write(self, array: Any, part: slice, values: np.ndarray) -> None:  # noqa: D102
+        target = flat(local(array))[part]
+        target.copy_(torch.from_numpy(values).view(target.dtype))
+
+
+@contextmanager
+def running(device: torch.device) -> Iterator[None]:
+    """Make torch's current stream on a CUDA device the one that CuPy works on."""
+    on = Device("cuda", device.index)
+    with _CUPY.running(on, _stream(torch.cuda.current_stream(device).cuda_stream, on)):
+        yield
+
+
+@lru_cache(maxsize=64)
+def _stream(address: int, device: Device) -> Any:
+    return _CUPY.stream(address, device)
+
+
+@cache
+def element_type(plane: Plane) -> torch.dtype:
+    """Return torch's type of a plane's elements; of words a signed one, because torch cannot save the others."""
+    signed = {"uint16": "int16", "uint32": "int32"}
+    return getattr(torch, plane.view or signed.get(plane.dtype.name, plane.dtype.name))
+
+
+def is_distributed(tensor: Any) -> bool:
+    """Whether this is a DTensor, whose memory is that of its local tensor."""
+    return hasattr(tensor, "to_local")
+
+
+def local(tensor: Any) -> torch.Tensor:
+    """Return the tensor of this process; call it without gradients."""
+    return tensor.to_local() if is_distributed(tensor) else tensor
+
+
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """View the elements of a dense tensor in the order of its memory."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements fill one run of memory, in whatever order of its dimensions."""
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
+        if stride != expected:
+            return tensor.numel() == 0
+        expected *= size
+    return True
+
+
+def same_order(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of one shape have their elements in the same order; strides of a single element are moot."""
+    return a.numel() < 2 or all(s == t for s, t, n in zip(a.stride(), b.stride(), a.shape, strict=True) if n != 1)
+
+
+def has_memory(tensor: torch.Tensor) -> bool:
+    """Whether a dense tensor lies within its storage, which may have been made smaller, and the storage has memory."""
+    storage, end = tensor.untyped_storage(), (tensor.storage_offset() + tensor.numel()) * tensor.element_size()
+    has_address = storage.device == tensor.device and not is_without_address(tensor)  # a fake tensor's is elsewhere
+    return not tensor.numel() or (storage.nbytes() >= end and has_address)
+
+
+def is_without_address(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's storage begins at address 0: wrapper subclasses and autograd's zeros have only a size."""
+    return tensor.data_ptr() == tensor.storage_offset() * tensor.element_size()
+
+
+def describe(tensor: Any) -> str:
+    """Name a tensor's type, shape, order and, off the CPU, its device."""
+    device = "" if tensor.device.type == "cpu" else f" on {tensor.device}"
+    if tensor.layout != torch.strided:
+        return f"{tensor.dtype}{list(tensor.shape)} of layout {tensor.layout}{device}"
+    order = "" if tensor.is_contiguous() else f" with strides {list(tensor.stride())}"
+    return f"{tensor.dtype}{list(tensor.shape)}{order}{device}"
+
+
+def values_in_order(value: torch.Tensor, like: torch.Tensor, dtype: np.dtype) -> np.ndarray:
+    """Copy a tensor's values to the CPU, flat, in the order in which `like` lies in memory."""
+    ordered = torch.empty_strided(like.shape, like.stride(), dtype=getattr(torch, dtype.name), device="cpu")
+    ordered.copy_(value.detach())
+    return flat(ordered).numpy()
+
+
+def tensor_of_values(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    """Copy flat values to a new tensor of the shape, order and device of `like`."""
+    found = torch.from_numpy(values)
+    made = torch.empty_strided(like.shape, like.stride(), dtype=found.dtype, device=like.device)
+    flat(made).copy_(found)
+    return made

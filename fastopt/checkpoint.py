@@ -1,0 +1,66 @@
+"""What an Optimizer saves and loads: a flat dict of values in the computing precision, whatever the storage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fastopt.arguments import by_name, read_only, require_like, require_names
+from fastopt.checks import integer, seed_number
+from fastopt.errors import LayoutError
+from fastopt.kernels.compiler.specialization import describe
+from fastopt.parameters import NamedValues
+
+
+class Checkpoint(NamedTuple):
+    """A checked state: nothing in it can fail to load."""
+
+    t: int
+    seed: int
+    values: dict[str, dict[str, Any]]  # buffer → parameter → array
+
+
+def save(values: NamedValues, t: int, seed: int) -> dict[str, Any]:
+    """Return all that a later run needs, as copies in the CPU's memory."""
+    arrays = {
+        f"{b}/{name}": values.library.to_numpy(value) for b in values.buffers for name, value in values.read(b).items()
+    }
+    return {"t": t, "seed": seed, "rules": rules(values), **arrays}
+
+
+def check(state: Any, values: NamedValues) -> Checkpoint:
+    """Check what `save` returned against the optimizer that is to load it, or raise a LayoutError."""
+    given, own = by_name(state, "entries"), values.templates()
+    keys = {f"{b}/{name}": (b, name) for b, templates in own.items() for name in templates}
+    require_names(given, {"t": 0, "seed": 0, "rules": 0, **keys}, "the entry")
+    if str(given["rules"]) != rules(values):
+        raise LayoutError("the state belongs to other rules.", got=str(given["rules"]), expected=rules(values))
+    found: dict[str, dict[str, Any]] = {}
+    for key, (b, name) in keys.items():
+        array = read_only(given[key], key)
+        require_like(array, own[b][name], f"the entry {key!r} does not match.")
+        found.setdefault(b, {})[name] = array
+    t = integer("the entry 't'", given["t"], 0, 2**63, error=LayoutError)
+    return Checkpoint(t, seed_number(given["seed"], "the entry 'seed'", LayoutError), found)
+
+
+def load(checkpoint: Checkpoint, values: NamedValues) -> None:
+    """Write the values of a checkpoint to the optimizer's memory."""
+    for buffer, arrays in checkpoint.values.items():
+        values.write(buffer, arrays)
+
+
+def rules(values: NamedValues) -> str:
+    """Name the rules and their choices: state means the same to rules that are described alike."""
+    return ", ".join(sorted({describe(group.plan.rule) for group in values.groups}))
+
+
+def assigned(params: Mapping[str, Any], values: NamedValues) -> dict[str, Any]:
+    """Check values for some of the parameters, of the computing precision, or raise a LayoutError."""
+    given = by_name(params, "parameters")
+    own = values.templates()["p"]
+    require_names({**own, **given}, own, "the parameter")
+    arrays = {name: read_only(value, name) for name, value in given.items()}
+    for name, array in arrays.items():
+        require_like(array, own[name], f"the parameter {name!r} does not match.")
+    return arrays

@@ -1,0 +1,111 @@
+"""Named parameters in flat buffers: the groups of an Optimizer, and their values by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from fastopt.arrays import CPU, NUMPY, Array, Device, Library
+from fastopt.kernels.compiler.plan import Plan
+from fastopt.kernels.formats import TILE, Plane
+from fastopt.kernels.launch import Launch
+from fastopt.store import Store
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Parameters that share a rule and are updated in one pass: one row, in which they lie one after the other."""
+
+    plan: Plan
+    shapes: dict[str, tuple[int, ...]]
+    offset: int  # of its first element in the flat buffers
+    store: Store
+    launch: Launch
+
+    def values(self, buffer: str, library: Library, device: Device) -> Array:
+        """Return the values of a buffer, flat: the memory itself where it is in full precision, else decoded."""
+        if self.store.formats[buffer].plain:
+            return self.store.planes[0][buffer]
+        values = self.store.decode(0, buffer)
+        if device == CPU:
+            return values
+        made = library.allocate(values.size, Plane("", values.dtype), device)
+        library.copy(made, values)
+        return made
+
+
+class NamedValues:
+    """The values of all groups by the name of their parameter, buffer by buffer ("p" and the state)."""
+
+    def __init__(self, groups: Sequence[Group], names: Iterable[str], library: Library, device: Device):
+        self.groups, self.names, self.library, self.device = groups, list(names), library, device
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The precision in which steps are computed."""
+        return self.groups[0].plan.program.dtype
+
+    @property
+    def buffers(self) -> list[str]:
+        """The buffers that have values: "p" and the state of all groups' rules."""
+        return ["p", *dict.fromkeys(s for group in self.groups for s in group.plan.program.state)]
+
+    def divide(self, flat: Array) -> dict[str, Array]:
+        """Divide a flat array of all groups among the parameters."""
+        found = {
+            name: view for group in self.groups for name, view in views(flat[group.offset :], group.shapes).items()
+        }
+        return {name: found[name] for name in self.names}
+
+    def read(self, buffer: str) -> dict[str, Array]:
+        """Return one buffer as parameter → values; views of the memory itself where it is in full precision."""
+        found = {}
+        for group in self.groups:
+            if buffer in group.plan.program.formats:
+                found |= views(group.values(buffer, self.library, self.device), group.shapes)
+        return {name: found[name] for name in self.names if name in found}
+
+    def write(self, buffer: str, values: Mapping[str, Array]) -> None:
+        """Write values of one buffer, of those parameters that are named and have it."""
+        for group in self.groups:
+            if buffer not in group.plan.program.formats or not group.shapes.keys() & values.keys():
+                continue
+            store, library = group.store, self.library
+            if plain := store.formats[buffer].plain:
+                flat = store.planes[0][buffer]
+            else:  # decoded, changed and encoded in the CPU's memory
+                library, all_named = NUMPY, group.shapes.keys() <= values.keys()
+                flat = np.zeros(store.sizes[0], self.dtype) if all_named else store.decode(0, buffer)
+            for name, own in views(flat, group.shapes).items():
+                if name in values:
+                    library.copy(own, values[name])
+            if not plain:
+                store.encode(0, buffer, flat)
+
+    def templates(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return an array of the shape and type of every value, by buffer and parameter, without memory."""
+        element = np.empty((), self.dtype)
+        found: dict[str, dict[str, np.ndarray]] = {b: {} for b in self.buffers}
+        for group in self.groups:
+            for b in group.plan.program.formats.keys() - {"g"}:
+                found[b] |= {name: np.broadcast_to(element, shape) for name, shape in group.shapes.items()}
+        return found
+
+
+def views(array: Array, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Array]:
+    """Divide a flat array among named shapes, one after the other without gaps; the mapping cannot be assigned to."""
+    result, start = {}, 0
+    for name, shape in shapes.items():
+        count = math.prod(shape)
+        result[name] = array[start : start + count].reshape(shape)
+        start += count
+    return MappingProxyType(result)
+
+
+def padded(count: int) -> int:
+    """Round a number of elements up to whole tiles."""
+    return -(-count // TILE) * TILE

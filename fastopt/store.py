@@ -1,0 +1,90 @@
+"""The store: rows × planes of memory. The one place that allocates, encodes and decodes it, for all surfaces.
+
+A row is a tensor: one of a model's, or a flat buffer of many. Each of its buffers (p, g, the state) is stored in a
+format as one or more planes, arrays of their own: see `kernels.formats`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastopt.arrays.library import Array, Memory
+from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.formats import STORAGES, TILE, Format, Plane, pack, unpack
+
+_PART = 4096 * TILE  # values that are packed at a time: temporary arrays take memory
+
+
+class Store:
+    """The memory of some rows, plane by plane.
+
+    Args:
+        memory: how to reach the memory of the arrays that the planes are.
+        formats: buffer → name of its format.
+        sizes: the number of values of each row.
+        allocate: makes the array of a plane, all zero bytes: `allocate(row, form, name, plane)`.
+
+    Attributes:
+        planes: of each row, the name of a plane → its array.
+
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        formats: Mapping[str, str],
+        sizes: Sequence[int],
+        allocate: Callable[[int, Format, str, Plane], Array],
+    ):
+        self.memory, self.sizes, self.allocate = memory, sizes, allocate
+        self.formats: dict[str, Format] = {b: STORAGES[name] for b, name in formats.items()}
+        self.planes: list[dict[str, Array]] = [{} for _ in sizes]
+
+    def make(self, row: int, buffer: str, value: float = 0.0) -> bool:
+        """Allocate the planes that a row's buffer lacks and fill it with a value; return whether any were lacking."""
+        form, planes = self.formats[buffer], self.planes[row]
+        lacking = {name: plane for name, plane in form.plane_names(buffer).items() if name not in planes}
+        for name, plane in lacking.items():
+            planes[name] = self.allocate(row, form, name, plane)
+        if lacking and value:  # zero bytes are zero in every format
+            self.encode(row, buffer, np.broadcast_to(form.computes.type(value), self.sizes[row]))
+        return bool(lacking)
+
+    def decode(self, row: int, buffer: str) -> np.ndarray:
+        """Return the values of a row's buffer in the computing precision, flat, in new memory of the CPU."""
+        form = self.formats[buffer]
+        read = [(self.planes[row][name], plane) for name, plane in form.plane_names(buffer).items() if plane.read]
+        values = np.empty(self.sizes[row], form.computes)
+        for part, tiles in _parts(values.size):
+            words = [self.memory.read(a, tiles if plane.tiled else part, plane.dtype) for a, plane in read]
+            values[part] = unpack(form, words)
+        return values
+
+    def encode(self, row: int, buffer: str, values: np.ndarray, *, skip: Any = ()) -> None:
+        """Write flat values in the computing precision, each rounded to nearest, to all planes but those to `skip`."""
+        form, planes = self.formats[buffer], self.planes[row]
+        for part, tiles in _parts(values.size):
+            packed = pack(form, values[part])
+            for (name, plane), words in zip(form.plane_names(buffer).items(), packed, strict=True):
+                if name not in skip:
+                    self.memory.write(planes[name], tiles if plane.tiled else part, words)
+
+    def forward(self, buffer: str) -> str:
+        """Return the name of the plane that a forward pass reads."""
+        form = self.formats[buffer]
+        return list(form.plane_names(buffer))[form.forward]
+
+    def addresses(self, row: int, program: Program) -> list[int]:
+        """Return the address of each of a program's buffers in a row."""
+        planes, address = self.planes[row], self.memory.address
+        return [address(planes[b.name]) for b in program.buffers]
+
+
+def _parts(count: int) -> Iterator[tuple[slice, slice]]:
+    """Divide elements, and their tiles, into parts."""
+    for first in range(0, count, _PART):
+        last = min(first + _PART, count)
+        yield slice(first, last), slice(first // TILE, -(-last // TILE))

@@ -1,0 +1,306 @@
+"""A bucket: the parameters of one group that have one type and device. Their step is one launch over rows.
+
+Each parameter has a row: where it, its gradient and its state lie. Rows are arranged once and hold as long as a guard
+finds that nothing has changed (`guards`). In flat buffers neighbours are one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]
+from torch.autograd.graph import increment_version  # pyright: ignore[reportMissingImports]
+
+from fastopt.arrays.torch import CPU, element_type, local, running
+from fastopt.errors import LayoutError
+from fastopt.kernels.backends import bind
+from fastopt.kernels.compiler.plan import Plan, host_scalars, make_plan, plan
+from fastopt.kernels.compiler.specialization import specialization_key
+from fastopt.kernels.formats import STORAGES, TILE, Plane
+from fastopt.kernels.launch import Launch, Rows
+from fastopt.kernels.rules.rule import Rule
+from fastopt.overlap import Extents
+from fastopt.torch.flat import ALIGNED, TIE, FlatBuffers, allocator, require_separate
+from fastopt.torch.guards import Check, Guard, Outcome, make_guard
+from fastopt.torch.requirements import formats_for, require_gradient, require_parameter, require_unchanged
+from fastopt.torch.state import ParamState, StateNames
+
+Advance: TypeAlias = Callable[[Rule, int, dict[str, float]], tuple[Rule, dict[str, float]]]
+"""Returns the rule of step t and torch's other scalars after it, from those before."""
+
+
+@dataclass
+class Cohort:
+    """Parameters that have taken equally many steps, and so share the scalars of the next."""
+
+    members: Any  # which of the bucket's parameters: an array, or a slice of them all
+    rows: np.ndarray  # the active parameter at which each row begins
+    launch: Launch
+    t: int
+    entries: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Arrangement:
+    """Everything that is prepared for a step, as long as its guard finds nothing changed."""
+
+    active: list[int]  # the parameters that have a gradient
+    guard: Guard
+    gradients_at: np.ndarray  # the addresses that the rows have
+    written: Extents
+    gradient_bytes: np.ndarray
+    in_place: np.ndarray  # in flat buffers: which active parameters are, with their gradients, where they were put
+    put_at: np.ndarray  # and where their gradients were put
+    cohorts: list[Cohort]
+    version: int  # of the step counts
+    versioned: list[Any]  # the active parameters whose version autograd counts
+
+
+class ParamBucket:
+    """Parameters of one group, type and device.
+
+    Args:
+        params: the parameters.
+        labels: what errors call them.
+        first: offset of the first for noise.
+        names: what torch calls state.
+        rule, storage: the rule as the group's options are now, and how buffers are stored.
+        flatten: whether parameters, gradients and state move into flat buffers.
+
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Any],
+        labels: Sequence[str],
+        first: int,
+        names: StateNames,
+        rule: Rule,
+        storage: Any,
+        *,
+        flatten: bool,
+    ):
+        self.params, self.labels, self.device, self._storage = list(params), list(labels), params[0].device, storage
+        tensors = [local(p) for p in params]
+        self._templates = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in tensors]
+        self.offsets = first + np.cumsum([0, *(-(-t.numel() // TILE) * TILE for t in tensors)])
+        formats = formats_for(rule, storage, params[0].dtype)
+        self._key, self.plan = specialization_key(rule), plan(rule, tuple(formats.items()))
+        self._gradient_type = element_type(STORAGES[formats["g"]].planes[0])
+        self.flat: FlatBuffers | None = None
+        if flatten:
+            require_separate(self.params, self.labels)
+            program = self.plan.program
+            align = TILE if program.noise or program.tiled or storage is not None else ALIGNED
+            self.flat = FlatBuffers(self.params, align, self._gradient_type)
+        self.state = ParamState(params, labels, names, formats, allocator(self.params, self.flat))
+        self._use(self.plan)
+        self.arranged: Arrangement | None = None
+
+    @property
+    def end(self) -> int:
+        """The offset after the last parameter."""
+        return int(self.offsets[-1])
+
+    # The rule.
+
+    def follow(self, rule: Rule) -> None:
+        """Take another rule, or the same again."""
+        if rule is self.plan.rule:
+            return
+        key = specialization_key(rule)
+        if key == self._key:  # numbers alone have changed, as a scheduler changes them at each step
+            self.plan = make_plan(self.plan.program, rule)
+            return
+        formats = formats_for(rule, self._storage, self.params[0].dtype)
+        self.state.use_formats(formats)
+        planned = plan(rule, tuple(formats.items()))
+        if planned.program is not self.plan.program:
+            self.arranged = None
+        self._key, self.plan = key, planned
+        self._use(planned)
+
+    def _use(self, planned: Plan) -> None:
+        self.state.shows_step = self.state.names.counted or planned.program.noise
+
+    # What has changed since the last step.
+
+    def check(self) -> Check:
+        """Compare everything with the last arrangement, and raise a LayoutError where a step is impossible."""
+        arranged = self.arranged
+        if arranged is not None and self.state.counts.version == arranged.version:
+            check = arranged.guard.check(arranged.gradients_at)
+            if check.outcome is Outcome.SAME:
+                return check
+            if check.outcome is Outcome.MOVED and self._may_move(arranged, check.addresses):
+                moved = np.flatnonzero(check.addresses != arranged.gradients_at)
+                self._require_apart(arranged, check.addresses, moved)
+                return check
+        self.arranged = None
+        return self._check_all()
+
+    @torch.no_grad()
+    def _check_all(self) -> Check:
+        grads = [p.grad for p in self.params]
+        for i, (p, g) in enumerate(zip(self.params, grads, strict=True)):
+            if g is not None:
+                require_parameter(p, self.labels[i])
+                self._require_unchanged(i)
+                require_gradient(g, p, self._gradient_type, self.labels[i])
+                self.state.require_own_planes(i)
+        return Check(Outcome.CHANGED, grads)
+
+    def _require_unchanged(self, i: int) -> None:
+        """Raise a LayoutError if a parameter has changed but for what it may while it has no state."""
+        own = local(self.params[i])
+        same = own.dtype == self._templates[i].dtype and own.device == self.device
+        if same and own.shape == self._templates[i].shape and self.flat is None and not self.state.own_planes(i):
+            self._templates[i] = torch.empty_strided(own.shape, own.stride(), dtype=own.dtype, device="meta")
+        require_unchanged(own, self._templates[i], self.device, self.labels[i])
+
+    def _may_move(self, arranged: Arrangement, addresses: np.ndarray) -> bool:
+        """Whether the rows stay what they are though gradients lie elsewhere: in flat buffers neighbours are one."""
+        if self.flat is None:
+            return True
+        in_place = addresses == arranged.put_at
+        return not ((in_place != arranged.in_place) & (arranged.gradient_bytes > 0)).any()
+
+    def _require_apart(self, arranged: Arrangement, addresses: np.ndarray, which: np.ndarray) -> None:
+        """Raise a LayoutError if one of these gradients lies in memory that the step writes."""
+        touched = arranged.written.touched_by(addresses[which], arranged.gradient_bytes[which])
+        if touched.any():
+            label = self.labels[arranged.active[int(which[touched][0])]]
+            what = f"the gradient of {label} lies in memory of a parameter or its state."
+            raise LayoutError(what, do="give it memory of its own")
+
+    # Rows.
+
+    def prepare(self, check: Check, state: Any) -> Arrangement:
+        """Arrange the step for what was checked, with the state that is missing shown in the optimizer's `state`.
+
+        Where torch does not keep the number of steps, as torch.optim.SGD, the step that makes the state is the first.
+        """
+        arranged = self.arranged
+        if arranged is None:
+            active = [i for i, g in enumerate(check.gradients) if g is not None]
+            self._make_state(active, state)
+            arranged = self.arranged = self._arrange(active)
+        elif check.outcome is Outcome.MOVED:
+            buffer = next(k for k, b in enumerate(self.plan.program.buffers) if b.buffer == "g")
+            for cohort in arranged.cohorts:
+                cohort.launch.set_addresses(buffer, check.addresses[cohort.rows])
+            arranged = self.arranged = replace(arranged, gradients_at=check.addresses)
+        return arranged
+
+    @torch.no_grad()
+    def _make_state(self, active: list[int], state: Any) -> None:
+        """Make the state that active parameters lack, and show it."""
+        initial = self.plan.initial_state()
+        for i in active:
+            self.state.settle(i, self._is_placed)
+            made = [b for b in ("p", *self.plan.program.state) if self.state.make(i, b, initial.get(b, 0.0))]
+            if not self.state.names.counted and set(made) - {"p"}:
+                self.state.counts.numbers[i] = 0
+            self.state.expose(i, state)
+
+    def _is_placed(self, i: int, name: str, plane: Plane, tensor: torch.Tensor) -> bool:
+        return self.flat is None or self.flat.has_state(i, name, plane, tensor)
+
+    @torch.no_grad()
+    def _arrange(self, active: list[int]) -> Arrangement:
+        """Make rows of the active parameters."""
+        program, store, chosen = self.plan.program, self.state.store, set(active)
+        params, idle = [self.params[i] for i in active], [p for i, p in enumerate(self.params) if i not in chosen]
+        forward, which = store.forward("p"), np.array(active, np.intp)
+        stored = [b.name for b in program.buffers if b.name != forward and b.buffer != "g"]
+        guard = make_guard(params, idle, [local(store.planes[i][name]) for i in active for name in stored])
+        columns = []
+        for b in program.buffers:
+            known = guard.p_at if b.name == forward else guard.g_at if b.buffer == "g" else None
+            column = [local(store.planes[i][b.name]).data_ptr() for i in active] if known is None else known
+            columns.append(column)
+        sizes = np.array([store.sizes[i] for i in active], np.int64)
+        addresses = np.array(columns, np.int64).reshape(len(columns), len(sizes)).T
+        written = self._written(addresses, sizes, active)
+        in_place, put_at = np.zeros(len(active), bool), np.zeros(len(active), np.int64)
+        if self.flat is not None:
+            in_place[:] = self.flat.are_in_place(active, params)
+            put_at = self.flat.gradient_addresses(which)
+        grads = [local(p.grad) for p in params]
+        gradient_bytes = np.array([g.numel() * g.element_size() for g in grads], np.int64)
+        cohorts = self._cohorts(which, sizes, addresses, in_place)
+        versioned = [p for p in params if not p.is_inference()]
+        version = self.state.counts.version  # others increment it when they write a count; this step does not
+        arrangement = Arrangement(
+            active, guard, guard.g_at, written, gradient_bytes, in_place, put_at, cohorts, version, versioned
+        )
+        self._require_apart(arrangement, guard.g_at, np.arange(len(active)))
+        return arrangement
+
+    def _written(self, addresses: np.ndarray, sizes: np.ndarray, active: list[int]) -> Extents:
+        """Return the memory that the step writes, or raise a LayoutError if two tensors of it overlap."""
+        written = [(k, b) for k, b in enumerate(self.plan.program.buffers) if b.buffer != "g"]
+        starts = [x for k, _ in written for x in addresses[:, k].tolist()]
+        bytes_of = [b.size(n) * b.dtype.itemsize for _, b in written for n in sizes.tolist()]
+        extents = Extents(starts, bytes_of)
+        if extents.overlap:
+            first, second = (self.labels[active[k % len(active)]] for k in extents.overlap)
+            raise LayoutError(f"the memory of {first} and {second}, or of their state, overlaps.", do=TIE)
+        return extents
+
+    def _cohorts(
+        self, which: np.ndarray, sizes: np.ndarray, addresses: np.ndarray, in_place: np.ndarray
+    ) -> list[Cohort]:
+        """Divide the active parameters by the steps that they have taken, each part with a launch of its own."""
+        counts, program = self.state.counts, self.plan.program
+        values = [counts.numbers[which], *(vector.numpy()[which] for vector in counts.entries.values())]
+        equal: dict[tuple, list[int]] = {}
+        for k, counted in enumerate(zip(*(v.tolist() for v in values), strict=True)):
+            equal.setdefault(counted, []).append(k)
+        cohorts = []
+        for (t, *entries), rows in equal.items():
+            members, lengths = np.array(rows), sizes[rows]
+            if self.flat is not None:
+                members = members[lengths > 0]
+                members, lengths = self.flat.merged(members, which, in_place, sizes, gaps=not program.tiled)
+            row_set = Rows(lengths, self.offsets[which[members]], addresses[members], None, self.device.index or 0)
+            everyone = len(rows) == len(self.params)
+            cohorts.append(
+                Cohort(
+                    slice(None) if everyone else which[rows],
+                    members,
+                    self._bind(row_set),
+                    int(t),
+                    dict(zip(counts.entries, entries, strict=True)),
+                )
+            )
+        return cohorts
+
+    def _bind(self, rows: Rows) -> Launch:
+        if self.device == CPU:
+            return bind("cpu", self.plan.program, rows)
+        with running(self.device):  # CuPy reuses memory that was freed on a stream on that stream
+            return bind(self.device.type, self.plan.program, rows)
+
+    # A step.
+
+    def calls(self, arranged: Arrangement, seed: int, advance: Advance) -> list[tuple]:
+        """Prepare the calls of a step, of counting it, and of telling autograd that parameters are written."""
+        calls: list[tuple] = [(increment_version, arranged.versioned)]
+        counts, planned = self.state.counts, self.plan
+        for cohort in arranged.cohorts:
+            t = cohort.t + 1
+            rule, entries = advance(planned.rule, t, cohort.entries)
+            scalars = planned.scalars if rule is planned.rule else host_scalars(planned.program, rule)
+            calls += cohort.launch.calls(planned.keys(seed, t), scalars(t))
+            for name, value in entries.items():
+                calls.append((counts.entries[name].numpy().__setitem__, cohort.members, value))
+            calls += [
+                (counts.numbers.__setitem__, cohort.members, t),
+                (setattr, cohort, "t", t),
+                (setattr, cohort, "entries", entries),
+            ]
+        return calls

@@ -1,0 +1,1 @@
+"""From a rule, plain NumPy code, to a Program that backends print: specialize, trace, lower."""

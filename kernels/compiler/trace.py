@@ -1,0 +1,194 @@
+"""Tracing: one call of `update` on symbols, between the decoding and the encoding of its buffers, becomes a Program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from fastopt.errors import RuleError
+from fastopt.kernels.compiler.graph import Node, walk
+from fastopt.kernels.compiler.layout import layout
+from fastopt.kernels.compiler.noise import centred, dither_bits, more_bits, radius, random_bits, stretched, tile_bits
+from fastopt.kernels.compiler.program import Buffer, Program
+from fastopt.kernels.compiler.specialization import exact_key, name_parts, specialize
+from fastopt.kernels.compiler.symbols import Symbol
+from fastopt.kernels.compiler.tracer import Trace
+from fastopt.kernels.formats import STORAGES, Format, Scaled
+from fastopt.kernels.rules.rule import Rule, is_rule, require_rule, signature
+
+_WORD = np.dtype(np.uint32)
+
+
+def trace(rule: Rule, storage: Any) -> Program:
+    """Trace `rule`, or return the program it already has.
+
+    Rules that differ only in the values of their numbers share a program.
+
+    Args:
+        rule: any rule.
+        storage: how its buffers are stored, as for `layout`.
+
+    Raises:
+        RuleError: the rule branches on a value, uses an unknown function, changes the precision, reads a number from
+            self, or returns the wrong number of results.
+        SettingError: there is no such buffer or format, or the buffer cannot be stored in it.
+
+    """
+    require_rule(rule)
+    specialization = specialize(rule)
+    return _trace(exact_key(specialization), specialization, tuple(layout(rule, storage).items()))
+
+
+@lru_cache(maxsize=512)
+def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Program:
+    where = f"{type(rule).__name__}.update"
+    _, optional, scalars, _ = signature(rule)
+    formats = {b: STORAGES[name] for b, name in chosen}
+    call = _Call(rule, formats, frozenset())
+    absent = frozenset({b for b in optional if call.after[b] in (None, call.before[b])})
+    present = [node for b, node in call.after.items() if b not in absent]
+    for b in sorted(absent & {n.value for n in walk(present) if n.op == "buffer"}):
+        raise RuleError(f"the optional buffer {b} is read but never written.", do=f"return its new {b}", where=where)
+    if absent:  # None stands for them at every step, and the rule may ask
+        call = _Call(rule, formats, absent)
+    for b in sorted(absent):
+        if call.after.pop(b) is not None:
+            what = f"the optional buffer {b} is returned as it came, but as something else where it is None."
+            raise RuleError(what, do=f"return {b} as it came, or its new value in every case", where=where)
+        del formats[b]
+    values = {b: node for b, node in call.after.items() if node is not call.before[b]}
+    results: dict[str, Node] = {}
+    for b, node in values.items():
+        results |= call.encode(b, node)
+    buffers = [
+        Buffer(name, b, plane.dtype, plane.read, name in results, plane.tiled, plane.view)
+        for b, form in formats.items()
+        for name, plane in form.plane_names(b).items()
+    ]
+    return Program(
+        name=_name(rule, formats),
+        specialization=rule,
+        dtype=formats["p"].computes,
+        formats=formats,
+        buffers=tuple(b for b in buffers if b.read or b.written),
+        scalars=scalars,
+        noise=call.uses_bits,
+        stages=call.stages,
+        values=values,
+        results=results,
+    )
+
+
+class _Call:
+    """One call of `update` on symbols, on None for the absent buffers, and what comes before and after it.
+
+    `before` and `after` are the nodes of each buffer's value, `stages` those of the rule's noise.
+    """
+
+    def __init__(self, rule: Rule, formats: dict[str, Format], absent: frozenset[str]):
+        self.where = f"{type(rule).__name__}.update"
+        self.formats, self.dtype = formats, formats["p"].computes
+        self.tracing = Trace(self.where)
+        self._bits: Any = None  # 32 random bits of the element, of which …
+        self._left = 0  # … so many are not used yet
+        names, optional, scalars, noise = signature(rule)
+        buffers = {b: self._decode(b) for b in names if b not in absent}
+        self.before = {b: symbol._node for b, symbol in buffers.items()}
+        inputs = {s: self._input("scalar", s, self.dtype, array=False) for s in scalars}
+        self.stages: tuple[Node, ...] = ()
+        if noise:
+            x = centred(random_bits(self._more_bits()))
+            s = radius(x)
+            inputs["noise"], self.stages = stretched(x, s).astype(self.dtype), (x._node, s._node)
+        returned = self._run(rule, [buffers.get(b) for b in names], inputs)
+        values = returned if isinstance(returned, tuple) else (returned,)
+        targets = [b for b in names if b != "g"]
+        if len(values) != len(targets):
+            raise RuleError(
+                "a rule returns the new value of p and of each state buffer, in the order of its parameters.",
+                got=f"{len(values)} result{'s' * (len(values) != 1)}",
+                expected=f"{len(targets)}: {', '.join(targets)}",
+                where=self.where,
+            )
+        self.after: dict[str, Any] = {
+            b: None if value is None and b in optional else self._result(b, value)
+            for b, value in zip(targets, values, strict=True)
+        }
+
+    @property
+    def uses_bits(self) -> bool:
+        """Whether anything in the step is random."""
+        return self._bits is not None
+
+    def _input(self, op: str, name: str, dtype: np.dtype, *, array: bool) -> Symbol:
+        """Make the symbol of a buffer's element, a scalar or an index."""
+        return Symbol(self.tracing, self.tracing.node(op, dtype, value=name), array)
+
+    def _run(self, rule: Rule, buffers: list, inputs: dict) -> Any:
+        try:
+            return rule.update(*buffers, **inputs)
+        except AttributeError as error:
+            if not is_rule(error.obj):
+                raise
+            what = f"update reads self.{error.name}, which is not a field of {type(error.obj).__name__}."
+            do = "declare it as a field, with dataclasses.field(init=False) if __post_init__ computes it"
+            raise RuleError(what, do=do, where=self.where) from error
+
+    def _decode(self, buffer: str) -> Symbol:
+        """Make the symbols of a buffer's planes, words for what is narrower than 32 bits, and decode them."""
+        found = [
+            self._input(
+                "tile" if plane.tiled else "buffer", name, plane.dtype if plane.dtype.kind == "f" else _WORD, array=True
+            )
+            for name, plane in self.formats[buffer].plane_names(buffer).items()
+            if plane.read
+        ]
+        return Symbol(self.tracing, self.formats[buffer].decode(*found)._node, True)
+
+    def encode(self, buffer: str, value: Node) -> dict[str, Node]:
+        """Return the new elements of a buffer's planes that hold a value."""
+        form, x = self.formats[buffer], Symbol(self.tracing, value, True)
+        bits = self._sixteen_bits() if form.random else None
+        if isinstance(form, Scaled):
+            peak = form.peak(x)
+            largest = self.tracing.node("tile_max", peak.dtype, (peak._node,))
+            scale = form.scale(Symbol(self.tracing, largest, True))
+            encoded = (*form.encode(x, bits, scale), scale)
+        else:
+            encoded = form.encode(x, bits)
+        return {name: e._node for name, e in zip(form.plane_names(buffer), encoded, strict=True)}
+
+    def _more_bits(self) -> Symbol:
+        if self._bits is None:
+            keys = [self._input("key", name, _WORD, array=False) for name in ("key0", "key1")]
+            tile = [self._input("tile_number", name, _WORD, array=True) for name in ("tile_low", "tile_high")]
+            index = self._input("index", "index", _WORD, array=True)
+            self._bits = dither_bits(tile_bits(*keys, *tile), index)
+        else:
+            self._bits = more_bits(self._bits)
+        return self._bits
+
+    def _sixteen_bits(self) -> Symbol:
+        """Return a word whose upper half is fresh random bits: those of a new word, then its lower half."""
+        if not self._left:
+            self._more_bits()
+        self._left = 16 - self._left
+        return self._bits if self._left else self._bits << 16
+
+    def _result(self, buffer: str, value: Any) -> Node:
+        if isinstance(value, Symbol) and value.dtype == self.dtype:
+            return value._node
+        raise RuleError(
+            f"the new {buffer} is not of the computing precision.",
+            got=value.dtype.name if isinstance(value, Symbol) else repr(value)[:60],
+            expected=f"{self.dtype.name}, computed from the buffers",
+            do="np.where(c, 1.0, -1.0) is float64 and a comparison is bool: write np.where(c, np.ones_like(p), -1.0)",
+            where=self.where,
+        )
+
+
+def _name(rule: Rule, formats: Mapping[str, Format]) -> str:
+    return f"{'_'.join(name_parts(rule))}_{'_'.join(f'{b}{f.name}' for b, f in formats.items())}"

@@ -1,0 +1,144 @@
+"""Steps on the CPU: one compiled call over the rows, shared among threads where there is enough to do.
+
+A single row is a direct call of the program's kernel. Several are a table, over which compiled code loops: rows longer
+than the shortest chunk come first, each shared among threads like a step of its own; the others are claimed in blocks
+that together are about a chunk. A row is always worked on by the program's own kernel, so its bits are those of a step
+on it alone.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+
+from fastopt.kernels.cache import short
+from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.cpu import tuning
+from fastopt.kernels.cpu.printer import FIRST_ADDRESS, JOB_WORDS, function_name, print_source, print_table
+from fastopt.kernels.jit import entry_point, load, load_module
+from fastopt.kernels.launch import Launch, Rows
+from fastopt.kernels.threads import WORKERS
+
+
+@lru_cache(maxsize=512)
+def compiled(program: Program) -> Any:
+    """Compile the kernel of `program`, or load what an earlier process compiled."""
+    return load(function_name(program), print_source(program))
+
+
+@lru_cache(maxsize=512)
+def compiled_table(program: Program) -> Any:
+    """Compile the function that calls the kernel of `program` for each row of a table."""
+    kernel = compiled(program)
+    name = short(f"{function_name(program)}_table")
+    return load(name, print_table(program, name, kernel.py_func.__module__))
+
+
+@cache
+def compiled_wait() -> Any:
+    """Compile `wait(job, chunks)`, which returns when all chunks of a shared step are finished."""
+    return load_module("fastopt.kernels.cpu.wait")
+
+
+def bind(program: Program, rows: Rows) -> Launch:
+    """Prepare steps over rows in the CPU's memory."""
+    if len(rows.sizes) == 1 and rows.sizes[0]:
+        return RowLaunch(program, rows, 0)
+    sizes = np.asarray(rows.sizes, np.int64)
+    if np.count_nonzero(sizes) == 1:
+        return RowLaunch(program, rows, int(np.flatnonzero(sizes)[0]))
+    return TableLaunch(program, rows, sizes)
+
+
+def shared_calls(kernel: Any, n: int, chunk: int, arguments: tuple, memory: object, helpers: int) -> list[tuple]:
+    """Prepare the calls that run `kernel(job, n, chunk, *arguments)` here and on helpers until n elements are done.
+
+    Each claims chunks with an atomic add inside the compiled code. `memory` lives until the last worker has read
+    the job.
+    """
+    job = np.zeros(JOB_WORDS, np.int64)
+    address = job.__array_interface__["data"][0]
+    calls = WORKERS.dispatch(kernel, (address, n, chunk, *arguments), (job, memory), helpers)
+    return [*calls, (compiled_wait(), address, -(-n // chunk))]
+
+
+class RowLaunch:
+    """A step over the one row that has elements, by the program's kernel itself."""
+
+    __slots__ = ("_call", "_row", "calls")
+
+    def __init__(self, program: Program, rows: Rows, row: int):
+        n = int(rows.sizes[row])
+        kernel, memory = entry_point(compiled(program)), rows.memory
+        where = (int(rows.offsets[row]),) if program.noise else ()
+        call = [kernel, 0, n, n, int(tuning.prefetches(n)), *map(int, rows.addresses[row])]
+        self._row, self._call = row, call  # which `calls` reads, not `self`: memory is freed without the collector
+
+        def calls(keys: tuple, scalars: tuple, memory: object = memory) -> list[tuple]:
+            return [(*call, *keys, *where, *scalars)]
+
+        def shared(keys: tuple, scalars: tuple) -> list[tuple]:
+            chunk = tuning.chunk(n)
+            helpers = WORKERS.helpers(-(-n // chunk))
+            if helpers < 1:
+                return calls(keys, scalars)
+            arguments = (*call[4:], *keys, *where, *scalars)
+            return shared_calls(kernel, n, chunk, arguments, memory, helpers)
+
+        self.calls = calls
+        if tuning.is_shared(n, program.bytes_per_parameter):
+            compiled_wait()
+            self.calls = shared
+
+    def set_addresses(self, buffer: int, addresses: np.ndarray) -> None:
+        """Move one buffer of the rows."""
+        self._call[5 + buffer] = int(addresses[self._row])
+
+
+class TableLaunch:
+    """A step over the rows of a table; `order` says which of the given rows each of `table` is."""
+
+    __slots__ = ("calls", "order", "table")
+
+    def __init__(self, program: Program, rows: Rows, sizes: np.ndarray):
+        order = np.flatnonzero(sizes)
+        long = sizes[order] > tuning.CHUNK
+        self.order = order = np.concatenate([order[long], order[~long]])
+        jobs_of_rows, count = int(long.sum()), order.size
+        self.table = table = np.empty((count, FIRST_ADDRESS + len(program.buffers)), np.int64)
+        if not count:
+            self.calls = lambda keys, scalars: []
+            return
+        table[:, 0], table[:, 1] = sizes[order], np.asarray(rows.offsets, np.int64)[order]
+        table[:, FIRST_ADDRESS:] = np.asarray(rows.addresses, np.int64)[order]
+        starts = _blocks(table[:, 0], jobs_of_rows)
+        kernel, wait, memory = entry_point(compiled_table(program)), compiled_wait(), rows.memory
+        blocks, total = starts.size - 1, int(table[:, 0].sum())
+        chunk, prefetching = tuning.chunk(total), int(tuning.prefetches(total))
+        chunks = [-(-n // chunk) for n in table[:jobs_of_rows, 0].tolist()]
+        parallel = tuning.is_shared(total, program.bytes_per_parameter)
+
+        def calls(keys: tuple, scalars: tuple) -> list[tuple]:
+            arguments = (table, starts, chunk, prefetching, *keys, *scalars)
+            helpers = WORKERS.helpers(blocks + sum(chunks)) if parallel else 0
+            if helpers < 1:
+                return [(kernel, 0, jobs_of_rows, *arguments)]
+            jobs = np.zeros(JOB_WORDS * (jobs_of_rows + 1), np.int64)
+            at = jobs.__array_interface__["data"][0]
+            waits = [(wait, at + 8 * JOB_WORDS * (row + 1), count) for row, count in enumerate(chunks)]
+            shared = WORKERS.dispatch(kernel, (at, jobs_of_rows, *arguments), (jobs, memory), helpers)
+            return [*shared, *waits, (wait, at, blocks)]
+
+        self.calls = calls
+
+    def set_addresses(self, buffer: int, addresses: np.ndarray) -> None:
+        """Move one buffer of the rows."""
+        self.table[:, FIRST_ADDRESS + buffer] = addresses[self.order]
+
+
+def _blocks(sizes: np.ndarray, first: int) -> np.ndarray:
+    """Divide the rows from `first` on into blocks: the row at which each begins, and the end of the last."""
+    block = np.cumsum(sizes[first:]) // tuning.CHUNK
+    return first + np.concatenate([np.flatnonzero(np.diff(block, prepend=-1)), [block.size]]).astype(np.int64)

@@ -1,0 +1,57 @@
+"""How large steps are divided on a CPU: chunks that threads claim, prefetched strips. All numbers are measured."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import llvmlite.binding
+
+from fastopt.kernels.formats import TILE
+from fastopt.kernels.threads import WORKERS
+
+CHUNK = 32_768
+"""The fewest elements that a thread claims at a time, a multiple of the tile: so many that a claim costs nothing."""
+
+CLAIMS = 32
+"""Chunks per thread of a large step: the fewer, the longer each thread goes on through memory without a jump, and the
+longer the last one to finish may be waited for. Measured in docs/decisions/0002."""
+
+PARALLEL_FROM = 8 << 20
+"""Bytes of traffic from which a step is shared among threads: measured in docs/decisions/0002."""
+
+STRIPS_FROM = 131_072
+"""Elements beyond which a step comes from memory: measured in docs/decisions/0003."""
+
+HALF = TILE // 2
+"""Elements of a prefetched strip with gradient noise: to prefetch a whole tile of each buffer is too much, and shorter
+loops are slower (see docs/decisions/0004)."""
+
+
+@cache
+def processor_prefetches() -> bool:
+    """Whether large steps prefetch on this processor: AMD's Zen is faster without (docs/decisions/0003)."""
+    return not llvmlite.binding.get_host_cpu_name().startswith("znver")
+
+
+def prefetches(n: int) -> bool:
+    """Whether a step of n elements runs in strips that are prefetched."""
+    return n > STRIPS_FROM and processor_prefetches()
+
+
+def chunk(n: int) -> int:
+    """Return the elements that a thread claims at a time where n are shared, a multiple of the tile."""
+    return max(CHUNK, -(-n // (CLAIMS * WORKERS.threads * TILE)) * TILE)
+
+
+def is_shared(n: int, bytes_per_parameter: float) -> bool:
+    """Whether a step of n elements is shared among threads."""
+    return n > CHUNK and n * bytes_per_parameter >= PARALLEL_FROM
+
+
+def strip(itemsize: int) -> int:
+    """Return the elements that a large step works on, and prefetches, at a time; `itemsize` is of its widest buffer.
+
+    Four cache lines of float32, of shorter types too: four times as many of each buffer are more than a core can have
+    under way (see docs/decisions/0003).
+    """
+    return 256 // min(itemsize, 4)
