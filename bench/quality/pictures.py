@@ -11,7 +11,7 @@ import numpy as np
 from fastopt.bench.quality.tables import share
 from fastopt.bench.quality.training import against_f32
 
-COLOURS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00"]  # Okabe & Ito's, told apart by everyone
+COLOURS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00"]  # Okabe & Ito's, for the colour-blind too
 STYLE: dict[Any, Any] = {
     "font.size": 13, "axes.titlesize": 14, "axes.titlelocation": "left", "axes.titleweight": "bold",
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 12,
@@ -59,7 +59,7 @@ def draw_moments(figure: Any, found: Mapping[str, Any]) -> None:
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_ylim(len(codes) - 0.5, -0.6)
     figure.supxlabel(
-        "√v relative to float32: bar from the 1 % to the 99 % quantile, ring at the median; grey: within 1.5 times",
+        "√v relative to float32: bar from 1 % to 99 % quantile, ring at the median; grey: within a factor of 1.5",
         fontsize=13,
     )
     figure.suptitle(
@@ -90,7 +90,7 @@ def draw_training(figure: Any, found: Mapping[str, Any]) -> None:
         axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), title=title)
         axes.set_xlabel("validation loss minus float32's of the same seed, %")
         axes.grid(axis="x", alpha=0.3)
-    note = "◆ mean and its standard error, • one seed; grey: float32's deviation over seeds; orange squares: outside it"
+    note = "◆ mean and its standard error, • one seed; grey: float32's standard deviation; orange squares: outside"
     figure.suptitle(note, x=0.01, ha="left", fontsize=13)
 
 
@@ -109,8 +109,8 @@ def draw_rounding(figure: Any, found: Mapping[str, Any]) -> None:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.legend()
-    left.set_title("A parameter at 1.0, moved by 0.0001 a step")
-    right.set_title("v, as gradients of 1 fall to 0.1")
+    left.set_title("A parameter from 1.0, moved by 0.0001 per step")
+    right.set_title("v while gradients drop from 1 to 0.1")
     right.set_yscale("log")
     right.set_ylabel("mean of v (band: 5 % to 95 % of uf8's)")
     left.set_ylabel("mean (band: 5 % to 95 % of bf16_sr's)")

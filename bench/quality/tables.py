@@ -27,7 +27,7 @@ def tables(run: Mapping[str, Any]) -> dict[str, str]:
     tasks = [task for task in ("digits", "text") if task in found]
     costs = {task: against_f32(found[task], "validation") for task in tasks}
     made["presets"] = table(
-        ["preset", "p", "g", "m", "v", "bytes moved a step", "bytes resident", *(f"{task}: loss" for task in tasks)],
+        ["preset", "p", "g", "m", "v", "bytes moved per step", "bytes resident", *(f"{task}: loss" for task in tasks)],
         [
             [f"`{name}`", *(f"`{size['formats'][b]}`" for b in "pgmv"), _bytes(size["moved"]), _bytes(size["resident"])]
             + [_percent(costs[task], name) for task in tasks]
@@ -40,7 +40,7 @@ def tables(run: Mapping[str, Any]) -> dict[str, str]:
         rows = sorted(rows, key=lambda r: (codes.index(r["code"]), r["sigma"]))
         named = [(r, [r["code"], f"{r['sigma']:g}"]) for r in rows]
         made["v"] = table(
-            ["v kept as", "σ", "within a factor of 1.5", "zeros", "1 %", "median", "99 %"],
+            ["v stored as", "σ", "within a factor of 1.5", "zeros", "1 %", "median", "99 %"],
             [
                 [*n, share(r["v"]["within"]), share(r["v"]["zeros"]), *(f"{q:.3f}" for q in r["v"]["quantiles"])]
                 for r, n in named
@@ -49,14 +49,14 @@ def tables(run: Mapping[str, Any]) -> dict[str, str]:
         steady = sorted((r for r in found["moments"] if r["stream"] == "mean s"), key=lambda r: codes.index(r["code"]))
         named += [(r, [r["code"], f"{r['sigma']:g}, steady"]) for r in steady]
         made["m"] = table(
-            ["m kept as", "σ", "error, median", "error, 99 %", "bias, mean", "bias, 99 %", "zeros"],
+            ["m stored as", "σ", "error, median", "error, 99 %", "bias, mean", "bias, 99 %", "zeros"],
             [
                 [*n, *(f"{e:.3f}" for e in m["error"]), f"{m['bias']:+.4f}", f"{m['bias_99']:.3f}", share(m["zeros"])]
                 for m, n in ((r["m"], n) for r, n in named)
             ],
         )
         made["direction"] = table(
-            ["m and v kept as", "σ", "error, median", "error, 99 %", "size of the step"],
+            ["m and v stored as", "σ", "error, median", "error, 99 %", "size of the step"],
             [
                 [*n, *(_number(e) for e in r["d"]["error"]), _number(r["d"]["size"])]
                 for r, n in named[: len(rows)]
@@ -75,12 +75,12 @@ def tables(run: Mapping[str, Any]) -> dict[str, str]:
         )
     if "rounding" in found:
         made["pushed"] = table(
-            ["p kept as", "after the last step: mean", "5 % to 95 % of elements"],
+            ["p stored as", "after the last step: mean", "5 % to 95 % of elements"],
             [[f"`{name}`", *_ends(path[-1])] for name, path in found["rounding"]["pushed"].items()],
         )
         third = len(found["rounding"]["decayed"]["f32"]) // 3 - 1
         made["decayed"] = table(
-            ["v kept as", "grown: mean", "5 % to 95 %", "decayed: mean", "5 % to 95 %"],
+            ["v stored as", "grown: mean", "5 % to 95 %", "decayed: mean", "5 % to 95 %"],
             [
                 [f"`{name}`", *_ends(path[third]), *_ends(path[-1])]
                 for name, path in found["rounding"]["decayed"].items()
@@ -95,7 +95,7 @@ def tables(run: Mapping[str, Any]) -> dict[str, str]:
 
 
 def training_table(found: Mapping[str, Any], digits: int) -> str:
-    """Write the table of one task; a mean is within where its difference is at most float32's spread over seeds."""
+    """Write the table of one task; a mean is within the spread if its difference is at most float32's over seeds."""
     last, unseen = (against_f32(found, what) for what in ("training", "validation"))
     accurate = "accuracy" in found["f32"]
     head = ["preset", "training loss", "within spread", "validation loss", "± over seeds", "paired difference"]
@@ -143,7 +143,7 @@ def _number(x: float) -> str:
 
 
 def claims(run: Mapping[str, Any]) -> dict[str, bool]:
-    """Check what the 8-bit second moments have to keep: 98 % within a factor of 1.5 and no zeros, at every σ."""
+    """Check the requirement on 8-bit second moments: 98 % within a factor of 1.5 and no zeros, at every σ."""
     rows = [r for r in run["results"].get("moments", []) if r["code"] == "f8 and uf8" and r["stream"] == "mean 0"]
     return {f"uf8, σ = {r['sigma']:g}": r["v"]["within"] >= 0.98 and r["v"]["zeros"] == 0 for r in rows}
 
