@@ -39,16 +39,27 @@ class Store:
         sizes: Sequence[int],
         allocate: Callable[[int, Format, str, Plane], Array],
     ):
-        self.memory, self.sizes, self.allocate = memory, sizes, allocate
+        self.memory, self.sizes, self._allocate = memory, sizes, allocate
         self.formats: dict[str, Format] = {b: STORAGES[name] for b, name in formats.items()}
         self.planes: list[dict[str, Array]] = [{} for _ in sizes]
 
+    def plane(self, name: str) -> Plane:
+        """Return what a plane consists of."""
+        buffer = name.partition(".")[0]
+        return self.formats[buffer].plane_names(buffer)[name]
+
+    def allocate(self, row: int, name: str) -> Array:
+        """Allocate a plane of a row anew, all zero bytes, in place of the one it has."""
+        form = self.formats[name.partition(".")[0]]
+        made = self.planes[row][name] = self._allocate(row, form, name, self.plane(name))
+        return made
+
     def make(self, row: int, buffer: str, value: float = 0.0) -> bool:
         """Allocate the planes that a row's buffer lacks and fill it with a value; return whether any were lacking."""
-        form, planes = self.formats[buffer], self.planes[row]
-        lacking = {name: plane for name, plane in form.plane_names(buffer).items() if name not in planes}
-        for name, plane in lacking.items():
-            planes[name] = self.allocate(row, form, name, plane)
+        form = self.formats[buffer]
+        lacking = [name for name in form.plane_names(buffer) if name not in self.planes[row]]
+        for name in lacking:
+            self.allocate(row, name)
         if lacking and value:  # zero bytes are zero in every format
             self.encode(row, buffer, np.broadcast_to(form.computes.type(value), self.sizes[row]))
         return bool(lacking)

@@ -48,8 +48,8 @@ UNIT_OF = {
 # a heavy package → the modules that import it
 HEAVY = {
     "numba": {f"fastopt.{name}" for name in ("kernels.jit", "kernels.cpu.intrinsics", "kernels.cpu.wait",
-                                             "torch.check_tensors", "torch.intrinsics")},
-    "llvmlite": {f"fastopt.{name}" for name in ("kernels.cpu.intrinsics", "kernels.cpu.tuning", "torch.intrinsics",
+                                             "torch.check_tensors")},
+    "llvmlite": {f"fastopt.{name}" for name in ("kernels.cpu.intrinsics", "kernels.cpu.tuning", "torch.check_tensors",
                                                 "demo.machine")},
     "cupy": {"fastopt.kernels.devices"},
     "torch": {"fastopt.arrays.torch"} | {

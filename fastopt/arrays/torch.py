@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from typing import Any
 
@@ -36,12 +35,12 @@ class Torch:
         target.copy_(torch.from_numpy(values).view(target.dtype))
 
 
-@contextmanager
-def running(device: torch.device) -> Iterator[None]:
+def running(device: torch.device) -> AbstractContextManager[None]:
     """Make torch's current stream on a CUDA device the one that CuPy works on."""
+    if device == CPU:
+        return nullcontext()
     on = Device("cuda", device.index)
-    with _CUPY.running(on, _stream(torch.cuda.current_stream(device).cuda_stream, on)):
-        yield
+    return _CUPY.running(on, _stream(torch.cuda.current_stream(device).cuda_stream, on))
 
 
 @lru_cache(maxsize=64)

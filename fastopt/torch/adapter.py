@@ -18,7 +18,7 @@ from torch.optim.optimizer import (  # pyright: ignore[reportMissingImports]
     _global_optimizer_pre_hooks,
 )
 
-from fastopt.arrays.torch import CPU, is_distributed, running
+from fastopt.arrays.torch import is_distributed, running
 from fastopt.checks import choice, seed_number
 from fastopt.errors import BackendError, FastoptError, LayoutError, raised_by
 from fastopt.kernels.launch import run
@@ -148,7 +148,7 @@ class Adapter(torch.optim.Optimizer):
     def _build(self) -> None:
         """Sort the parameters of each group into buckets, with the state that they have."""
         self._rules = GroupRules(self.defaults, len(self.param_groups), type(self).__name__)
-        names = StateNames(self.names, self.entries, counted=self.counted)
+        names = StateNames(self.names, self.entries, self.counted)
         rules = self._current_rules(None)
         self._buckets = Buckets(self.param_groups, rules, names, self._settings, self._buckets)
         self._reread(self._buckets)
@@ -235,11 +235,8 @@ class Adapter(torch.optim.Optimizer):
         buckets.follow(self._current_rules(unscale))
         checks = buckets.check()  # which hold the gradients until the step is done
         for device, calls in buckets.calls(checks, self.state, self._advance).items():
-            if device == CPU:
+            with running(device):
                 run(calls)
-            else:
-                with running(device):
-                    run(calls)
 
     @_disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -320,7 +317,7 @@ class Adapter(torch.optim.Optimizer):
     def _load(self, state: Mapping[Any, Any], groups: list[dict[str, Any]]) -> None:
         """Take groups and state from torch's `load_state_dict`, all or nothing."""
         given = {p: x.entries if isinstance(x, _Loaded) else x for p, x in state.items()}
-        names = StateNames(self.names, self.entries, counted=self.counted)
+        names = StateNames(self.names, self.entries, self.counted)
         require_loadable(given, groups, self._rule_of, names, self._settings.storage)
         super().__setstate__({"state": defaultdict(dict), "param_groups": groups})
         self._observe({p: x for p, x in given.items() if not isinstance(p, torch.Tensor)})

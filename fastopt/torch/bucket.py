@@ -14,17 +14,17 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch.autograd.graph import increment_version  # pyright: ignore[reportMissingImports]
 
-from fastopt.arrays.torch import CPU, element_type, local, running
+from fastopt.arrays.torch import element_type, local, running
 from fastopt.errors import LayoutError
-from fastopt.kernels.backends import bind
+from fastopt.kernels.backends import bind, choose
 from fastopt.kernels.compiler.plan import Plan, host_scalars, make_plan, plan
 from fastopt.kernels.compiler.specialization import specialization_key
-from fastopt.kernels.formats import STORAGES, TILE, Plane
+from fastopt.kernels.formats import STORAGES, TILE
 from fastopt.kernels.launch import Launch, Rows
 from fastopt.kernels.rules.rule import Rule
 from fastopt.overlap import Extents
-from fastopt.torch.flat import ALIGNED, TIE, FlatBuffers, allocator, require_separate
-from fastopt.torch.guards import Check, Guard, Outcome, make_guard
+from fastopt.torch.flat import ALIGNED, TIE, FlatBuffers, require_separate
+from fastopt.torch.guards import Check, Outcome, PythonGuard, make_guard
 from fastopt.torch.requirements import formats_for, require_gradient, require_parameter, require_unchanged
 from fastopt.torch.state import ParamState, StateNames
 
@@ -39,8 +39,7 @@ class Cohort:
     members: Any  # which of the bucket's parameters: an array, or a slice of them all
     rows: np.ndarray  # the active parameter at which each row begins
     launch: Launch
-    t: int
-    entries: dict[str, float]
+    counted: dict[str, float]  # the steps taken, and torch's other scalars
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +47,13 @@ class Arrangement:
     """Everything that is prepared for a step, as long as its guard finds nothing changed."""
 
     active: list[int]  # the parameters that have a gradient
-    guard: Guard
+    guard: PythonGuard
     gradients_at: np.ndarray  # the addresses that the rows have
     written: Extents
     gradient_bytes: np.ndarray
-    in_place: np.ndarray  # in flat buffers: which active parameters are, with their gradients, where they were put
-    put_at: np.ndarray  # and where their gradients were put
+    put_at: np.ndarray  # in flat buffers: the addresses at which gradients were put
     cohorts: list[Cohort]
-    version: int  # of the step counts
+    versions: list[int]  # of the step counts
     versioned: list[Any]  # the active parameters whose version autograd counts
 
 
@@ -96,7 +94,7 @@ class ParamBucket:
             program = self.plan.program
             align = TILE if program.noise or program.tiled or storage is not None else ALIGNED
             self.flat = FlatBuffers(self.params, align, self._gradient_type)
-        self.state = ParamState(params, labels, names, formats, allocator(self.params, self.flat))
+        self.state = ParamState(params, labels, names, formats, self.flat)
         self._use(self.plan)
         self.arranged: Arrangement | None = None
 
@@ -125,13 +123,14 @@ class ParamBucket:
 
     def _use(self, planned: Plan) -> None:
         self.state.shows_step = self.state.names.counted or planned.program.noise
+        self._gradient_column = next(k for k, b in enumerate(planned.program.buffers) if b.buffer == "g")
 
     # What has changed since the last step.
 
     def check(self) -> Check:
         """Compare everything with the last arrangement, and raise a LayoutError where a step is impossible."""
         arranged = self.arranged
-        if arranged is not None and self.state.counts.version == arranged.version:
+        if arranged is not None and self.state.counts.versions == arranged.versions:
             check = arranged.guard.check(arranged.gradients_at)
             if check.outcome is Outcome.SAME:
                 return check
@@ -165,8 +164,8 @@ class ParamBucket:
         """Whether the rows stay what they are though gradients lie elsewhere: in flat buffers neighbours are one."""
         if self.flat is None:
             return True
-        in_place = addresses == arranged.put_at
-        return not ((in_place != arranged.in_place) & (arranged.gradient_bytes > 0)).any()
+        were, are = (at == arranged.put_at for at in (arranged.guard.g_at, addresses))
+        return not ((were != are) & (arranged.gradient_bytes > 0)).any()
 
     def _require_apart(self, arranged: Arrangement, addresses: np.ndarray, which: np.ndarray) -> None:
         """Raise a LayoutError if one of these gradients lies in memory that the step writes."""
@@ -189,9 +188,8 @@ class ParamBucket:
             self._make_state(active, state)
             arranged = self.arranged = self._arrange(active)
         elif check.outcome is Outcome.MOVED:
-            buffer = next(k for k, b in enumerate(self.plan.program.buffers) if b.buffer == "g")
             for cohort in arranged.cohorts:
-                cohort.launch.set_addresses(buffer, check.addresses[cohort.rows])
+                cohort.launch.set_addresses(self._gradient_column, check.addresses[cohort.rows])
             arranged = self.arranged = replace(arranged, gradients_at=check.addresses)
         return arranged
 
@@ -200,42 +198,37 @@ class ParamBucket:
         """Make the state that active parameters lack, and show it."""
         initial = self.plan.initial_state()
         for i in active:
-            self.state.settle(i, self._is_placed)
+            self.state.settle(i)
             made = [b for b in ("p", *self.plan.program.state) if self.state.make(i, b, initial.get(b, 0.0))]
             if not self.state.names.counted and set(made) - {"p"}:
-                self.state.counts.numbers[i] = 0
+                self.state.counts.vectors["step"][i] = 0
             self.state.expose(i, state)
-
-    def _is_placed(self, i: int, name: str, plane: Plane, tensor: torch.Tensor) -> bool:
-        return self.flat is None or self.flat.has_state(i, name, plane, tensor)
 
     @torch.no_grad()
     def _arrange(self, active: list[int]) -> Arrangement:
         """Make rows of the active parameters."""
-        program, store, chosen = self.plan.program, self.state.store, set(active)
+        program, store, chosen, which = self.plan.program, self.state.store, set(active), np.array(active, np.intp)
         params, idle = [self.params[i] for i in active], [p for i, p in enumerate(self.params) if i not in chosen]
-        forward, which = store.forward("p"), np.array(active, np.intp)
+        forward = store.forward("p")
         stored = [b.name for b in program.buffers if b.name != forward and b.buffer != "g"]
         guard = make_guard(params, idle, [local(store.planes[i][name]) for i in active for name in stored])
-        columns = []
-        for b in program.buffers:
-            known = guard.p_at if b.name == forward else guard.g_at if b.buffer == "g" else None
-            column = [local(store.planes[i][b.name]).data_ptr() for i in active] if known is None else known
-            columns.append(column)
+        state_at = guard.s_at.reshape(len(active), len(stored)).T
+        known = {forward: guard.p_at, "g": guard.g_at, **dict(zip(stored, state_at, strict=True))}
+        addresses = np.array([known[b.name] for b in program.buffers], np.int64).T
         sizes = np.array([store.sizes[i] for i in active], np.int64)
-        addresses = np.array(columns, np.int64).reshape(len(columns), len(sizes)).T
         written = self._written(addresses, sizes, active)
-        in_place, put_at = np.zeros(len(active), bool), np.zeros(len(active), np.int64)
-        if self.flat is not None:
-            in_place[:] = self.flat.are_in_place(active, params)
-            put_at = self.flat.gradient_addresses(which)
+        placed = addresses if self.flat is None else self.flat.addresses(which, program.buffers)
         grads = [local(p.grad) for p in params]
-        gradient_bytes = np.array([g.numel() * g.element_size() for g in grads], np.int64)
-        cohorts = self._cohorts(which, sizes, addresses, in_place)
-        versioned = [p for p in params if not p.is_inference()]
-        version = self.state.counts.version  # others increment it when they write a count; this step does not
         arrangement = Arrangement(
-            active, guard, guard.g_at, written, gradient_bytes, in_place, put_at, cohorts, version, versioned
+            active,
+            guard,
+            guard.g_at,
+            written,
+            gradient_bytes=np.array([g.numel() * g.element_size() for g in grads], np.int64),
+            put_at=placed[:, self._gradient_column],
+            cohorts=self._cohorts(which, sizes, addresses, (addresses == placed).all(1)),
+            versions=self.state.counts.versions,
+            versioned=[p for p in params if not p.is_inference()],
         )
         self._require_apart(arrangement, guard.g_at, np.arange(len(active)))
         return arrangement
@@ -255,52 +248,34 @@ class ParamBucket:
         self, which: np.ndarray, sizes: np.ndarray, addresses: np.ndarray, in_place: np.ndarray
     ) -> list[Cohort]:
         """Divide the active parameters by the steps that they have taken, each part with a launch of its own."""
-        counts, program = self.state.counts, self.plan.program
-        values = [counts.numbers[which], *(vector.numpy()[which] for vector in counts.entries.values())]
-        equal: dict[tuple, list[int]] = {}
-        for k, counted in enumerate(zip(*(v.tolist() for v in values), strict=True)):
+        vectors, program, equal = self.state.counts.vectors, self.plan.program, {}
+        for k, counted in enumerate(zip(*(v.numpy()[which].tolist() for v in vectors.values()), strict=True)):
             equal.setdefault(counted, []).append(k)
         cohorts = []
-        for (t, *entries), rows in equal.items():
-            members, lengths = np.array(rows), sizes[rows]
+        for counted, alike in equal.items():
+            rows, lengths = np.array(alike), sizes[alike]
             if self.flat is not None:
-                members = members[lengths > 0]
-                members, lengths = self.flat.merged(members, which, in_place, sizes, gaps=not program.tiled)
-            row_set = Rows(lengths, self.offsets[which[members]], addresses[members], None, self.device.index or 0)
-            everyone = len(rows) == len(self.params)
-            cohorts.append(
-                Cohort(
-                    slice(None) if everyone else which[rows],
-                    members,
-                    self._bind(row_set),
-                    int(t),
-                    dict(zip(counts.entries, entries, strict=True)),
-                )
-            )
+                rows = rows[lengths > 0]
+                rows, lengths = self.flat.merged(rows, which, in_place, sizes, gaps=not program.tiled)
+            row_set = Rows(lengths, self.offsets[which[rows]], addresses[rows], None, self.device.index or 0)
+            members = slice(None) if len(alike) == len(self.params) else which[alike]
+            with running(self.device):  # CuPy reuses memory that was freed on a stream on that stream
+                launch = bind(choose("auto", str(self.device)), program, row_set)
+            cohorts.append(Cohort(members, rows, launch, dict(zip(vectors, counted, strict=True))))
         return cohorts
-
-    def _bind(self, rows: Rows) -> Launch:
-        if self.device == CPU:
-            return bind("cpu", self.plan.program, rows)
-        with running(self.device):  # CuPy reuses memory that was freed on a stream on that stream
-            return bind(self.device.type, self.plan.program, rows)
 
     # A step.
 
     def calls(self, arranged: Arrangement, seed: int, advance: Advance) -> list[tuple]:
         """Prepare the calls of a step, of counting it, and of telling autograd that parameters are written."""
         calls: list[tuple] = [(increment_version, arranged.versioned)]
-        counts, planned = self.state.counts, self.plan
+        vectors, planned = self.state.counts.vectors, self.plan
         for cohort in arranged.cohorts:
-            t = cohort.t + 1
-            rule, entries = advance(planned.rule, t, cohort.entries)
+            t = int(cohort.counted["step"]) + 1
+            rule, entries = advance(planned.rule, t, cohort.counted)
             scalars = planned.scalars if rule is planned.rule else host_scalars(planned.program, rule)
             calls += cohort.launch.calls(planned.keys(seed, t), scalars(t))
-            for name, value in entries.items():
-                calls.append((counts.entries[name].numpy().__setitem__, cohort.members, value))
-            calls += [
-                (counts.numbers.__setitem__, cohort.members, t),
-                (setattr, cohort, "t", t),
-                (setattr, cohort, "entries", entries),
-            ]
+            counted = {**entries, "step": t}
+            calls += [(vectors[name].numpy().__setitem__, cohort.members, x) for name, x in counted.items()]
+            calls.append((setattr, cohort, "counted", counted))
         return calls

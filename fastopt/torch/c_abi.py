@@ -3,8 +3,8 @@
 Through Python a check of a tensor costs some 0.3 µs, more than half of a step of small tensors; here it is a tenth of
 that (docs/decisions/0011). The functions are AOTInductor's, a C interface made for compiled models. They take the
 address of an at::Tensor. A Python tensor contains one, at a distance that is found by comparing with `_cdata`, which is
-the word an at::Tensor consists of; `handles` compares that word for every tensor that it is asked for. Where anything
-is missing or not as expected, tensors are checked through Python.
+the word an at::Tensor consists of; `are_where_expected` compares it for every tensor before its address is used. Where
+anything is missing or not as expected, tensors are checked through Python.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FUNCTIONS = {
 """aoti_torch_get_<name>(tensor, answer) → what it writes to `answer`; it returns 0, or an error."""
 
 
-class CFunctions(NamedTuple):
+class Found(NamedTuple):
     """What was found: the addresses of the functions, and what they answer about the things that are compared."""
 
     addresses: np.ndarray  # in the order of FUNCTIONS
@@ -46,12 +46,15 @@ class CFunctions(NamedTuple):
     ask: Callable[[str, int], int]  # call one of FUNCTIONS for the address of an at::Tensor
 
 
-def handles(tensors: Sequence[Any], found: CFunctions) -> np.ndarray | None:
-    """Return the address of the at::Tensor of each of these, valid while they live; None if one is not where it is."""
-    at = pointers(tensors) + found.distance
-    if all(_word(address) == tensor._cdata for address, tensor in zip(at.tolist(), tensors, strict=True)):
-        return at
-    return None
+def are_where_expected(tensors: Sequence[Any], found: Found) -> bool:
+    """Whether the at::Tensor of each of these lies where `handles` takes it to be."""
+    at = handles(tensors, found).tolist()
+    return all(_word(address) == tensor._cdata for address, tensor in zip(at, tensors, strict=True))
+
+
+def handles(tensors: Sequence[Any], found: Found) -> np.ndarray:
+    """Return the address of the at::Tensor of each of these, valid while they live."""
+    return pointers(tensors) + found.distance
 
 
 def pointers(objects: Sequence[Any]) -> np.ndarray:
@@ -60,7 +63,7 @@ def pointers(objects: Sequence[Any]) -> np.ndarray:
 
 
 @cache
-def functions() -> CFunctions | None:
+def functions() -> Found | None:
     """Find torch's functions and try them; None where tensors must be checked through Python."""
     locked = getattr(sys, "_is_gil_enabled", lambda: True)()  # the lock keeps others from freeing a tensor meanwhile
     if sys.implementation.name != "cpython" or not locked or ctypes.sizeof(ctypes.c_void_p) != 8:
@@ -74,7 +77,7 @@ def functions() -> CFunctions | None:
         return None
 
 
-def _tried(calls: dict[str, Any]) -> CFunctions | None:
+def _tried(calls: dict[str, Any]) -> Found | None:
     """Return the functions if they answer about small tensors what Python does."""
     for call in calls.values():
         call.argtypes, call.restype = [ctypes.c_void_p] * 2, ctypes.c_int32
@@ -104,7 +107,7 @@ def _tried(calls: dict[str, Any]) -> CFunctions | None:
     if ask("layout", id(sparse) + distance) == strided or len(set(dtypes.values())) < len(dtypes):
         return None
     addresses = [ctypes.cast(call, ctypes.c_void_p).value for call in calls.values()]
-    return CFunctions(np.array(addresses, np.int64), distance, strided, dtypes, ask)
+    return Found(np.array(addresses, np.int64), distance, strided, dtypes, ask)
 
 
 def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch  # pyright: ignore[reportMissingImports]
 
 from fastopt.arrays.torch import element_type, local
 from fastopt.errors import LayoutError
+from fastopt.kernels.compiler.program import Buffer
 from fastopt.kernels.formats import TILE, Format, Plane
 from fastopt.overlap import Extents
 
@@ -41,9 +42,13 @@ class FlatBuffers:
                     self._gradient_views[i].copy_(p.grad)
                     p.grad = self._gradient_views[i]
 
-    def gradient_addresses(self, which: np.ndarray) -> np.ndarray:
-        """Return the addresses at which the gradients of these parameters were put."""
-        return self.gradients.data_ptr() + self.starts[which] * self.gradients.element_size()
+    def addresses(self, which: np.ndarray, buffers: Sequence[Buffer]) -> np.ndarray:
+        """Return the addresses that these parameters' rows have where nobody has moved anything out of flat buffers."""
+        columns, starts = [], self.starts[which]
+        for b in buffers:
+            flat = self.gradients if b.buffer == "g" else self._planes.get(b.name, self.params)
+            columns.append(flat.data_ptr() + (starts // TILE if b.tiled else starts) * b.dtype.itemsize)
+        return np.array(columns).T
 
     def allocate(self, i: int, name: str, plane: Plane, size: int) -> torch.Tensor:
         """Return a parameter's piece of one plane of the state, all zero bytes; it has `size` elements."""
@@ -63,20 +68,6 @@ class FlatBuffers:
         if buffer is None or not tensor.numel():
             return buffer is not None
         return tensor.data_ptr() == buffer.data_ptr() + start * buffer.element_size()
-
-    def are_in_place(self, which: Sequence[int], params: Sequence[torch.Tensor]) -> list[bool]:
-        """Return which of these parameters are, with their gradients, where they were put."""
-        at, size = self.params.data_ptr(), self.params.element_size()
-        return [
-            (p.data_ptr() == at + self._layouts[i][2] * size or not p.numel()) and self._has_gradient(i, p.grad)
-            for i, p in zip(which, params, strict=True)
-        ]
-
-    def _has_gradient(self, i: int, g: Any) -> bool:
-        """Whether a gradient is the piece of the gradients that it should be."""
-        _, stride, start = self._layouts[i]
-        at = self.gradients.data_ptr() + start * self.gradients.element_size()
-        return not g.numel() or (g.data_ptr() == at and g.stride() == stride and g.dtype == self.gradients.dtype)
 
     def merged(
         self, members: np.ndarray, which: np.ndarray, in_place: np.ndarray, sizes: np.ndarray, *, gaps: bool
@@ -98,12 +89,16 @@ class FlatBuffers:
     def clear_gradients(self, params: Sequence[torch.Tensor], *, set_to_none: bool) -> None:
         """Set all gradients to zero in the buffer, and put those that lie elsewhere back; None stays None."""
         self.gradients.zero_()
-        for i, p in enumerate(params):
+        for p, own in zip(params, self._gradient_views, strict=True):
             if (g := p.grad) is not None:
                 if set_to_none and not p.requires_grad:  # frozen, as torch leaves it
                     p.grad = None
-                elif g.layout != torch.strided or not self._has_gradient(i, g):
-                    p.grad = self._gradient_views[i]
+                elif g.layout != own.layout or _described(g) != _described(own):
+                    p.grad = own
+
+
+def _described(tensor: torch.Tensor) -> tuple:
+    return tensor.data_ptr(), tensor.stride(), tensor.dtype
 
 
 def allocator(params: Sequence[Any], buffers: FlatBuffers | None) -> Callable[[int, Format, str, Plane], torch.Tensor]:

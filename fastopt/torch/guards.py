@@ -11,7 +11,7 @@ from enum import IntEnum
 from functools import cache
 from itertools import repeat
 from operator import attrgetter, is_
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
@@ -41,30 +41,12 @@ class Check(NamedTuple):
     addresses: np.ndarray = np.empty(0, np.int64)  # of the gradients
 
 
-class Guard(Protocol):
-    """What was noted of the active parameters, their gradients and their state, and of the idle ones without gradient.
-
-    `kind` names it in an optimizer's repr; `p_at` and `g_at` are the addresses of parameters and gradients then.
-    """
-
-    kind: str
-    p_at: np.ndarray
-    g_at: np.ndarray
-
-    def check(self, g_at: np.ndarray) -> Check:
-        """Compare everything with how it was, and the gradients' addresses with these."""
-        ...
-
-
-def make_guard(active: Sequence[Any], idle: Sequence[Any], state: Sequence[torch.Tensor] = ()) -> Guard:
+def make_guard(active: Sequence[Any], idle: Sequence[Any], state: Sequence[torch.Tensor] = ()) -> PythonGuard:
     """Note how parameters are, the active ones with their gradients, and where their state lies."""
-    found = c_abi.functions()
-    if found is None or not _is_plain([*active, *idle]):
-        return PythonGuard(active, idle, state)
-    handles = c_abi.handles(active, found), c_abi.handles(state, found)
-    if handles[0] is None or handles[1] is None:
-        return PythonGuard(active, idle, state)
-    return CompiledGuard(active, idle, state, found, handles[0], handles[1])
+    found, checked = c_abi.functions(), [*active, *map(_gradient, active), *state]
+    if found is not None and _is_plain([*active, *idle]) and c_abi.are_where_expected(checked, found):
+        return CompiledGuard(active, idle, state, found)
+    return PythonGuard(active, idle, state)
 
 
 def guard_kind(params: Sequence[Any]) -> str:
@@ -78,93 +60,84 @@ def _is_plain(tensors: Sequence[Any]) -> bool:
 
 
 class PythonGuard:
-    """Compares by torch's methods."""
+    """What was noted of the active parameters, their gradients and their state, and of the idle ones without gradient.
+
+    `kind` names it in an optimizer's repr; `p_at`, `g_at`, `s_at` are the addresses of parameters, gradients and state.
+    """
 
     kind = "Python"
 
     def __init__(self, active: Sequence[Any], idle: Sequence[Any], state: Sequence[torch.Tensor]):
         self._active, self._idle, self._state = list(active), list(idle), list(state)
-        self._distributed = any(map(is_distributed, active))
-        params, grads = self._local()
-        self._types = set(map(type, grads))
-        self.p_at, self.g_at, self._s_at = _addresses(params), _addresses(grads), _addresses(self._state)
+        grads = list(map(_gradient, active))
+        self._types, self._distributed = set(map(type, grads)), any(map(is_distributed, active))
+        own_params, own_grads = self._local(self._active), self._local(grads)
+        self.p_at, self.g_at, self.s_at = _addresses(own_params), _addresses(own_grads), _addresses(self._state)
+        self._note(own_params, own_grads)
+
+    def _note(self, params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> None:
         self._described = _CONTIGUOUS if all(x.is_contiguous() for x in [*params, *grads]) else _LAYOUT
-        self._layouts = self._layouts_of(params), self._layouts_of(grads)
-        self._devices = list(map(_device, grads))
+        self._layouts, self._devices = self._layouts_of(params, grads), list(map(_device, grads))
 
-    def _local(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        params, grads = self._active, list(map(_gradient, self._active))
+    def _local(self, tensors: list[Any]) -> list[torch.Tensor]:
         if not self._distributed:
-            return params, grads
+            return tensors
         with torch.no_grad():
-            return list(map(local, params)), list(map(local, grads))
+            return list(map(local, tensors))
 
-    def _layouts_of(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
-        return [list(map(what, tensors)) for what in self._described]
+    def _layouts_of(self, *lists: Sequence[torch.Tensor]) -> list[Any]:
+        return [list(map(what, tensors)) for tensors in lists for what in self._described]
 
-    def check(self, g_at: np.ndarray) -> Check:  # noqa: D102
-        try:
-            params, grads = self._local()
-            if set(map(type, grads)) != self._types or any(map(_is_neg, grads)):
-                return _CHANGED
-            if (self._layouts_of(params), self._layouts_of(grads)) != self._layouts:
-                return _CHANGED
-            p_at, found_at, s_at = _addresses(params), _addresses(grads), _addresses(self._state)
-            if not np.array_equal(p_at, self.p_at) or not np.array_equal(s_at, self._s_at):
-                return _CHANGED
-        except (AttributeError, RuntimeError, TypeError):  # a gradient is gone, or sparse
-            return _CHANGED
-        if not _all_none(map(_gradient, self._idle)):
-            return _CHANGED
-        if np.array_equal(found_at, g_at):
-            return Check(Outcome.SAME, grads, found_at)
-        moved = list(map(_device, grads)) == self._devices and all(map(has_memory, grads))
-        return Check(Outcome.MOVED, grads, found_at) if moved else _CHANGED
-
-
-class CompiledGuard:
-    """Compares by torch's C functions, all tensors in one compiled call, and by one Python call for the whole list."""
-
-    kind = "compiled"
-
-    def __init__(
-        self,
-        active: Sequence[Any],
-        idle: Sequence[Any],
-        state: Sequence[torch.Tensor],
-        found: c_abi.CFunctions,
-        p_handles: np.ndarray,
-        s_handles: np.ndarray,
-    ):
-        self._active, self._idle, self._state = list(active), list(idle), list(state)  # which the handles are of
-        self._functions = found.addresses
-        self._p_handles, self._s_handles = p_handles, s_handles
-        grads = [p.grad for p in active]
-        self._types = set(map(type, grads))
-        self.p_at, self.g_at, self._s_at = _addresses(active), _addresses(grads), _addresses(state)
-        expected: list[int] = []
-        for p, g in zip(active, grads, strict=True):
-            expected += [p.dim(), *p.shape, *p.stride(), *g.stride(), g.numel() * g.element_size()]
-        self._expected = np.array(expected, np.int64)
-        common = [found.distance, found.strided, 0, 0, 0, 0, 0]
-        if active:
-            (p, g), handle = (active[0], grads[0]), int(p_handles[0])
-            device = [found.ask(name, handle) for name in ("device_type", "device_index")]
-            types = [found.dtypes[p.dtype], found.dtypes[g.dtype]]
-            common = [found.distance, found.strided, *types, *device, g.element_size()]
-        self._common = np.array(common, np.int64)
-        self._check_tensors = _compiled_check()
-
-    def check(self, g_at: np.ndarray) -> Check:  # noqa: D102
+    def check(self, g_at: np.ndarray) -> Check:
+        """Compare everything with how it was, and the gradients' addresses with these."""
         grads = list(map(_gradient, self._active))
         if set(map(type, grads)) != self._types or (self._idle and not _all_none(map(_gradient, self._idle))):
             return _CHANGED
-        objects, found_at = c_abi.pointers(grads), np.empty(len(grads), np.int64)
-        tensors, known = (self._p_handles, objects, self._s_handles), (self.p_at, g_at, self._s_at, self._expected)
-        outcome = self._check_tensors(self._functions, self._common, *tensors, *known, found_at)
-        if outcome == Outcome.CHANGED or any(map(_is_neg, grads)):
+        try:
+            outcome, found_at = self._compare(grads, g_at)
+        except RuntimeError:  # a sparse gradient has no strides
             return _CHANGED
-        return Check(_OUTCOMES[outcome], grads, found_at)
+        return _CHANGED if outcome is Outcome.CHANGED else Check(outcome, grads, found_at)
+
+    def _compare(self, grads: list[Any], g_at: np.ndarray) -> tuple[Outcome, np.ndarray]:
+        own_params, own_grads = self._local(self._active), self._local(grads)
+        if self._layouts_of(own_params, own_grads) != self._layouts or any(map(_is_neg, own_grads)):
+            return Outcome.CHANGED, g_at
+        found_at, known = _addresses(own_grads), ((own_params, self.p_at), (self._state, self.s_at))
+        if not all(np.array_equal(_addresses(tensors), at) for tensors, at in known):
+            return Outcome.CHANGED, g_at
+        if np.array_equal(found_at, g_at):
+            return Outcome.SAME, found_at
+        may_move = list(map(_device, own_grads)) == self._devices and all(map(has_memory, own_grads))
+        return Outcome.MOVED if may_move else Outcome.CHANGED, found_at
+
+
+class CompiledGuard(PythonGuard):
+    """Compares by torch's C functions, all tensors in one compiled call."""
+
+    kind = "compiled"
+
+    def __init__(self, active: Sequence[Any], idle: Sequence[Any], state: Sequence[torch.Tensor], found: c_abi.Found):
+        self._found, self._handles = found, (c_abi.handles(active, found), c_abi.handles(state, found))
+        super().__init__(active, idle, state)
+
+    def _note(self, params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> None:
+        found, expected = self._found, []
+        for p, g in zip(params, grads, strict=True):
+            expected += [p.dim(), *p.shape, *p.stride(), *g.stride(), g.numel() * g.element_size()]
+        common = [found.distance, found.strided]
+        if params:
+            p, g, handle = params[0], grads[0], int(self._handles[0][0])
+            device = [found.ask(name, handle) for name in ("device_type", "device_index")]
+            common += [found.dtypes[p.dtype], found.dtypes[g.dtype], *device, g.element_size()]
+        self._known = self.p_at, self.s_at, np.array(expected, np.int64), np.array(common, np.int64)
+        self._check_tensors = _compiled_check()
+
+    def _compare(self, grads: list[Any], g_at: np.ndarray) -> tuple[Outcome, np.ndarray]:
+        (params, state), (p_at, s_at, expected, common) = self._handles, self._known
+        found_at, tensors = np.empty(len(grads), np.int64), (params, c_abi.pointers(grads), state)
+        outcome = self._check_tensors(self._found.addresses, common, *tensors, p_at, g_at, s_at, expected, found_at)
+        return Outcome.CHANGED if any(map(_is_neg, grads)) else _OUTCOMES[outcome], found_at
 
 
 _CHANGED = Check(Outcome.CHANGED)

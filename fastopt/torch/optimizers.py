@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -14,7 +15,6 @@ from fastopt.groups import changed, settings_of
 from fastopt.kernels import rules
 from fastopt.kernels.rules.rule import is_rule, require_rule
 from fastopt.torch.adapter import Adapter
-from fastopt.torch.nadam import NAdam as NAdamAfter
 
 _MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
 
@@ -81,6 +81,19 @@ class Adamax(Adapter, torch.optim.Adamax):
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return rules.Adamax(**options)
+
+
+@dataclass(frozen=True)
+class NAdamAfter(rules.NAdam):
+    """NAdam with the product Πₜ of the momenta up to step t as a setting: in torch it is state."""
+
+    product: float = 1.0
+
+    def scalars(self, t: int) -> dict[str, float]:  # noqa: D102
+        return self.scalars_after(t, self.product)
+
+
+NAdamAfter.__name__ = "NAdam"  # in errors and in names of kernels
 
 
 class NAdam(Adapter, torch.optim.NAdam):

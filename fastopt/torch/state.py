@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
 from fastopt.arrays.torch import (
@@ -20,22 +19,20 @@ from fastopt.arrays.torch import (
     values_in_order,
 )
 from fastopt.errors import LayoutError
-from fastopt.kernels.formats import STORAGES, Format, Plane
+from fastopt.kernels.formats import STORAGES
 from fastopt.store import Store
+from fastopt.torch.flat import FlatBuffers, allocator
 from fastopt.torch.requirements import require_plane, require_values
 
 TORCH = Torch()
 
 
-class StateNames:
-    """What torch's state calls a rule's buffers, and what else it has.
+class StateNames(NamedTuple):
+    """What torch's state calls a rule's buffers, and what else it has."""
 
-    `buffers` maps the rule's names to torch's; `entries` are the scalars in torch's state beside the number of steps,
-    and the values at which they start; `counted` says whether torch's state has that number.
-    """
-
-    def __init__(self, buffers: Mapping[str, str], entries: Mapping[str, float], *, counted: bool):
-        self.buffers, self.entries, self.counted = dict(buffers), dict(entries), counted
+    buffers: Mapping[str, str]  # the rule's name of a buffer → torch's
+    entries: Mapping[str, float]  # torch's scalars beside the number of steps, and the values at which they start
+    counted: bool  # whether torch's state has the number of steps
 
     def of_value(self, buffer: str) -> str:
         """Return the name of a buffer's values: the parameter's, in full precision, are "master"."""
@@ -43,33 +40,26 @@ class StateNames:
 
 
 class StepCounts:
-    """How many steps each parameter has taken, and torch's other scalars, as vectors whose elements state shows."""
+    """How many steps each parameter has taken, and torch's other scalars: vectors whose elements the state shows."""
 
     def __init__(self, count: int, entries: Mapping[str, float]):
         kind = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32  # as torch counts
+        self._start = {"step": 0.0, **entries}
         with torch.inference_mode(mode=False):  # whose tensors have no version counter
-            self.steps = torch.zeros(count, dtype=kind, device="cpu")
-            self.entries = {n: torch.full((count,), x, dtype=kind, device="cpu") for n, x in entries.items()}
-        self._start = dict(entries)
+            self.vectors = {n: torch.full((count,), x, dtype=kind, device="cpu") for n, x in self._start.items()}
 
     @property
-    def numbers(self) -> np.ndarray:
-        """The counts, in the memory of `steps`, which `share_memory_` moves."""
-        return self.steps.numpy()
-
-    @property
-    def version(self) -> int:
-        """Incremented when others write a count; a step of ours does not increment it."""
-        return self.steps._version
+    def versions(self) -> list[int]:
+        """Incremented when others write a count; a step writes through NumPy and does not increment them."""
+        return [vector._version for vector in self.vectors.values()]
 
     def shown(self, i: int) -> dict[str, torch.Tensor]:
         """Return a parameter's elements, by torch's names."""
-        return {"step": self.steps[i], **{name: vector[i] for name, vector in self.entries.items()}}
+        return {name: vector[i] for name, vector in self.vectors.items()}
 
     def reset(self) -> None:
         """Go back to before the first step."""
-        self.numbers[...] = 0
-        for name, vector in self.entries.items():
+        for name, vector in self.vectors.items():
             vector.fill_(self._start[name])
 
 
@@ -81,7 +71,7 @@ class ParamState:
         labels: what errors call them.
         names: what torch calls state.
         formats: of each buffer.
-        allocate: makes the tensor of a plane, all zero bytes, as for `Store`.
+        flat: the flat buffers in which the tensors are allocated, if any.
 
     """
 
@@ -91,14 +81,14 @@ class ParamState:
         labels: Sequence[str],
         names: StateNames,
         formats: Mapping[str, str],
-        allocate: Callable[[int, Format, str, Plane], torch.Tensor],
+        flat: FlatBuffers | None,
     ):
-        self.params, self.labels, self.names = list(params), list(labels), names
+        self.params, self.labels, self.names, self._flat = list(params), list(labels), names, flat
         self.counts = StepCounts(len(self.params), names.entries)
         self.shows_step = names.counted
         self.formats = dict(formats)
         sizes = [local(p).numel() for p in self.params]
-        self.store = Store(TORCH, formats, sizes, allocate)
+        self.store = Store(TORCH, formats, sizes, allocator(self.params, flat))
         self.forget()
 
     def forget(self) -> None:
@@ -142,30 +132,23 @@ class ParamState:
         skip = (self.store.forward("p"),) if buffer == "p" else ()
         self.store.encode(i, buffer, values_in_order(local(value), like, form.computes), skip=skip)
 
-    def _replace(self, i: int, buffer: str, name: str) -> torch.Tensor:
-        """Allocate a plane anew, in place of what the row has."""
-        form = self.store.formats[buffer]
-        made = self.store.planes[i][name] = self.store.allocate(i, form, name, form.plane_names(buffer)[name])
-        return made
-
     def require_own_planes(self, i: int) -> None:
         """Raise a LayoutError if the tensors of a parameter's state are not of the type and shape that they had."""
         p = local(self.params[i])
         for name, tensor in self.own_planes(i).items():
-            plane = self.store.formats[_buffer(name)].plane_names(_buffer(name))[name]
+            plane = self.store.plane(name)
             shape = (plane.size(p.numel()),) if plane.tiled else p.shape
             text = f"the state {name!r} of {self.labels[i]}"
             require_plane(local(tensor), shape, element_type(plane), p.device, text)
 
-    def settle(self, i: int, is_placed: Callable[[int, str, Plane, torch.Tensor], bool]) -> None:
+    def settle(self, i: int) -> None:
         """Copy state that others moved to where no step can follow, as by `.data =`, to memory of ours again."""
         p = local(self.params[i])
         for name, shown in self.own_planes(i).items():
-            buffer, tensor = _buffer(name), local(shown)
-            plane = self.store.formats[buffer].plane_names(buffer)[name]
-            walkable = tensor.is_contiguous() if plane.tiled else is_dense(tensor) and same_order(tensor, p)
-            if not walkable or not is_placed(i, name, plane, tensor):
-                local(self._replace(i, buffer, name)).copy_(tensor)
+            plane, tensor = self.store.plane(name), local(shown)
+            usable = tensor.is_contiguous() if plane.tiled else is_dense(tensor) and same_order(tensor, p)
+            if not usable or (self._flat is not None and not self._flat.has_state(i, name, plane, tensor)):
+                local(self.store.allocate(i, name)).copy_(tensor)
 
     # What torch sees.
 
@@ -198,15 +181,13 @@ class ParamState:
         ours = {key: name for key, name in own.items() if entries.get(key) is self.store.planes[i][name]}
         for name in set(own.values()) - set(ours.values()):
             del self.store.planes[i][name]
-        if entries.get("step") is not None:
-            entries = {**entries, "step": float(entries["step"])}
-        if not ours:
-            self.counts.numbers[i] = 0
+        if not ours and entries.get("step") is None:
+            self.counts.vectors["step"][i] = 0
         for b, form in self.store.formats.items():  # planes of a state that was moved here as it is
             for name, plane in form.plane_names(b).items() if b != "g" and len(form.planes) > 1 else ():
                 tensor, size = entries.get(self.key(name)), local(self.params[i]).numel()
                 if name not in ours.values() and tensor is not None and tensor.numel() == plane.size(size):
-                    flat(local(self._replace(i, b, name))).copy_(flat(local(tensor)))
+                    flat(local(self.store.allocate(i, name))).copy_(flat(local(tensor)))
         self.take(i, {key: x for key, x in entries.items() if key not in ours})
 
     def take(self, i: int, given: Mapping[str, Any], *, copy: bool = False) -> None:
@@ -219,13 +200,11 @@ class ParamState:
                 require_values(value, self.params[i], b, self.store.formats[b], text, exactly=False)
                 if b != "p" or len(self.store.formats[b].planes) > 1:  # loading never writes parameters
                     values[b] = value
-        if given.get("step") is not None:
-            self.counts.numbers[i] = float(given["step"])
-        elif values.keys() - {"p"}:
-            self.counts.numbers[i] = max(self.counts.numbers[i], 1)
-        for name, vector in self.counts.entries.items():
+        for name, vector in self.counts.vectors.items():
             if given.get(name) is not None:
                 vector[i] = float(given[name])
+            elif name == "step" and values.keys() - {"p"}:
+                vector[i] = max(vector[i], 1)
         for b, value in values.items():
             if len(self.store.formats[b].planes) > 1:
                 self._take_planes(i, b, value, given)
@@ -236,7 +215,7 @@ class ParamState:
         """Encode values; of a parameter's, take the very planes where they were saved beside."""
         own = [name for name in self.store.formats[b].plane_names(b) if b != "p" or name != self.store.forward("p")]
         for name in own:
-            self._replace(i, b, name)
+            self.store.allocate(i, name)
         self._encode(i, b, value)
         for name in own if b == "p" else ():
             if (exact := given.get(self.key(name))) is not None:
@@ -249,7 +228,7 @@ class ParamState:
         fits = tensor.dtype == element_type(plane) and is_dense(tensor) and same_order(tensor, p)
         self.store.planes[i][name] = value
         if copy or not fits:
-            local(self._replace(i, b, name)).copy_(tensor.detach())
+            local(self.store.allocate(i, name)).copy_(tensor.detach())
 
     def decoded(self, i: int, entries: Mapping[str, Any]) -> dict[str, Any]:
         """Return a parameter's state under torch's names, what is stored in several planes as values in full precision.
@@ -269,11 +248,6 @@ class ParamState:
                 values = type(p).from_local(values, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
             found[self.names.of_value(b)] = values
         if self.shows_step:
-            counted = [name for name in ("step", *self.names.entries) if name in found]
+            counted = found.keys() & self.counts.vectors.keys()
             found |= {name: found[name].clone() for name in counted}  # ours are views of one vector
         return found
-
-
-def _buffer(name: str) -> str:
-    """Return the buffer that a plane belongs to."""
-    return name.partition(".")[0]

@@ -11,6 +11,7 @@ a uint32 that stays one.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+import inspect
 import operator
 import sys
 
@@ -19,7 +20,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-_INT64 = ir.IntType(64)
+_BYTE, _WORD, _INT64 = (ir.IntType(bits) for bits in (8, 32, 64))
 
 AHEAD = 2048
 """Bytes by which `prefetch` runs ahead."""
@@ -41,7 +42,7 @@ _word = WordType()
 @register_model(WordType)
 class _WordModel(models.PrimitiveModel):
     def __init__(self, manager, fe_type):
-        super().__init__(manager, fe_type, ir.IntType(32))
+        super().__init__(manager, fe_type, _WORD)
 
 
 class BufferType(types.Type):
@@ -120,7 +121,7 @@ def prefetch(typingctx, view, count):
 
 
 def _prefetch(builder, address):
-    byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+    byte, flag = _BYTE.as_pointer(), _WORD
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
     )
@@ -142,7 +143,7 @@ def _type_getitem(context):
 def _lower_getitem(context, builder, signature, args):
     element = _element(context, builder, signature.args[0], *args)
     loaded = _declare_scopes(builder, builder.load(element, align=signature.args[0].align), signature.args[0])
-    return builder.zext(loaded, ir.IntType(32)) if signature.args[0].narrow else loaded
+    return builder.zext(loaded, _WORD) if signature.args[0].narrow else loaded
 
 
 @type_callable(operator.setitem)
@@ -163,103 +164,94 @@ def _lower_setitem(context, builder, signature, args):
     return context.get_dummy_value()
 
 
-def _float_intrinsic(name, arity=1):
-    """Make an intrinsic of the LLVM intrinsic of that name: exact or correctly rounded, vectorised."""
+def instruction(result):
+    """Make an intrinsic of a function of LLVM's builder and values; `result` returns its type, or None, from theirs."""
 
-    def one(typingctx, x):
-        def codegen(context, builder, signature, args):
-            function = cgutils.get_or_insert_function(
-                builder.module,
-                ir.FunctionType(args[0].type, [a.type for a in args]),
-                f"llvm.{name}.{'f32' if signature.return_type == types.float32 else 'f64'}",
-            )
-            return builder.call(function, args)
+    def define(build):
+        def definition(typingctx, *operands):
+            kind = result(*operands)
+            if kind is None:
+                return None
+            return kind(*operands), lambda context, builder, signature, args: build(builder, *args)
 
-        return x(*[x] * arity), codegen
+        definition.__name__, definition.__signature__ = build.__name__, inspect.signature(build)
+        return intrinsic(definition)
 
-    def two(typingctx, x, y):
-        return one(typingctx, x) if x == y else None
-
-    chosen = one if arity == 1 else two
-    chosen.__name__ = name
-    return intrinsic(chosen)
+    return define
 
 
-sqrt = _float_intrinsic("sqrt")
-fabs = _float_intrinsic("fabs")
-rint = _float_intrinsic("rint")
-floor = _float_intrinsic("floor")
-ceil = _float_intrinsic("ceil")
-trunc = _float_intrinsic("trunc")
-copysign = _float_intrinsic("copysign", arity=2)
+def _same(x, *others):
+    return x if all(other == x for other in others) else None
 
 
-@intrinsic
-def select(typingctx, condition, a, b):
+def _words(*operands):
+    return _word if all(x == _word or isinstance(x, types.Integer) for x in operands) else None
+
+
+def _llvm(builder, name, x, *more):
+    """Call the LLVM intrinsic of that name: exact or correctly rounded, vectorised."""
+    operands, suffix = [x, *more], "f32" if x.type == ir.FloatType() else "f64"
+    kind = ir.FunctionType(x.type, [operand.type for operand in operands])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.{suffix}"), operands)
+
+
+sqrt = instruction(_same)(lambda builder, x: _llvm(builder, "sqrt", x))
+fabs = instruction(_same)(lambda builder, x: _llvm(builder, "fabs", x))
+rint = instruction(_same)(lambda builder, x: _llvm(builder, "rint", x))
+floor = instruction(_same)(lambda builder, x: _llvm(builder, "floor", x))
+ceil = instruction(_same)(lambda builder, x: _llvm(builder, "ceil", x))
+trunc = instruction(_same)(lambda builder, x: _llvm(builder, "trunc", x))
+copysign = instruction(_same)(lambda builder, x, y: _llvm(builder, "copysign", x, y))
+
+
+@instruction(lambda condition, a, b: _same(a, b) if condition == types.boolean else None)
+def select(builder, condition, a, b):
     """Choose a where the condition holds, else b; both are computed, so loops stay free of branches."""
-    if condition != types.boolean or a != b:
-        return None
-
-    def codegen(context, builder, signature, args):
-        return builder.select(args[0], args[1], args[2])
-
-    return a(condition, a, b), codegen
+    return builder.select(condition, a, b)
 
 
-@intrinsic
-def umax(typingctx, a, b):
-    """Return the larger of two words."""
-    if a != _word or b != _word:
-        return None
-
-    def codegen(context, builder, signature, args):
-        return builder.select(builder.icmp_unsigned(">", args[1], args[0]), args[1], args[0])
-
-    return _word(a, b), codegen
-
-
-@intrinsic(prefer_literal=True)
-def low(typingctx, pair, bits):
-    """Return the first of the two elements of so many bits that a word holds, on a little-endian machine."""
-
-    def codegen(context, builder, signature, args):
-        return builder.and_(args[0], args[0].type((1 << signature.args[1].literal_value) - 1))
-
-    return _word(pair, bits), codegen
-
-
-@intrinsic(prefer_literal=True)
-def high(typingctx, pair, bits):
-    """Return the second of the two elements of so many bits that a word holds."""
-
-    def codegen(context, builder, signature, args):
-        return builder.lshr(args[0], args[0].type(signature.args[1].literal_value))
-
-    return _word(pair, bits), codegen
-
-
-@intrinsic(prefer_literal=True)
-def join(typingctx, a, b, bits):
-    """Join the lowest so many bits of two words in one, from which `low` and `high` take them."""
-
-    def codegen(context, builder, signature, args):
-        width, kind = signature.args[2].literal_value, args[0].type
-        return builder.or_(builder.and_(args[0], kind((1 << width) - 1)), builder.shl(args[1], kind(width)))
-
-    return _word(a, b, bits), codegen
-
-
-@intrinsic
-def sign(typingctx, x):
+@instruction(_same)
+def sign(builder, x):
     """Return −1, +0 or 1, and NaN for NaN, as np.sign does."""
+    zero, one = x.type(0.0), x.type(1.0)
+    negative = builder.select(builder.fcmp_ordered("<", x, zero), x.type(-1.0), x)
+    signed = builder.select(builder.fcmp_ordered("==", x, zero), zero, negative)
+    return builder.select(builder.fcmp_ordered(">", x, zero), one, signed)
 
-    def codegen(context, builder, signature, args):
-        zero, one = ir.Constant(args[0].type, 0.0), ir.Constant(args[0].type, 1.0)
-        negative = builder.select(builder.fcmp_ordered("<", args[0], zero), ir.Constant(args[0].type, -1.0), args[0])
-        signed = builder.select(builder.fcmp_ordered("==", args[0], zero), zero, negative)
-        return builder.select(builder.fcmp_ordered(">", args[0], zero), one, signed)
 
-    return x(x), codegen
+@instruction(_words)
+def umax(builder, a, b):
+    """Return the larger of two words."""
+    return builder.select(builder.icmp_unsigned(">", b, a), b, a)
+
+
+def _lowest(builder, bits):
+    """Return a word whose lowest so many bits are set."""
+    return builder.sub(builder.shl(_WORD(1), builder.trunc(bits, _WORD)), _WORD(1))
+
+
+@instruction(_words)
+def low(builder, pair, bits):
+    """Return the first of the two elements of so many bits that a word holds, on a little-endian machine."""
+    return builder.and_(pair, _lowest(builder, bits))
+
+
+@instruction(_words)
+def high(builder, pair, bits):
+    """Return the second of the two elements of so many bits that a word holds."""
+    return builder.lshr(pair, builder.trunc(bits, _WORD))
+
+
+@instruction(_words)
+def join(builder, a, b, bits):
+    """Join the lowest so many bits of two words in one, from which `low` and `high` take them."""
+    return builder.or_(builder.and_(a, _lowest(builder, bits)), builder.shl(b, builder.trunc(bits, _WORD)))
+
+
+@instruction(lambda x: types.float32 if x == _word else None)
+def from_bits(builder, x):
+    """Return the float32 whose bits are the word's."""
+    return builder.bitcast(x, ir.FloatType())
 
 
 @intrinsic
@@ -309,9 +301,9 @@ def word(typingctx, x):
 
     def codegen(context, builder, signature, args):
         if x == types.float32:
-            return builder.bitcast(args[0], ir.IntType(32))
+            return builder.bitcast(args[0], _WORD)
         integer = context.cast(builder, args[0], signature.args[0], types.int64)
-        return builder.trunc(integer, ir.IntType(32))
+        return builder.trunc(integer, _WORD)
 
     return _word(x), codegen
 
@@ -328,32 +320,14 @@ def to_float(typingctx, x, dtype):
     return dtype.instance_type(x, dtype), codegen
 
 
-@intrinsic
-def from_bits(typingctx, x):
-    """Return the float32 whose bits are the word's."""
-    if x != _word:
-        return None
-
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(x), codegen
+@instruction(lambda address, amount: types.int64)
+def _fetch_add(builder, address, amount):
+    return builder.atomic_rmw("add", builder.inttoptr(address, _INT64.as_pointer()), amount, "acq_rel")
 
 
-@intrinsic
-def _fetch_add(typingctx, address, amount):
-    def codegen(context, builder, signature, args):
-        return builder.atomic_rmw("add", builder.inttoptr(args[0], _INT64.as_pointer()), args[1], "acq_rel")
-
-    return types.int64(address, amount), codegen
-
-
-@intrinsic
-def _load_acquire(typingctx, address):
-    def codegen(context, builder, signature, args):
-        return builder.load_atomic(builder.inttoptr(args[0], _INT64.as_pointer()), "acquire", 8)
-
-    return types.int64(address), codegen
+@instruction(lambda address: types.int64)
+def _load_acquire(builder, address):
+    return builder.load_atomic(builder.inttoptr(address, _INT64.as_pointer()), "acquire", 8)
 
 
 # A job is two int64 counters, 64 bytes apart so that they do not share a cache line: the first element that nobody has
@@ -383,7 +357,7 @@ def yield_thread(typingctx):
 
     def codegen(context, builder, signature, args):
         name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
-        builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), name), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(_WORD, []), name), [])
         return context.get_dummy_value()
 
     return types.void(), codegen
