@@ -1,4 +1,4 @@
-"""The store: rows × planes of memory. The one place that allocates, encodes and decodes it, for all surfaces.
+"""The store: rows × planes of memory. The one place that allocates, encodes, decodes and compares it, for all surfaces.
 
 A row is a tensor: one of a model's, or a flat buffer of many. Each of its buffers (p, g, the state) is stored in a
 format as one or more planes, arrays of their own: see `kernels.formats`.
@@ -7,6 +7,7 @@ format as one or more planes, arrays of their own: see `kernels.formats`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -99,3 +100,28 @@ def _parts(count: int) -> Iterator[tuple[slice, slice]]:
     for first in range(0, count, _PART):
         last = min(first + _PART, count)
         yield slice(first, last), slice(first // TILE, -(-last // TILE))
+
+
+class Extents:
+    """Ranges of memory in the order of their addresses; `overlap` is a pair of them that overlap, or None.
+
+    >>> Extents([100, 0, 50], [10, 50, 60]).overlap
+    (2, 0)
+    """
+
+    def __init__(self, addresses: Sequence[int], sizes: Sequence[int]):
+        order = sorted((k for k, size in enumerate(sizes) if size), key=addresses.__getitem__)
+        self.overlap = next(((a, b) for a, b in pairwise(order) if addresses[a] + sizes[a] > addresses[b]), None)
+        self._order, self._addresses, self._sizes = order, addresses, sizes
+        self._bounds: tuple[np.ndarray, np.ndarray] | None = None
+
+    def touched_by(self, addresses: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Return which of these ranges lie, in part, in one of the extents."""
+        if self._bounds is None:
+            beyond = np.iinfo(np.int64).max  # so that there is always one before and one after
+            starts = np.array([0, *(self._addresses[k] for k in self._order), beyond], np.int64)
+            ends = np.array([0, *(self._addresses[k] + self._sizes[k] for k in self._order), beyond], np.int64)
+            self._bounds = starts, ends
+        starts, ends = self._bounds
+        after = np.searchsorted(starts, addresses, "right")
+        return ((ends[after - 1] > addresses) | (starts[after] < addresses + sizes)) & (sizes > 0)

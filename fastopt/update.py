@@ -17,7 +17,7 @@ from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.formats import FULL, STORAGES, TILE
 from fastopt.kernels.launch import Rows, run
 from fastopt.kernels.rules.rule import Rule, require_rule, signature
-from fastopt.overlap import Extents
+from fastopt.store import Extents
 
 
 def update(

@@ -40,7 +40,6 @@ UNIT_OF = {
     "fastopt.kernels": "launch",
     "fastopt.arrays": "arrays",
     "fastopt.store": "store",
-    "fastopt.overlap": "store",
     "fastopt.torch": "torch",
     **{f"fastopt.{name}": "commands" for name in ("bench", "demo", "cli")},
     "fastopt": "surface",

@@ -22,7 +22,7 @@ from fastopt.kernels.compiler.specialization import specialization_key
 from fastopt.kernels.formats import STORAGES, TILE
 from fastopt.kernels.launch import Launch, Rows
 from fastopt.kernels.rules.rule import Rule
-from fastopt.overlap import Extents
+from fastopt.store import Extents
 from fastopt.torch.flat import ALIGNED, TIE, FlatBuffers, require_separate
 from fastopt.torch.guards import Check, Outcome, PythonGuard, make_guard
 from fastopt.torch.requirements import formats_for, require_gradient, require_parameter, require_unchanged

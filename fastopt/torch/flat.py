@@ -12,7 +12,7 @@ from fastopt.arrays.torch import element_type, local
 from fastopt.errors import LayoutError
 from fastopt.kernels.compiler.program import Buffer
 from fastopt.kernels.formats import TILE, Format, Plane
-from fastopt.overlap import Extents
+from fastopt.store import Extents
 
 ALIGNED = 16
 """Elements to a multiple of which a parameter begins in a flat buffer: 64 bytes of float32, a cache line."""

@@ -15,9 +15,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fastopt.kernels.compiler.graph import Node
+from fastopt.kernels.compiler.graph import Node, Trace
 from fastopt.kernels.compiler.operations import DERIVED, HINTS, VOCABULARY
-from fastopt.kernels.compiler.tracer import Trace
 
 _BOOL = np.dtype(bool)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
-
-from fastopt.kernels.compiler.graph import Node
+from typing import Any, TypeAlias
 
 LOOSE, COMPARE, SUM, PRODUCT, PREFIX, ATOM = 0, 1, 2, 3, 4, 9
 """How tightly an expression's outermost operator binds: a name or a call tightest."""
@@ -27,7 +25,7 @@ class Text(str):
         return self if self.binding >= binding else f"({self})"
 
 
-Writer: TypeAlias = Callable[[Node, Sequence[Text]], Text]
+Writer: TypeAlias = Callable[[Any, Sequence[Text]], Text]
 """Writes one operation: from its node and the texts of its operands."""
 
 

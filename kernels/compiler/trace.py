@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from fastopt.errors import RuleError
-from fastopt.kernels.compiler.graph import Node, walk
+from fastopt.kernels.compiler.graph import Node, Trace, walk
 from fastopt.kernels.compiler.layout import layout
 from fastopt.kernels.compiler.noise import centred, dither_bits, more_bits, radius, random_bits, stretched, tile_bits
 from fastopt.kernels.compiler.program import Buffer, Program
 from fastopt.kernels.compiler.specialization import exact_key, name_parts, specialize
 from fastopt.kernels.compiler.symbols import Symbol
-from fastopt.kernels.compiler.tracer import Trace
 from fastopt.kernels.formats import STORAGES, Format, Scaled
 from fastopt.kernels.rules.rule import Rule, is_rule, require_rule, signature
 
