@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastopt.arrays import CPU, NUMPY
+from fastopt.arrays import NUMPY
+from fastopt.arrays.library import CPU
 from fastopt.kernels import jit
 from fastopt.kernels.cpu import tuning
 from fastopt.kernels.cpu.launch import compiled_wait, shared_calls

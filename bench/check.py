@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 import fastopt
-from fastopt.arrays import copy
+from fastopt.arrays import library_of
 from fastopt.bench import problem as memory
 from fastopt.bench.cases import Case
 from fastopt.bench.peers.adapter import Peer
@@ -49,7 +49,8 @@ def _step(made: fastopt.Optimizer, case: Case) -> None:
     values = start(case)
     made.assign(values["p"])
     for name, g in values["g"].items():
-        copy(made.grads[name], g.astype(made.grads[name].dtype, copy=False))
+        own = made.grads[name]
+        library_of(own).copy(own, g.astype(own.dtype, copy=False))
     for _ in range(STEPS):
         made.step()
 
@@ -73,7 +74,7 @@ def check_peer(case: Case, peer: Peer) -> None:
     values = start(case)
     for arrays, of in ((problem.params, values["p"]), (problem.grads, values["g"])):
         for name, array in arrays.items():
-            copy(array, of[name].astype(array.dtype, copy=False))
+            library_of(array).copy(array, of[name].astype(array.dtype, copy=False))
     contestant = peer.make(case, problem)
     for _ in range(STEPS):
         contestant.step()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastopt
-from fastopt.arrays import copy
+from fastopt.arrays import library_of
 from fastopt.arrays.numpy import visible_dtype
 from fastopt.bench import ceiling
 from fastopt.bench.cases import Case
@@ -78,7 +78,7 @@ def fill(grads: Iterable[Any]) -> None:
         rounded = values[: array.size].astype(array.dtype, copy=False)
         for start in range(0, array.size, values.size):
             part = array[start : start + values.size]
-            copy(part, rounded[: part.size])
+            library_of(part).copy(part, rounded[: part.size])
 
 
 def passes(case: Case, problem: Problem) -> Callable[[], object]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.arrays import Array, adopt, describe, library_of
+from fastopt.arrays import adopt, describe, library_of
+from fastopt.arrays.library import Array
 from fastopt.errors import LayoutError, suggest
 from fastopt.kernels.formats import FULL
 

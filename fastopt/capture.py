@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.arrays import Device, Library
+from fastopt.arrays.library import Device, Library
 from fastopt.errors import BackendError, SettingError
 from fastopt.parameters import Group
 

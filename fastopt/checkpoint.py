@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastopt.arguments import by_name, read_only, require_like, require_names
 from fastopt.checks import integer, seed_number
 from fastopt.errors import LayoutError
 from fastopt.kernels.compiler.specialization import describe
 from fastopt.parameters import NamedValues
-
-
-class Checkpoint(NamedTuple):
-    """A checked state: nothing in it can fail to load."""
-
-    t: int
-    seed: int
-    values: dict[str, dict[str, Any]]  # buffer → parameter → array
 
 
 def save(values: NamedValues, t: int, seed: int) -> dict[str, Any]:
@@ -28,8 +20,8 @@ def save(values: NamedValues, t: int, seed: int) -> dict[str, Any]:
     return {"t": t, "seed": seed, "rules": rules(values), **arrays}
 
 
-def check(state: Any, values: NamedValues) -> Checkpoint:
-    """Check what `save` returned against the optimizer that is to load it, or raise a LayoutError."""
+def check(state: Any, values: NamedValues) -> tuple[int, int, dict[str, dict[str, Any]]]:
+    """Return t, the seed, and of each buffer the values by name, that `save` returned, or raise a LayoutError."""
     given, own = by_name(state, "entries"), values.templates()
     keys = {f"{b}/{name}": (b, name) for b, templates in own.items() for name in templates}
     require_names(given, {"t": 0, "seed": 0, "rules": 0, **keys}, "the entry")
@@ -41,13 +33,7 @@ def check(state: Any, values: NamedValues) -> Checkpoint:
         require_like(array, own[b][name], f"the entry {key!r} does not match.")
         found.setdefault(b, {})[name] = array
     t = integer("the entry 't'", given["t"], 0, 2**63, error=LayoutError)
-    return Checkpoint(t, seed_number(given["seed"], "the entry 'seed'", LayoutError), found)
-
-
-def load(checkpoint: Checkpoint, values: NamedValues) -> None:
-    """Write the values of a checkpoint to the optimizer's memory."""
-    for buffer, arrays in checkpoint.values.items():
-        values.write(buffer, arrays)
+    return t, seed_number(given["seed"], "the entry 'seed'", LayoutError), found
 
 
 def rules(values: NamedValues) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 
 from fastopt import checkpoint
 from fastopt.arguments import by_name, common_precision, first_values, read_only, require_like, require_names
-from fastopt.arrays import CPU, Array, Device, library_of, library_on
+from fastopt.arrays import library_of, library_on
+from fastopt.arrays.library import CPU, Array, Device
 from fastopt.arrays.numpy import visible_dtype
 from fastopt.capture import PreparedSteps
 from fastopt.checks import integer, seed_number
@@ -320,9 +321,10 @@ class Optimizer:
 
         """
         self._values.library.wait(self._values.device)
-        checked = checkpoint.check(state, self._values)
-        checkpoint.load(checked, self._values)
-        self._t, self._seed = checked.t, checked.seed
+        t, seed, found = checkpoint.check(state, self._values)  # before anything is written
+        for buffer, values in found.items():
+            self._values.write(buffer, values)
+        self._t, self._seed = t, seed
         if self._prepared is not None:
             self._prepared.prepare(self._seed, self._t)
 

@@ -9,7 +9,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from fastopt.arrays import CPU, NUMPY, Array, Device, Library
+from fastopt.arrays import NUMPY
+from fastopt.arrays.library import CPU, Array, Device, Library
 from fastopt.kernels.compiler.plan import Plan
 from fastopt.kernels.formats import TILE, Plane
 from fastopt.kernels.launch import Launch

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.arrays import CPU, Array, adopt, describe, device_of, library_of, library_on
+from fastopt.arrays import adopt, describe, device_of, library_of, library_on
+from fastopt.arrays.library import CPU, Array
 from fastopt.checks import integer, seed_number
 from fastopt.errors import FastoptError, LayoutError, SettingError, suggest
 from fastopt.kernels.backends import bind, choose

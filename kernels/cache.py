@@ -64,28 +64,18 @@ def folder(kind: str) -> Path:
 
 def warn_unwritable(path: Path, error: BaseException) -> None:
     """Warn that compiled kernels will not outlive this process, and say why."""
-    warnings.warn(
-        CacheWarning(
-            "compiled kernels cannot be stored on disk; every new process will compile them again.",
-            got=f"{path}: {error}",
-            do="make that folder writable, or set XDG_CACHE_HOME to one that is",
-            where="fastopt.kernels.cache",
-        ),
-        stacklevel=2,
-    )
+    what = "compiled kernels cannot be stored on disk; every new process will compile them again."
+    _warn(what, f"{path}: {error}", "make that folder writable, or set XDG_CACHE_HOME to one that is")
 
 
 def warn_damaged(path: Path, error: BaseException) -> None:
     """Warn that a compiled kernel on disk was damaged, and that it is whole again."""
-    warnings.warn(
-        CacheWarning(
-            "a compiled kernel on disk could not be read; it has been compiled again and replaced.",
-            got=f"{path}: {type(error).__name__}: {error}",
-            do="look after the disk if this happens again",
-            where="fastopt.kernels.cache",
-        ),
-        stacklevel=2,
-    )
+    what = "a compiled kernel on disk could not be read; it has been compiled again and replaced."
+    _warn(what, f"{path}: {type(error).__name__}: {error}", "check the disk if this happens again")
+
+
+def _warn(what: str, got: str, do: str) -> None:
+    warnings.warn(CacheWarning(what, got=got, do=do, where="fastopt.kernels.cache"), stacklevel=3)
 
 
 @lru_cache(maxsize=1)
@@ -99,9 +89,8 @@ def temporary_folder() -> Path:
 
 def short(name: str) -> str:
     """Cut a long name and add a hash of it: Numba's file names hold the module's and the function's name."""
-    return (
-        name if len(name) <= _LONGEST else f"{name[: _LONGEST - 13]}_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    )
+    fits = len(name) <= _LONGEST
+    return name if fits else f"{name[: _LONGEST - 13]}_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 _LONGEST = 80  # twice this, a hash and Numba's suffixes are below the 255 bytes that a file's name may have

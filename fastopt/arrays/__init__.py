@@ -87,28 +87,7 @@ def adopt(value: Any, name: str, *, written: bool = False) -> Array:
         ) from error
 
 
-def copy(target: Array, source: Array) -> None:
-    """Copy NumPy's array, or one of the target's library, into an adopted array of the same shape and type."""
-    library_of(target).copy(target, source)
-
-
 def describe(array: Array) -> str:
     """Name an array's type, shape and, off the CPU, its device."""
     device = library_of(array).device(array)
     return f"{array.dtype}{list(array.shape)}" + (f" on {device}" if device != CPU else "")
-
-
-__all__ = [
-    "CPU",
-    "LIBRARIES",
-    "NUMPY",
-    "Array",
-    "Device",
-    "Library",
-    "adopt",
-    "copy",
-    "describe",
-    "device_of",
-    "library_of",
-    "library_on",
-]

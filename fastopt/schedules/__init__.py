@@ -24,8 +24,7 @@ A setting out of the range that its schedule states is a SettingError when the s
 """
 
 from fastopt.schedules.decay import Cosine, Exponential, InverseTime, Piecewise, Polynomial, Step
-from fastopt.schedules.join import Join
-from fastopt.schedules.schedule import Constant, Delayed, Product, Schedule, Sum
+from fastopt.schedules.schedule import Constant, Delayed, Join, Product, Schedule, Sum
 from fastopt.schedules.warmup import OneCycle, Warmup, WarmupStableDecay
 
 __all__ = [

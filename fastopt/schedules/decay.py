@@ -7,8 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fastopt.schedules.schedule import ANY, POSITIVE_NUMBER, RATE, STEPS, Schedule, check
-from fastopt.schedules.table import entry_at, table
+from fastopt.schedules.schedule import ANY, POSITIVE_NUMBER, RATE, STEPS, Schedule, check, entry_at, table
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 # ruff: noqa: D102   (each class's docstring is the formula that its `at` evaluates)
-"""What a schedule is, the checks of its settings, and the schedules that its operators make of others."""
+"""What a schedule is, the checks of its settings, and the schedules that are made of others."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 from fastopt.checks import DECAY_RATE, NONNEGATIVE, POSITIVE, integer, number
@@ -174,3 +176,54 @@ class Sum(Schedule):
 
     def at(self, t: int) -> float:
         return value_at(self.left, t) + value_at(self.right, t)
+
+
+@dataclass(frozen=True)
+class Join(Schedule):
+    """One schedule after another, each in its own time, from a table {steps taken before it: schedule}.
+
+    Of the entries (s, schedule) the last one with s < t gives η(t) = schedule(t − s): in {0: a, 500: b}, a gives steps
+    1 to 500 as its own steps 1 to 500, and b gives steps 501, 502, … as its own steps 1, 2, …. At t = 0, a(0). So an
+    `a` that ends at step 500 reaches its end, and the join is continuous where a(500) = b(0).
+
+    The table is a dict or an iterable of pairs, in any order; its steps are different integers ≥ 0, the smallest of
+    them 0. A number stands for a constant schedule. It is stored as a tuple of pairs in the order of steps.
+
+    >>> from fastopt.schedules import Join, Polynomial, Warmup
+    >>> schedule = Join({0: Warmup(2), 2: Polynomial(1.0, steps=4)})
+    >>> [schedule(t) for t in range(8)]
+    [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    """
+
+    table: Mapping[int, Schedule | float] | Iterable[tuple[int, Schedule | float]]
+
+    def __post_init__(self):
+        check(self, table=table(0, schedule_or_number))
+
+    def at(self, t: int) -> float:
+        start, schedule = entry_at(self.table, t - 1)
+        return schedule.at(t - start)
+
+
+def table(first: int, entry: Check) -> Check:
+    """Return the check of a table whose smallest step is at most `first`; `entry` checks its entries."""
+
+    def check(name: str, value: Any) -> tuple[tuple[int, Any], ...]:
+        try:
+            pairs = [(step, x) for step, x in (value.items() if isinstance(value, Mapping) else value)]
+        except (TypeError, ValueError):
+            pairs = []
+        pairs = [(COUNT("a step", step), entry(f"{name}[{step!r}]", x)) for step, x in pairs]
+        pairs.sort(key=itemgetter(0))
+        if pairs and pairs[0][0] <= first and len({step for step, _ in pairs}) == len(pairs):
+            return tuple(pairs)
+        expected = f"a dict or pairs {{step: entry}}, the steps different integers ≥ 0, the smallest at most {first}"
+        what = f"{name} is not a table that covers every step once."
+        raise SettingError(what, got=f"{name}={value!r}", expected=expected)
+
+    return check
+
+
+def entry_at(pairs: Any, t: int) -> tuple[int, Any]:
+    """Return the last entry whose step is at most t, or the first of all."""
+    return pairs[max(bisect_right(pairs, t, key=itemgetter(0)) - 1, 0)]

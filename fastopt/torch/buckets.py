@@ -8,18 +8,13 @@ from typing import Any, NamedTuple
 import torch  # pyright: ignore[reportMissingImports]
 
 from fastopt.arrays.torch import is_distributed
+from fastopt.errors import LayoutError
 from fastopt.kernels.formats import STORAGES
 from fastopt.kernels.rules.rule import Rule
 from fastopt.torch.bucket import Advance, ParamBucket
 from fastopt.torch.guards import Check, same_objects
 from fastopt.torch.observed import ObservedState
-from fastopt.torch.requirements import (
-    formats_for,
-    require_mapping,
-    require_step_count,
-    require_values,
-    unknown_entry,
-)
+from fastopt.torch.requirements import LOAD, formats_for, require_step_count, require_values
 from fastopt.torch.state import StateNames
 
 
@@ -165,16 +160,18 @@ def require_loadable(
 
 
 def _require_state(given: Any, p: Any, formats: Mapping[str, str], names: StateNames, storage: Any, label: str) -> None:
-    require_mapping(given, f"the state of {label}")
+    if not isinstance(given, Mapping):
+        raise LayoutError(f"the state of {label} is not a dict.", got=repr(given)[:60], do=LOAD)
     if given.get("step") is not None:
         require_step_count(given["step"], f"the state 'step' of {label}")
     buffers = {names.of_value(b): b for b in formats if b != "g"}
+    known = ["step", *names.entries, *buffers]
     for entry, value in given.items():
         if entry.startswith("param."):  # for the storage that it is of, which has the master beside it
             continue
         text = f"the state {entry!r} of {label}"
-        if entry not in buffers and entry not in ("step", *names.entries):
-            raise unknown_entry(text, ["step", *names.entries, *buffers])
+        if entry not in known:
+            raise LayoutError(f"{text} fits nothing here.", expected=", ".join(known), do=LOAD)
         if entry in buffers and value is not None:
             b = buffers[entry]
             require_values(value, p, b, STORAGES[formats[b]], text, exactly=storage is None)

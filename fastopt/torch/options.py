@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
@@ -17,37 +17,29 @@ _REFUSED = ("capturable", "differentiable")
 _HINTS = ("foreach", "fused", "maximize", "initial_lr", *_REFUSED)
 
 
-class _Known(NamedTuple):
-    """The rule of a group, the key that its options made, and the values that these were read from."""
-
-    values: list[Any] | None = None
-    key: tuple | None = None
-    rule: Any = None
-
-
 class GroupRules:
     """The rules of some groups, whose options have these names; `kind` is the name of the optimizer's class."""
 
     def __init__(self, names: Iterable[str], groups: int, kind: str):
         self._names, self._kind = tuple(names), kind
         self._read = tuple(dict.fromkeys((*self._names, *_REFUSED, "maximize")))
-        self._known = [_Known()] * groups
+        self._known: list[tuple[Any, Any, Any]] = [(None, None, None)] * groups  # values, key, rule
 
     def current(self, k: int, group: dict[str, Any], unscale: float | None, make: Callable[[dict], Any]) -> Rule:
         """Return the rule of group k as its options are now; `make` makes it, `unscale` is a factor on gradients."""
-        known = self._known[k]
+        known_values, known_key, rule = self._known[k]
         values = [unscale, *map(group.get, self._read)]
-        if values == known.values and torch.Tensor not in map(type, values):
-            return known.rule
+        if values == known_values and torch.Tensor not in map(type, values):
+            return rule
         options = numbers(group, self._names, self._kind)
         factor = (-1.0 if group.get("maximize") else 1.0) * (1.0 if unscale is None else unscale)
-        key, rule = (factor, *options.values()), known.rule
-        if key != known.key:
+        key = (factor, *options.values())
+        if key != known_key:
             rule = make(options)
             if factor != 1.0:
                 rule = ScaledGradient(rule, factor)
         fixed = all(map(_is_fixed, values))  # others may write to what is not
-        self._known[k] = _Known(values if fixed else None, key, rule)
+        self._known[k] = (values if fixed else None), key, rule
         return rule
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
@@ -161,18 +160,7 @@ def require_step_count(value: Any, text: str) -> None:
     except (TypeError, ValueError, RuntimeError):
         is_count = False
     if not is_count:
-        raise LayoutError(f"{text} is no number of steps.", got=repr(value)[:60], expected="≥ 0", do=_LOAD)
+        raise LayoutError(f"{text} is no number of steps.", got=repr(value)[:60], expected="≥ 0", do=LOAD)
 
 
-def require_mapping(value: Any, text: str) -> None:
-    """Raise a LayoutError unless a parameter's saved state is a dict."""
-    if not isinstance(value, Mapping):
-        raise LayoutError(f"{text} is not a dict.", got=repr(value)[:60], do=_LOAD)
-
-
-_LOAD = "load what this optimizer saved, or torch's"
-
-
-def unknown_entry(text: str, known: list[str]) -> LayoutError:
-    """Return the error for an entry of state that belongs to nothing here."""
-    return LayoutError(f"{text} fits nothing here.", expected=", ".join(known), do=_LOAD)
+LOAD = "load what this optimizer saved, or torch's"

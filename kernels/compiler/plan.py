@@ -83,11 +83,7 @@ def _known_plans(rule: Rule, storage: Hashable) -> list[tuple[Rule, tuple, Plan]
 
 def make_plan(program: Program, rule: Rule) -> Plan:
     """Make the plan of a rule whose program is known."""
-    return Plan(rule, program, host_scalars(program, rule), noise_keys if program.noise else _no_keys)
-
-
-def _no_keys(seed: int, t: int) -> tuple[int, ...]:
-    return ()
+    return Plan(rule, program, host_scalars(program, rule), noise_keys if program.noise else lambda seed, t: ())
 
 
 def host_scalars(program: Program, rule: Rule) -> Callable[[int], tuple[float, ...]]:

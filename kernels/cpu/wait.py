@@ -1,5 +1,6 @@
 """Wait until all chunks of a shared step are finished."""
 
+# pyright: reportCallIssue=false
 from numba import intp, njit, types
 
 from fastopt.kernels.cpu.intrinsics import finished, yield_thread
