@@ -156,6 +156,7 @@ def test_schedulers_change_the_step_and_compile_nothing(name, scheduler, monkeyp
     np.testing.assert_allclose(ends[1], ends[0], rtol=10 * 32 * 2**-24, atol=10 * 32 * 2**-24)  # as in test_torch_optim
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")  # torch 2.6 warns of itself
 def test_schedulers_in_sequence_and_in_a_chain():
     kinds, ends = torch.optim.lr_scheduler, []
     for module in (torch.optim, fastopt.torch):

@@ -27,7 +27,6 @@ FUNCTIONS = {
     "sizes": ctypes.c_int64,
     "strides": ctypes.c_int64,
     "dtype": ctypes.c_int32,
-    "layout": ctypes.c_int32,
     "device_type": ctypes.c_int32,
     "device_index": ctypes.c_int32,
     "storage_size": ctypes.c_int64,
@@ -41,7 +40,6 @@ class Found(NamedTuple):
 
     addresses: np.ndarray  # in the order of FUNCTIONS
     distance: int  # from a Python tensor's address to that of its at::Tensor
-    strided: int
     dtypes: dict[torch.dtype, int]
     ask: Callable[[str, int], int]  # call one of FUNCTIONS for the address of an at::Tensor
 
@@ -87,7 +85,7 @@ def _tried(calls: dict[str, Any]) -> Found | None:
         return answer.value if calls[name](handle, ctypes.addressof(answer)) == 0 else -1
 
     def answers(handle: int) -> dict[str, Any]:
-        numbers = {name: ask(name, handle) for name in FUNCTIONS if name not in ("dtype", "layout", "device_index")}
+        numbers = {name: ask(name, handle) for name in FUNCTIONS if name not in ("dtype", "device_index")}
         lists = {
             name: tuple((ctypes.c_int64 * numbers["dim"]).from_address(numbers[name])) for name in ("sizes", "strides")
         }
@@ -101,13 +99,12 @@ def _tried(calls: dict[str, Any]) -> Found | None:
     torch.utils.swap_tensors(first, second)
     if first.shape != (4,) or answers(id(first) + distance) != _expected(first):
         return None
-    sparse, strided = _zeros(3).to_sparse(), ask("layout", id(first) + distance)
     by_type = {dtype: _zeros(1, dtype=dtype) for dtype in FORMATS}
     dtypes = {dtype: ask("dtype", id(x) + distance) for dtype, x in by_type.items()}
-    if ask("layout", id(sparse) + distance) == strided or len(set(dtypes.values())) < len(dtypes):
+    if len(set(dtypes.values())) < len(dtypes):
         return None
     addresses = [ctypes.cast(call, ctypes.c_void_p).value for call in calls.values()]
-    return Found(np.array(addresses, np.int64), distance, strided, dtypes, ask)
+    return Found(np.array(addresses, np.int64), distance, dtypes, ask)
 
 
 def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

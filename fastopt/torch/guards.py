@@ -125,7 +125,7 @@ class CompiledGuard(PythonGuard):
         found, expected = self._found, []
         for p, g in zip(params, grads, strict=True):
             expected += [p.dim(), *p.shape, *p.stride(), *g.stride(), g.numel() * g.element_size()]
-        common = [found.distance, found.strided]
+        common = [found.distance]
         if params:
             p, g, handle = params[0], grads[0], int(self._handles[0][0])
             device = [found.ask(name, handle) for name in ("device_type", "device_index")]

@@ -52,8 +52,14 @@ class Adam(Adapter, torch.optim.Adam):
         return rules.Adam(**options, decoupled=decoupled)
 
 
-class AdamW(Adam, torch.optim.AdamW):
+class AdamW(Adapter, torch.optim.AdamW):
     """torch.optim.AdamW: weight decay is decoupled, 0.01 by default."""
+
+    names: ClassVar = _MOMENTS
+
+    def _rule(self, options: dict[str, Any]) -> Any:
+        decoupled = options.pop("decoupled_weight_decay", True)  # an option of torch's from 2.7 on
+        return rules.Adam(**options, decoupled=decoupled)
 
 
 class Adagrad(Adapter, torch.optim.Adagrad):
