@@ -23,12 +23,12 @@ from fastopt.checks import choice, seed_number
 from fastopt.errors import BackendError, FastoptError, LayoutError, raised_by
 from fastopt.kernels.launch import run
 from fastopt.kernels.rules.rule import Rule
-from fastopt.torch.buckets import Buckets, Settings, labels_of, require_loadable
+from fastopt.torch.buckets import Buckets, labels_of, require_loadable
 from fastopt.torch.guards import guard_kind
 from fastopt.torch.observed import Changes, ObservedState
 from fastopt.torch.options import GroupRules, numbers
 from fastopt.torch.requirements import formats_for, require_parameter
-from fastopt.torch.state import StateNames
+from fastopt.torch.state import Settings, StateNames
 
 _ALIVE: weakref.WeakSet[Any] = weakref.WeakSet()  # the optimizers of this process
 
@@ -41,15 +41,9 @@ class _Loaded:
 
 
 class Adapter(torch.optim.Optimizer):
-    """torch's Optimizer whose `step` is one call of a compiled kernel per group, whatever the number of tensors.
+    """torch's Optimizer whose `step` is one call of a compiled kernel per group, whatever the number of tensors."""
 
-    `names` maps a rule's buffers to what torch calls them; `entries` are the scalars in torch's state beside the number
-    of steps, and the values at which they start; `counted` says whether torch's state has that number.
-    """
-
-    names: ClassVar[dict[str, str]] = {}
-    entries: ClassVar[dict[str, float]] = {}
-    counted: ClassVar[bool] = True
+    names: ClassVar[StateNames] = StateNames()
     _step_supports_amp_scaling = True  # so GradScaler leaves unscaling and skipping to the step
 
     def __init__(
@@ -148,9 +142,8 @@ class Adapter(torch.optim.Optimizer):
     def _build(self) -> None:
         """Sort the parameters of each group into buckets, with the state that they have."""
         self._rules = GroupRules(self.defaults, len(self.param_groups), type(self).__name__)
-        names = StateNames(self.names, self.entries, self.counted)
         rules = self._current_rules(None)
-        self._buckets = Buckets(self.param_groups, rules, names, self._settings, self._buckets)
+        self._buckets = Buckets(self.param_groups, rules, self.names, self._settings, self._buckets)
         self._reread(self._buckets)
 
     @torch.no_grad()
@@ -317,8 +310,7 @@ class Adapter(torch.optim.Optimizer):
     def _load(self, state: Mapping[Any, Any], groups: list[dict[str, Any]]) -> None:
         """Take groups and state from torch's `load_state_dict`, all or nothing."""
         given = {p: x.entries if isinstance(x, _Loaded) else x for p, x in state.items()}
-        names = StateNames(self.names, self.entries, self.counted)
-        require_loadable(given, groups, self._rule_of, names, self._settings.storage)
+        require_loadable(given, groups, self._rule_of, self.names, self._settings.storage)
         super().__setstate__({"state": defaultdict(dict), "param_groups": groups})
         self._observe({p: x for p, x in given.items() if not isinstance(p, torch.Tensor)})
         if self._buckets is None:

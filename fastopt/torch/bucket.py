@@ -26,7 +26,7 @@ from fastopt.store import Extents
 from fastopt.torch.flat import ALIGNED, TIE, FlatBuffers, require_separate
 from fastopt.torch.guards import Check, Outcome, PythonGuard, make_guard
 from fastopt.torch.requirements import formats_for, require_gradient, require_parameter, require_unchanged
-from fastopt.torch.state import ParamState, StateNames
+from fastopt.torch.state import ParamState, Settings, StateNames
 
 Advance: TypeAlias = Callable[[Rule, int, dict[str, float]], tuple[Rule, dict[str, float]]]
 """Returns the rule of step t and torch's other scalars after it, from those before."""
@@ -58,17 +58,7 @@ class Arrangement:
 
 
 class ParamBucket:
-    """Parameters of one group, type and device.
-
-    Args:
-        params: the parameters.
-        labels: what errors call them.
-        first: offset of the first for noise.
-        names: what torch calls state.
-        rule, storage: the rule as the group's options are now, and how buffers are stored.
-        flatten: whether parameters, gradients and state move into flat buffers.
-
-    """
+    """Parameters of one group, type and device; `labels` are what errors call them, `first` is an offset for noise."""
 
     def __init__(
         self,
@@ -77,11 +67,10 @@ class ParamBucket:
         first: int,
         names: StateNames,
         rule: Rule,
-        storage: Any,
-        *,
-        flatten: bool,
+        settings: Settings,
     ):
-        self.params, self.labels, self.device, self._storage = list(params), list(labels), params[0].device, storage
+        self.params, self.labels, self.device = list(params), list(labels), params[0].device
+        self._storage = storage = settings.storage
         tensors = [local(p) for p in params]
         self._templates = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in tensors]
         self.offsets = first + np.cumsum([0, *(-(-t.numel() // TILE) * TILE for t in tensors)])
@@ -89,7 +78,7 @@ class ParamBucket:
         self._key, self.plan = specialization_key(rule), plan(rule, tuple(formats.items()))
         self._gradient_type = element_type(STORAGES[formats["g"]].planes[0])
         self.flat: FlatBuffers | None = None
-        if flatten:
+        if settings.flatten:
             require_separate(self.params, self.labels)
             program = self.plan.program
             align = TILE if program.noise or program.tiled or storage is not None else ALIGNED

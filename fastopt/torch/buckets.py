@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
 
@@ -15,15 +15,7 @@ from fastopt.torch.bucket import Advance, ParamBucket
 from fastopt.torch.guards import Check, same_objects
 from fastopt.torch.observed import ObservedState
 from fastopt.torch.requirements import LOAD, formats_for, require_step_count, require_values
-from fastopt.torch.state import StateNames
-
-
-class Settings(NamedTuple):
-    """What fastopt's optimizers are told beyond torch's options."""
-
-    flatten: bool
-    storage: Any
-    seed: int
+from fastopt.torch.state import Settings, StateNames
 
 
 def labels_of(groups: Sequence[dict[str, Any]], k: int) -> list[str]:
@@ -34,16 +26,7 @@ def labels_of(groups: Sequence[dict[str, Any]], k: int) -> list[str]:
 
 
 class Buckets:
-    """The buckets of all groups, group by group. Parameters whose bucket is among `former` stay in it.
-
-    Args:
-        groups: torch's param_groups.
-        rules: the rule of each group as its options are now.
-        names: what torch calls state.
-        settings: fastopt's own.
-        former: the buckets of before, if any.
-
-    """
+    """The buckets of torch's `param_groups`, group by group. Parameters whose bucket is among `former` stay in it."""
 
     def __init__(
         self,
@@ -66,7 +49,7 @@ class Buckets:
                 bucket = known.get(tuple(map(id, params)))
                 if bucket is None or int(bucket.offsets[0]) != first:
                     own = [labels[i] for i in members]
-                    bucket = ParamBucket(params, own, first, names, rule, settings.storage, flatten=settings.flatten)
+                    bucket = ParamBucket(params, own, first, names, rule, settings)
                 first = bucket.end
                 buckets.append(bucket)
             self.groups.append(buckets)

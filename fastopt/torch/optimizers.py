@@ -15,6 +15,7 @@ from fastopt.groups import changed, settings_of
 from fastopt.kernels import rules
 from fastopt.kernels.rules.rule import is_rule, require_rule
 from fastopt.torch.adapter import Adapter
+from fastopt.torch.state import StateNames
 
 _MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
 
@@ -22,8 +23,7 @@ _MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
 class SGD(Adapter, torch.optim.SGD):
     """torch.optim.SGD, with momentum, dampening and Nesterov's form."""
 
-    names: ClassVar = {"m": "momentum_buffer"}
-    counted = False
+    names: ClassVar = StateNames({"m": "momentum_buffer"}, counted=False)
 
     def _rule(self, options: dict[str, Any]) -> Any:
         lr, decay = options["lr"], options["weight_decay"]
@@ -36,7 +36,7 @@ class SGD(Adapter, torch.optim.SGD):
 class RMSprop(Adapter, torch.optim.RMSprop):
     """torch.optim.RMSprop, centred and with momentum too."""
 
-    names: ClassVar = {"v": "square_avg", "a": "grad_avg", "m": "momentum_buffer"}
+    names: ClassVar = StateNames({"v": "square_avg", "a": "grad_avg", "m": "momentum_buffer"})
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return rules.RMSprop(**options)
@@ -45,7 +45,7 @@ class RMSprop(Adapter, torch.optim.RMSprop):
 class Adam(Adapter, torch.optim.Adam):
     """torch.optim.Adam: weight decay is L2 unless decoupled_weight_decay=True."""
 
-    names: ClassVar = _MOMENTS
+    names: ClassVar = StateNames(_MOMENTS)
 
     def _rule(self, options: dict[str, Any]) -> Any:
         decoupled = options.pop("decoupled_weight_decay", False)
@@ -55,7 +55,7 @@ class Adam(Adapter, torch.optim.Adam):
 class AdamW(Adapter, torch.optim.AdamW):
     """torch.optim.AdamW: weight decay is decoupled, 0.01 by default."""
 
-    names: ClassVar = _MOMENTS
+    names: ClassVar = StateNames(_MOMENTS)
 
     def _rule(self, options: dict[str, Any]) -> Any:
         decoupled = options.pop("decoupled_weight_decay", True)  # an option of torch's from 2.7 on
@@ -65,7 +65,7 @@ class AdamW(Adapter, torch.optim.AdamW):
 class Adagrad(Adapter, torch.optim.Adagrad):
     """torch.optim.Adagrad, dense."""
 
-    names: ClassVar = {"v": "sum"}
+    names: ClassVar = StateNames({"v": "sum"})
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return rules.Adagrad(**options)
@@ -74,7 +74,7 @@ class Adagrad(Adapter, torch.optim.Adagrad):
 class Adadelta(Adapter, torch.optim.Adadelta):
     """torch.optim.Adadelta."""
 
-    names: ClassVar = {"v": "square_avg", "u": "acc_delta"}
+    names: ClassVar = StateNames({"v": "square_avg", "u": "acc_delta"})
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return rules.Adadelta(**options)
@@ -83,7 +83,7 @@ class Adadelta(Adapter, torch.optim.Adadelta):
 class Adamax(Adapter, torch.optim.Adamax):
     """torch.optim.Adamax."""
 
-    names: ClassVar = {"m": "exp_avg", "u": "exp_inf"}
+    names: ClassVar = StateNames({"m": "exp_avg", "u": "exp_inf"})
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return rules.Adamax(**options)
@@ -105,8 +105,7 @@ NAdamAfter.__name__ = "NAdam"  # in errors and in names of kernels
 class NAdam(Adapter, torch.optim.NAdam):
     """torch.optim.NAdam, whose product of momenta is state: betas and momentum_decay may change on the way."""
 
-    names: ClassVar = _MOMENTS
-    entries: ClassVar = {"mu_product": 1.0}
+    names: ClassVar = StateNames(_MOMENTS, {"mu_product": 1.0})
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return NAdamAfter(**options)
@@ -123,7 +122,7 @@ class NAdam(Adapter, torch.optim.NAdam):
 class RAdam(Adapter, torch.optim.RAdam):
     """torch.optim.RAdam."""
 
-    names: ClassVar = _MOMENTS
+    names: ClassVar = StateNames(_MOMENTS)
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return rules.RAdam(**options)
@@ -139,7 +138,7 @@ class Lion(Adapter):
 
     """
 
-    names: ClassVar = {"m": "exp_avg"}
+    names: ClassVar = StateNames({"m": "exp_avg"})
 
     def __init__(
         self,

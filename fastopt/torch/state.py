@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch  # pyright: ignore[reportMissingImports]
@@ -27,12 +28,20 @@ from fastopt.torch.requirements import require_plane, require_values
 TORCH = Torch()
 
 
+class Settings(NamedTuple):
+    """What fastopt's optimizers are told beyond torch's options."""
+
+    flatten: bool
+    storage: Any
+    seed: int
+
+
 class StateNames(NamedTuple):
     """What torch's state calls a rule's buffers, and what else it has."""
 
-    buffers: Mapping[str, str]  # the rule's name of a buffer → torch's
-    entries: Mapping[str, float]  # torch's scalars beside the number of steps, and the values at which they start
-    counted: bool  # whether torch's state has the number of steps
+    buffers: Mapping[str, str] = MappingProxyType({})  # the rule's name of a buffer → torch's, where it differs
+    entries: Mapping[str, float] = MappingProxyType({})  # scalars beside the number of steps → where they start
+    counted: bool = True  # whether torch's state has the number of steps
 
     def of_value(self, buffer: str) -> str:
         """Return the name of a buffer's values: the parameter's, in full precision, are "master"."""
@@ -64,16 +73,7 @@ class StepCounts:
 
 
 class ParamState:
-    """What is stored for some parameters beside them.
-
-    Args:
-        params: of one type and device. What the model sees of each is a plane of its row.
-        labels: what errors call them.
-        names: what torch calls state.
-        formats: of each buffer.
-        flat: the flat buffers in which the tensors are allocated, if any.
-
-    """
+    """What is stored for parameters of one type and device beside them: what the model sees is a plane of each row."""
 
     def __init__(
         self,
