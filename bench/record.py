@@ -81,6 +81,13 @@ def read(path: Path) -> Kept:
     return Kept(runs, records)
 
 
+def newest(part: str = "rules", *, device: bool = False) -> Path | None:
+    """Give the folder of the run that was begun last, of those that have this part; None where none is kept."""
+    folders = {file.parent: read(file) for file in FOLDER.glob(f"*/{FILE}")}
+    having = [folder for folder, kept in folders.items() if kept.part(part) and bool(kept.device) is device]
+    return max(having, key=lambda folder: folders[folder].runs[0]["date"], default=None)
+
+
 class Writer:
     """Adds records to a folder of results; `done` holds the keys of what stands there already."""
 

@@ -21,6 +21,7 @@ from fastopt.bench import (
     compare,
     device,
     first,
+    goals,
     pictures,
     problem,
     process,
@@ -481,7 +482,7 @@ def test_goals_are_held_to_numbers():
         made("sizes", size="1000", versus=12.0), made("tensors", size=cases.SMALL, versus=40.0),
     ]  # fmt: skip
     records[1]["versus"] = {"torch foreach": [4.9, 5, 5.1], "torch for-loop": [5.9, 6, 6.1]}
-    found = {goal.words: (goal.met, goal.found) for goal in report.goals(records)}
+    found = {goal.words: (goal.met, goal.found) for goal in goals.evaluate(records)}
     assert len(found) == 5
     by = {words.split(" ")[2] if words.startswith("a step") else words.split(" ")[0]: v for words, v in found.items()}
     assert by["RMSprop"] == (True, "5.0 ×")
@@ -506,7 +507,7 @@ def test_pictures_are_drawn_of_what_there_is(tmp_path):
 
 
 def test_readme_is_what_the_command_makes_of_the_newest_run():
-    kept, found = readme.README.read_text(), readme.newest()
+    kept, found = readme.README.read_text(), record.newest()
     assert readme.written(kept, found) == kept
     for picture in re.findall(r"\]\((bench/results/[^)]*\.png)\)", kept):
         assert (readme.README.parent / picture).is_file()

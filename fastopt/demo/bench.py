@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import fastopt
-from fastopt.bench import first, memory, record, report
+from fastopt.bench import first, goals, memory, record, report
 from fastopt.bench.cases import LARGE, PARTS, SHOWN, Case, Entry, chosen, plan
 from fastopt.bench.compare import compare as compare_runs
 from fastopt.bench.peers import PEERS
@@ -197,10 +197,10 @@ def show(console: Console, records: list[dict[str, Any]]) -> None:
             print_table(console, headings, rows, table.left)
         for note in table.notes:
             console.print(f"  {note}", markup=False, soft_wrap=True)
-    goals = sorted(report.goals(records), key=lambda goal: bool(goal.met))
-    if goals:
-        console.print(f"\n[bold]{sum(bool(g.met) for g in goals)} of {len(goals)} goals are met[/bold]")
-        rows = [("" if g.met else report.LOSS, g.words, g.found) for g in goals]
+    found = sorted(goals.evaluate(records), key=lambda goal: bool(goal.met))
+    if found:
+        console.print(f"\n[bold]{sum(bool(g.met) for g in found)} of {len(found)} goals are met[/bold]")
+        rows = [("" if g.met else report.LOSS, g.words, g.found) for g in found]
         print_table(console, ("", "goal", "found"), rows, left=3)
 
 
