@@ -1,4 +1,4 @@
-"""The commands: what their options mean, and how what they find is shown."""
+"""The commands with their options and help texts."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ Storage = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of everything that is random.")]
+Picture = Annotated[Path, typer.Option(metavar="FILE", dir_okay=False, help="The picture to write.")]
 
 
 def _version(wanted: bool) -> None:
@@ -74,9 +75,7 @@ def train(
     storage: Storage = "f32",
     seed: Seed = 0,
     backend: Backend = "auto",
-    out: Annotated[Path, typer.Option(metavar="FILE", dir_okay=False, help="The picture to write.")] = Path(
-        "digits.png"
-    ),
+    out: Picture = Path("digits.png"),
 ) -> None:
     """Train a network to read handwritten digits, and draw how it learns.
 
@@ -96,48 +95,10 @@ def train(
 
         fastopt train --storage bf16_8bit
     """
-    from fastopt.demo import digits, pictures
-    from fastopt.demo.console import open_console, print_table, progress_bars
+    from fastopt.demo import training
 
-    names = rule_names(rule)
-    pictures.require_drawable(out)
-    data = digits.load(seed)
-    batches = -(-len(data.x_train) // batch_size)
-    rules = {
-        name: digits.make_rule(name, lr=lr, schedule=schedule, steps=epochs * batches, noise=noise) for name in names
-    }
-    console = open_console()
-    runs = {}
-    with progress_bars(console) as progress:
-        for name, made in rules.items():
-            bar = progress.add_task(name, total=epochs)
-            runs[name] = digits.train(
-                made,
-                data,
-                epochs=epochs,
-                batch_size=batch_size,
-                storage=parse_storage(storage),
-                seed=seed,
-                backend=backend,
-                on_epoch=lambda bar=bar: progress.advance(bar),
-            )
-    pictures.draw_training(runs, batches, out)
-    rows = []
-    for name, run in runs.items():
-        loss = float(fastopt.EWA.over(run.losses, beta=pictures.SMOOTHING)[-1])
-        told = f"{loss:.4f}" if loss < float("inf") else "diverged"
-        rows.append(
-            (
-                name,
-                f"{digits.rate(name, lr):g}",
-                f"{run.accuracies[-1]:.2%}",
-                told,
-                f"{run.steps_per_second:,.0f}",
-                f"{run.step_share:.0%}",
-            )
-        )
-    print_table(console, ("rule", "rate", "test accuracy", "training loss", "steps/s", "time in steps"), rows, left=1)
-    typer.echo(f"Loss and accuracy are drawn in {out}.")
+    names, formats = rule_names(rule), parse_storage(storage)
+    training.run(training.Options(names, epochs, batch_size, lr, schedule, noise, formats, seed, backend, out))
 
 
 @app.command()
@@ -150,7 +111,7 @@ def race(
     ] = None,
     seed: Seed = 0,
     backend: Backend = "reference",
-    out: Annotated[Path, typer.Option(metavar="FILE", dir_okay=False, help="The picture to write.")] = Path("race.png"),
+    out: Picture = Path("race.png"),
 ) -> None:
     """Race update rules down four surfaces, and draw the paths they take.
 
@@ -176,13 +137,7 @@ def race(
     console = open_console()
     lanes = races.race(names, steps=steps, seed=seed, backend=backend)
     pictures.draw_race(lanes, out)
-    rows = []
-    for surface, field in lanes.items():
-        for k, lane in enumerate(field):
-            arrived = f"not in {len(lane.path) - 1}" if lane.arrived is None else str(lane.arrived)
-            height = f"{lane.heights[-1]:.3g}"
-            rows.append((surface if k == 0 else "", lane.name, races.describe(lane.rule), arrived, height))
-    print_table(console, ("surface", "rule", "settings", "arrived", "final f"), rows, left=3)
+    print_table(console, ("surface", "rule", "settings", "arrived", "final f"), races.rows(lanes), left=3)
     typer.echo(f"The paths are drawn in {out}.")
 
 
@@ -215,21 +170,14 @@ def show(
 
         fastopt show adam --backend cuda > adam.cu && nvcc -cubin --fmad=false adam.cu
     """
-    from fastopt.demo.console import open_console
+    from fastopt.demo.console import open_console, print_code
     from fastopt.kernels.backends import BACKENDS, print_source
     from fastopt.kernels.compiler.trace import trace
 
     (name,) = rule_names([rule])
     made = fastopt.RULES[name](**dict(parse_setting(fastopt.RULES[name], text) for text in setting))
     text = print_source(backend, trace(made, parse_storage(storage)))
-    console = open_console()
-    if not console.is_terminal:
-        typer.echo(text, nl=False)
-        return
-    from rich.syntax import Syntax
-
-    shown = Syntax(text, BACKENDS[backend].language, theme="ansi_dark", background_color="default")
-    console.print(shown, soft_wrap=True)
+    print_code(open_console(), text, BACKENDS[backend].language)
 
 
 @app.command()
@@ -252,18 +200,7 @@ def info() -> None:
         cuda = machine.cuda()
     with console.status("measuring the memory ceiling"):
         ceiling = machine.memory_ceiling()
-    rows = [
-        ("fastopt", fastopt.__version__),
-        ("versions", machine.versions()),
-        ("backends", machine.backends()),
-        ("cuda", cuda),
-        ("processor", machine.processor()),
-        ("vectors", machine.vectors()),
-        ("threads", machine.threads()),
-        ("kernel cache", machine.kernel_cache()),
-        ("memory ceiling", ceiling),
-    ]
-    print_table(console, ("", ""), rows, left=2)
+    print_table(console, ("", ""), machine.lines(cuda, ceiling), left=2)
 
 
 @app.command()

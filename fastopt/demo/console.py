@@ -7,6 +7,7 @@ import os
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
@@ -34,3 +35,11 @@ def print_table(console: Console, headings: tuple[str, ...], rows: list[tuple[st
         # As it stands: brackets are no markup. ▼ marks what somebody lost.
         table.add_row(*(Text(cell, style="red" if cell.startswith("▼") else "") for cell in row))
     console.print(table)
+
+
+def print_code(console: Console, text: str, language: str) -> None:
+    """Print source code, with colours on a terminal and unchanged into a file."""
+    if console.is_terminal:
+        console.print(Syntax(text, language, theme="ansi_dark", background_color="default"), soft_wrap=True)
+    else:
+        print(text, end="")

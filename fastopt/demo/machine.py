@@ -23,6 +23,21 @@ from fastopt.kernels.launch import Rows
 _VECTORS = {"avx512f": 512, "avx2": 256, "avx": 256, "sse2": 128, "neon": 128}
 
 
+def lines(device: str, memory: str) -> list[tuple[str, str]]:
+    """Return labels and texts; `device` and `memory` are the results of `cuda` and `memory_ceiling`, which are slow."""
+    return [
+        ("fastopt", fastopt.__version__),
+        ("versions", versions()),
+        ("backends", backends()),
+        ("cuda", device),
+        ("processor", processor()),
+        ("vectors", vectors()),
+        ("threads", threads()),
+        ("kernel cache", kernel_cache()),
+        ("memory ceiling", memory),
+    ]
+
+
 def versions() -> str:
     """Give the versions that decide what a kernel compiles to."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "numba", "llvmlite"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -86,6 +87,17 @@ def run(name: str, rule: Any, surface: Surface, *, steps: int, seed: int, backen
     near = heights - surface.f(*surface.minima[0]) <= NEAR
     arrived = int(np.flatnonzero(~near)[-1]) + 1
     return Lane(name, rule, path, heights, arrived if arrived <= steps else None)
+
+
+def rows(races: Mapping[str, list[Lane]]) -> list[tuple[str, ...]]:
+    """Return a table's rows: surface, rule, settings, the step at which it arrived, and the final value of f."""
+    found = []
+    for surface, race in races.items():
+        for k, one in enumerate(race):
+            arrived = f"not in {len(one.path) - 1}" if one.arrived is None else str(one.arrived)
+            final = f"{one.heights[-1]:.3g}"
+            found.append((surface if k == 0 else "", one.name, describe(one.rule), arrived, final))
+    return found
 
 
 def race(names: list[str], *, steps: int | None, seed: int, backend: str) -> dict[str, list[Lane]]:
