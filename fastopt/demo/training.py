@@ -52,7 +52,7 @@ def run(options: Options) -> None:
             )
     pictures.draw_training(runs, batches, options.out)
     rows = [_row(name, digits.rate(name, options.lr), run) for name, run in runs.items()]
-    headings = ("rule", "rate", "test accuracy", "training loss", "steps/s", "time in steps")
+    headings = ("rule", "learning rate", "test accuracy", "training loss", "steps/s", "time in steps")
     print_table(console, headings, rows, left=1)
     print(f"Loss and accuracy are drawn in {options.out}.")
 
