@@ -47,7 +47,7 @@ LIBRARIES = ("torch", "deepspeed", "jax", "bitsandbytes", "torchao", "flashoptim
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     """Time as little as possible."""
-    monkeypatch.setattr(clock, "SHORTEST", 0.0)
+    monkeypatch.setattr(clock, "MIN_SAMPLE", 0.0)
     monkeypatch.setattr(clock, "PAUSE", 0.0)
 
 
@@ -141,13 +141,13 @@ def test_contestants_take_turns_from_another_one_each_round(monkeypatch):
     clock.race({name: contestant(name) for name in "abc"}, 3)
     assert "".join(turns[-15:]) == "abcbbccaaccaabb"  # once beforehand, because it is quick
     turns.clear()
-    monkeypatch.setattr(clock, "FITS", 0.0)
+    monkeypatch.setattr(clock, "WARM_BELOW", 0.0)
     clock.race({name: contestant(name) for name in "abc"}, 3)
     assert "".join(turns[-9:]) == "abcbcacab"
 
 
 def test_a_sample_lasts_long_enough(monkeypatch):
-    monkeypatch.setattr(clock, "SHORTEST", 5e-3)
+    monkeypatch.setattr(clock, "MIN_SAMPLE", 5e-3)
     asked = []
     clock.race({"a": lambda calls: asked.append(calls) or calls * 1e-6}, 2)
     assert asked[-1] * 1e-6 >= 5e-3
@@ -156,7 +156,7 @@ def test_a_sample_lasts_long_enough(monkeypatch):
 
 def test_who_is_slow_sits_rounds_out():
     samples = clock.race({"slow": lambda calls: 10.0 * calls, "quick": lambda calls: 1e-3 * calls}, 6)
-    assert (len(samples["slow"]), len(samples["quick"])) == (clock.FEWEST, 6)
+    assert (len(samples["slow"]), len(samples["quick"])) == (clock.MIN_ROUNDS, 6)
     assert clock.speed(samples["quick"], samples["slow"])[1] == 10_000
 
 
