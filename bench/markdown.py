@@ -69,7 +69,7 @@ def rules(kept: Kept) -> str:
         lowest = ", ".join(f"`{rule}` {share:.0%}" for share, rule in others if share < 0.95)
         more = f"\n\nThe {len(others)} other forms: {others[0][0]:.0%} to {others[-1][0]:.0%} of the ceiling"
         more += f"; below 95 %: {lowest}." if lowest else "."
-    title = f"float32, {one.size} parameters, {one.workers}"
+    title = f"float32, {one.size} parameters, {one.runs_on}"
     return _table([title, "a step", "of the memory ceiling", *(f"× {name}" for name in peers)], rows) + more
 
 
@@ -105,7 +105,7 @@ def storages(kept: Kept) -> str:
         if cached:
             cells.append(f"{inside['seconds']['fastopt'][1] * 1e9 / case_of(inside).elements:.2f}" if inside else "–")
         rows.append([*cells, *_times(r, peers)])
-    title = f"AdamW, {one.size} parameters, {one.workers}, by storage"
+    title = f"AdamW, {one.size} parameters, {one.runs_on}, by storage"
     headings = [title, "bytes", "a step", "of the memory ceiling", "× float32"]
     headings += ["ns a parameter in cache, one thread"] * bool(cached)
     return _table([*headings, *(f"× {name}" for name in peers)], rows)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-from fastopt.bench.cases import MAIN, STORED
+from fastopt.bench.cases import MAIN, STORAGE_RULES
 from fastopt.bench.record import Kept
 from fastopt.bench.report import beyond_cache, case_of, duration
 
@@ -83,7 +83,7 @@ def _bytes(axes: Axes, records: list[dict[str, Any]]) -> bool:
 
     outside: dict[str, float] = {}
     for name in [name for name in COLOURS if any(name in r["versus"] for r in found)]:
-        shown = [r for r in found if name in r["versus"] and r["case"]["rule"] in STORED]
+        shown = [r for r in found if name in r["versus"] and r["case"]["rule"] in STORAGE_RULES]
         points = [(r["traffic"] / n, milliseconds(r, r["versus"][name][1])) for r in shown]
         above = [y for _, y in points if y >= limit]
         if above:
@@ -145,7 +145,7 @@ def _sizes(axes: Axes, records: list[dict[str, Any]]) -> bool:
         axes.plot(sizes, sizes * each / rate, label=f"memory ceiling,\n{rate / 1e9:.0f} GB/s", **line)
     one = case_of(found[0])
     axes.set(xlabel="parameters, one tensor", ylabel="time of a step")
-    axes.set_title(f"From one parameter to {case_of(found[-1]).size}: {one.rule}, {one.storage}, {one.workers}")
+    axes.set_title(f"From one parameter to {case_of(found[-1]).size}: {one.rule}, {one.storage}, {one.runs_on}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return True
 
@@ -211,10 +211,10 @@ def _shares(axes: Axes, records: list[dict[str, Any]]) -> bool:
     found = _largest([r for r in records if r["part"] in ("rules", "storages", "chosen")])
     at = {(r["case"]["rule"], r["case"]["storage"]): r for r in found}
     rules: Sequence[str] = [
-        n for n in dict.fromkeys((*STORED, *MAIN, *(r for r, _ in at))) if any(n == r for r, _ in at)
+        n for n in dict.fromkeys((*STORAGE_RULES, *MAIN, *(r for r, _ in at))) if any(n == r for r, _ in at)
     ]
-    stored = [n for n in rules if n in STORED]
-    others = [n for n in rules if n in MAIN and n not in STORED]
+    stored = [n for n in rules if n in STORAGE_RULES]
+    others = [n for n in rules if n in MAIN and n not in STORAGE_RULES]
     rules = (stored + others) or rules[:12]
     storages = [s for s in STORAGES if any((r, s) in at for r in rules)]
     if not rules:
@@ -243,6 +243,6 @@ def _shares(axes: Axes, records: list[dict[str, Any]]) -> bool:
     axes.grid(axis="x", visible=False)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(ylabel="share of the memory ceiling for its bytes", xlim=(-0.8, place - 0.4))
-    axes.set_title(f"How near to the ceiling, {case_of(found[0]).size} parameters, {case_of(found[0]).workers}")
+    axes.set_title(f"How near to the ceiling, {case_of(found[0]).size} parameters, {case_of(found[0]).runs_on}")
     axes.legend(title="storage", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, alignment="left")
     return True

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from fastopt.bench import first
 from fastopt.bench.cases import PARTS, Case
-from fastopt.bench.peers import DROP_INS, PEERS, SURFACES
+from fastopt.bench.peers import APIS, DROP_INS, PEERS
 
 Record = dict[str, Any]
 
 BEYOND_CACHE = 128 << 20
 """Bytes of traffic from which the share of the ceiling is a matter of memory rather than of caches."""
 
-OURS = frozenset([*SURFACES, "captured", "elementwise"])
+OURS = frozenset([*APIS, "captured", "elementwise"])
 """Fastopt's own forms of a step, which stand beside peers and are none."""
 
 A_CALL = 512 << 10
@@ -116,7 +116,7 @@ def timings(part: str, records: list[Record]) -> Table:
 
     What all cases share stands in the title, what tells them apart in columns.
     """
-    known = [*PEERS, *SURFACES, *DROP_INS, "captured", "elementwise"]
+    known = [*PEERS, *APIS, *DROP_INS, "captured", "elementwise"]
     named = {name for record in records for name in record["versus"]}
     peers = sorted(named, key=lambda name: known.index(name) if name in known else len(known))
     ceiling = any(record["share"] and record["traffic"] >= A_CALL for record in records)
@@ -145,7 +145,7 @@ def _shared(record: Record, apart: Sequence[str]) -> str:
     """Word what the cases of a table have in common, where it goes without saying not at all."""
     case = case_of(record)
     words = [getattr(case, name) for name in ("rule", "storage", "size") if name not in apart]
-    words += [case.workers] * ("threads" not in apart) + [f"{case.groups} groups"] * (
+    words += [case.runs_on] * ("threads" not in apart) + [f"{case.groups} groups"] * (
         "groups" not in apart and case.groups > 1
     )
     words += [case.backend] * ("backend" not in apart and case.backend == "reference")
@@ -223,4 +223,4 @@ def _drop_in(records: list[Record]) -> Table:
             cells = (mark, case.rule, case.size, name, duration(taken[1]), spread(taken))
             rows.append((*cells, *(NOTHING if x is None else digits(x) for x in times)))
     headings = ("", "rule", "size", "", "median", "p20–p80", *(_times_heading(name) for name in peers))
-    return Table(f"torch: {PARTS['torch']} (f32, {case_of(records[0]).workers})", headings, rows, 4, missing(records))
+    return Table(f"torch: {PARTS['torch']} (f32, {case_of(records[0]).runs_on})", headings, rows, 4, missing(records))

@@ -88,7 +88,8 @@ def test_every_case_runs_without_other_libraries(part, quick, alone, monkeypatch
         assert found["share"][1] > 0
         assert all(speed[1] > 0 for speed in found["versus"].values())
         absent = {name for name, why in found["cannot"].items() if why.startswith("not installed")}
-        assert absent == {name for name, peer in run.beside(entry, list(PEERS)).items() if {*peer.packages} - {"numpy"}}
+        peers = run.peers_for(entry, list(PEERS))
+        assert absent == {name for name, peer in peers.items() if {*peer.packages} - {"numpy"}}
         assert not any(why.startswith("failed") for why in found["cannot"].values())
         json.dumps(found)
 
@@ -124,8 +125,8 @@ def test_sizes_at_random_are_the_same_every_time():
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "64M", "1e6", "x10", "3x", "10-5", "100x10-", "", "999999x10", "9999Gi"])
-def test_what_is_no_size_is_refused(size):
-    with pytest.raises(SettingError, match="no size"):
+def test_what_is_not_a_size_is_refused(size):
+    with pytest.raises(SettingError, match="not a size"):
         cases.tensor_sizes(size)
 
 
@@ -168,9 +169,9 @@ def test_speed_is_the_ratio_of_times_within_a_round():
 
 
 class Stranger(Peer):
-    """A peer that computes something else, or does not start."""
+    """A peer that computes a different result, or does not start."""
 
-    name, apart, light = "stranger", False, True
+    name, own_process, light = "stranger", False, True
 
     def __init__(self, fails: bool = False):
         self.fails = fails
@@ -191,7 +192,7 @@ class Stranger(Peer):
 
 
 @pytest.mark.parametrize(
-    ("fails", "words"), [(False, "stranger computes something else"), (True, "OSError: no such library")]
+    ("fails", "words"), [(False, "stranger computes a different result"), (True, "OSError: no such library")]
 )
 def test_a_peer_that_fails_is_named_and_not_timed(fails, words, monkeypatch):
     monkeypatch.setitem(PEERS, "stranger", Stranger(fails))
@@ -247,7 +248,7 @@ def test_torch_in_bfloat16_steps_on_the_same_words():
     found = run.measure(Entry("chosen", Case(storage="bf16", size="900")), 1, ["torch fused"])
     assert not found["cannot"]
     case = Case(storage="bf16", size="900")
-    own = problem.shared(problem.optimizer(case))
+    own = problem.of_optimizer(problem.optimizer(case))
     before = own.params["g0.w0"].copy()
     PEERS["torch fused"].make(case, own).step()
     assert not np.array_equal(own.params["g0.w0"], before)
@@ -302,7 +303,7 @@ def test_the_ceiling_moves_the_bytes_of_the_step(storage, monkeypatch):
         problem.ceiling, "bind", lambda w, r: moved.append(sum(a.nbytes for a in (*w, *w, *r))) or (lambda: None)
     )
     case = Case(storage=storage, size="1Mi")
-    problem.passes(case, problem.shared(problem.optimizer(case)))
+    problem.ceiling_pass(case, problem.of_optimizer(problem.optimizer(case)))
     assert moved[0] == pytest.approx(case.traffic, rel=1e-4)  # whole elements
 
 
@@ -348,7 +349,7 @@ def test_a_case_on_a_device(storage, monkeypatch, tmp_path):
     monkeypatch.setattr(fake_cupy.Device, "mem_info", (1 << 40, 1 << 40), raising=False)
     monkeypatch.setattr(device, "CAPTURED", 0)
     monkeypatch.setattr(device, "describe", lambda: {"name": "a stand-in"})
-    for name in ("_stream", "_give_back", "_require_same_steps"):
+    for name in ("_stream", "_free_memory", "_require_same_steps"):
         monkeypatch.setattr(device, name, lambda *_: None)
     monkeypatch.setattr(device, "_copy", lambda *_: lambda: None)
     monkeypatch.setattr(device, "_timer", lambda _: lambda call, calls: clock.timed(call)(calls))
@@ -359,7 +360,7 @@ def test_a_case_on_a_device(storage, monkeypatch, tmp_path):
     assert found["seconds"]["fastopt"][1] > 0
     assert found["share"]
     assert found["cannot"]["torch fused"] == "not installed: torch"
-    assert found["cannot"]["optax jit"]  # not installed, or not set up for devices
+    assert found["cannot"]["optax jit"]  # not installed, or set up for the CPU only
     assert set(found["versus"]) == ({"elementwise"} if storage == "f32" else set())
     assert report.tables([{"key": entry.key, **found}])[0].rows
     for quick in (True, False):
@@ -367,7 +368,7 @@ def test_a_case_on_a_device(storage, monkeypatch, tmp_path):
         assert {e.part for e in planned} == set(device.PARTS)
         assert {e.case.backend for e in planned} == {"cuda"}
     assert {e.part for e in device.entries(["sizes"], None, None, None, True)} == {"sizes"}
-    with pytest.raises(SettingError, match="not measured on a device"):
+    with pytest.raises(SettingError, match="not measured on CUDA devices"):
         device.entries(["memory"], None, None, None, False)
     nvrtc.function.cache_clear()
 
@@ -619,7 +620,7 @@ def test_the_reference_can_be_timed(alone):
         ("--rule adm", "did you mean 'adam'?"),
         ("--rule nothing*", "no rule fits"),
         ("--storage 9bit", "did you mean '8bit'?"),
-        ("--size 64M", "this is no size"),
+        ("--size 64M", "this is not a size"),
         ("--peer torhc", "there is no peer 'torhc'"),
         ("--backend cpuu", "did you mean 'cpu'?"),
         ("rules --size 5", "a part has its own"),

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import fastopt
 from fastopt.bench import first, goals, memory, record, report
-from fastopt.bench.cases import LARGE, PARTS, SHOWN, Case, Entry, chosen, plan
+from fastopt.bench.cases import LARGE, PARTS, TIMED_STORAGES, Case, Entry, chosen, plan
 from fastopt.bench.compare import compare as compare_runs
 from fastopt.bench.peers import PEERS
 from fastopt.bench.run import measure
@@ -134,7 +134,7 @@ def _tasks(asked: Asked) -> Iterator[Task]:
         elif part == "memory":
             case = Case(size=MEMORY[asked.quick], threads=threads)
             names = [name for name in peers if not asked.quick or PEERS[name].light]
-            stored = ["f32", "8bit"] if asked.quick else [*SHOWN]
+            stored = ["f32", "8bit"] if asked.quick else [*TIMED_STORAGES]
             yield Task(
                 [f"memory: {case.name}"],
                 "memory",
