@@ -292,7 +292,7 @@ def bench(
     """
     from fastopt.demo import bench as command
 
-    asked = command.Asked(part, rule, storage, size, threads, peer, backend, repeats, quick, out)
+    options = command.Options(part, rule, storage, size, threads, peer, backend, repeats, quick, out)
     if compare:
-        raise typer.Exit(command.compare(*compare, asked))
-    command.run(asked)
+        raise typer.Exit(command.compare(*compare, options))
+    command.run(options)
