@@ -1,6 +1,7 @@
-"""Benchmarks: what a step costs, as a share of what this machine's memory allows and beside other libraries.
+"""Benchmarks: the time of a step as a share of the machine's memory ceiling, and compared with other libraries.
 
-`fastopt bench --help` says how to run them, docs/benchmark.md how it is measured. `cases` says what is timed, `peers`
-beside whom, `run` does it with one `clock`, `record` keeps it; `report`, `pictures`, `compare` and `readme` show it.
-What is timed here is what the tests prove to be right: they take their rules from `forms` and `glossary` as well.
+`fastopt bench --help` says how to run them, docs/benchmark.md how they measure. `cases` lists what is timed, `peers`
+has the libraries to compare with, `run` and `clock` measure, `record` reads and writes results files, `goals` checks
+results, and `report`, `pictures`, `compare` and `readme` present them. The tests check the same rules (CASES in
+kernels/rules/cases.py) against the same implementations in PyTorch and optax (`glossary`).
 """

@@ -1,4 +1,4 @@
-"""What is timed, as data: a case is a rule, a storage, a size, threads and a backend; a part is a list of cases."""
+"""What is timed, as data: a case is a rule, storage, size, number of threads and backend; a part is a list of cases."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fastopt.kernels.formats import PRESETS
 from fastopt.kernels.rules.cases import CASES
 
 UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
-SMALL = "100x10-1000"  # a hundred tensors of 10 to 1,000 parameters
+SMALL = "100x10-1000"  # 100 tensors of 10 to 1,000 parameters each
 LARGE = "64Mi"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time. `size` is a number of parameters, "64Mi", or of tensors, "100x1000" and "100x10-1000"."""
+    """One optimizer step to time. `size` is one tensor ("64Mi") or several ("100x1000", "100x10-1000")."""
 
     rule: str = "adam-decoupled"
     storage: str = "f32"
@@ -35,50 +35,51 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Say it in one line; it tells cases apart."""
+        """A one-line name, unique among cases."""
         more = [f"{self.groups} groups"] * (self.groups > 1) + [self.backend] * (self.backend == "reference")
-        return ", ".join([self.rule, self.storage, self.size, self.workers, *more])
+        return ", ".join([self.rule, self.storage, self.size, self.runs_on, *more])
 
     @property
-    def workers(self) -> str:
-        """Say what works on it: the threads, or a device."""
+    def runs_on(self) -> str:
+        """The number of threads ("2 threads"), or "cuda"."""
         return "cuda" if self.backend == "cuda" else f"{self.threads} thread{'s' * (self.threads > 1)}"
 
     @cached_property
     def tensors(self) -> dict[str, int]:
-        """The parameters of each tensor, by name; names begin with their group's."""
+        """The number of parameters of each tensor, by name; a name begins with that of its group: "g0.w3"."""
         return {f"g{k % self.groups}.w{k}": n for k, n in enumerate(tensor_sizes(self.size))}
 
     @property
     def elements(self) -> int:
-        """The parameters of all tensors."""
+        """The number of parameters of all tensors."""
         return sum(self.tensors.values())
 
     @property
     def settings(self) -> dict[str, dict[str, float]] | None:
-        """What the groups of an Optimizer change, each has its own learning rate; None where there is one group."""
+        """The `groups` argument of an Optimizer: a learning rate for each group, or None if there is only one group."""
         lr = CASES[self.rule].lr if self.groups > 1 else 0.0
         return {f"g{k}.*": {"lr": lr * (1 + k / 1000)} for k in range(self.groups)} if self.groups > 1 else None
 
     @cached_property
     def program(self) -> Program:
-        """The rule traced with its storage."""
+        """The rule, traced with the storage."""
         return trace(CASES[self.rule], self.storage)
 
     @property
     def traffic(self) -> float:
-        """The bytes that a step has to read and write."""
+        """The number of bytes that a step has to read and write."""
         return self.elements * self.program.bytes_per_parameter
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as results keep it."""
+        """Return the case as results files store it."""
         return asdict(self)
 
 
 class Entry(NamedTuple):
-    """A case of a part, and which peers stand beside it.
+    """A case of a part, and the peers to compare it with.
 
-    "all", "light" (those that need no process of their own), "torch" (of those, torch.optim), "calls" or "".
+    `peers` is "all", "light" (peers that run in this process), "torch" (only torch.optim among those), "calls"
+    (fastopt's APIs for one step), "drop-in" (fastopt.torch and torch.optim) or "" (none).
     """
 
     part: str
@@ -87,12 +88,12 @@ class Entry(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Name the entry in a file of results."""
+        """The key of this entry in a results file."""
         return f"{self.part}: {self.case.name}"
 
 
 def tensor_sizes(text: str) -> tuple[int, ...]:
-    """Read a size: "64Mi", "100x1000", or "100x10-1000", which are drawn at random, the same every time.
+    """Parse a size into the number of parameters of each tensor; those of "100x10-1000" are random with a fixed seed.
 
     >>> tensor_sizes("2Ki"), tensor_sizes("3x10")
     ((2048,), (10, 10, 10))
@@ -106,11 +107,11 @@ def tensor_sizes(text: str) -> tuple[int, ...]:
                 tuple(np.random.default_rng(0).integers(low, high + 1, count).tolist()) if found[4] else (low,) * count
             )
     expected = "a number of parameters (1000, 64Mi), or of tensors and their parameters (100x1000, 100x10-1000)"
-    raise SettingError("this is no size.", got=repr(text), expected=expected)
+    raise SettingError("this is not a size.", got=repr(text), expected=expected)
 
 
 def distinct_rules() -> list[str]:
-    """List the rules of CASES that have a kernel of their own: rows that differ only in numbers have one, the first."""
+    """Return the rows of CASES that compile to different kernels: of rows with the same kernel, the first."""
     first = {trace(rule, np.float32).name: name for name, rule in reversed(CASES.items())}
     return [name for name in CASES if first[trace(CASES[name], np.float32).name] == name]
 
@@ -119,32 +120,35 @@ MAIN = (
     "sgd", "momentum-heavy-ball", "rmsprop", "rmsprop-centered", "rmsprop-momentum", "rmsprop-centered-momentum",
     "adam", "adam-decoupled", "adagrad", "lion",
 )  # fmt: skip
-"""The rules that stand beside every peer; the other forms stand beside torch.optim."""
+"""The rules that are compared with every peer; all others are compared with torch.optim only."""
 
-STORED = ("sgd", "momentum-heavy-ball", "rmsprop", "adam-decoupled", "lion")
-"""The rules that are timed in every storage of the picture."""
+STORAGE_RULES = ("sgd", "momentum-heavy-ball", "rmsprop", "adam-decoupled", "lion")
+"""The rules that are timed in several storages."""
 
-SHOWN = tuple(name for name in PRESETS if name not in ("f64", "mixed_f16"))
-IN_CACHE = "20Ki"  # parameters: 560 KiB of float32 Adam
+TIMED_STORAGES = tuple(name for name in PRESETS if name not in ("f64", "mixed_f16"))
+COMMON_STORAGES = ("f32", "bf16", "split", "8bit", "split_8bit", "bf16_8bit")
+"""The storages in which all of STORAGE_RULES are timed; AdamW is timed in all of TIMED_STORAGES."""
+
+IN_CACHE = "20Ki"  # parameters: float32 Adam then reads and writes 560 KiB
 SIZES = ("1", "10", "100", "1000", "10007", "100003", "1Mi", "4Mi", "16Mi", "64Mi", "256Mi")
 
 PARTS = {
-    "rules": "every kernel in float32 from memory",
-    "storages": "AdamW and others in every storage, from memory; AdamW in cache on one thread",
-    "sizes": "AdamW in float32 over sizes, one tensor",
+    "rules": "every kernel in float32, larger than the cache",
+    "storages": "AdamW and other rules in every storage, larger than the cache; AdamW in cache on one thread",
+    "sizes": "AdamW in float32 on one tensor of different sizes",
     "tensors": "AdamW on many tensors of 10 to 1,000 parameters",
-    "groups": "AdamW on 64 tensors of 1,000 in groups, each with its own learning rate",
-    "threads": "SGD and AdamW from memory, on one thread and on more",
-    "calls": "what each way to ask for a step costs: step, step(grads), scheduled, update, the kernel alone",
-    "torch": "fastopt.torch in place of torch.optim, on torch's tensors",
-    "first": "first steps: import, cold compile, warm cache, beside what torch.compile and DeepSpeed build",
-    "memory": "what a fresh process that steps holds, and holds at most",
+    "groups": "AdamW on 64 tensors of 1,000 in parameter groups with different learning rates",
+    "threads": "SGD and AdamW, larger than the cache, on one thread and on more",
+    "calls": "the cost of each API for one step: step, step(grads), scheduled lr, update, the kernel alone",
+    "torch": "fastopt.torch compared with torch.optim, on torch tensors",
+    "first": "time to the first step: imports, compiling or loading kernels; also torch.compile and DeepSpeed",
+    "memory": "memory of a fresh process after some steps, and its peak during a step",
 }
-"""The parts of a run and what they say. "first" and "memory" have measurements of their own (first.py, memory.py)."""
+"""The parts of a run with their descriptions. "first" and "memory" are measured by first.py and memory.py."""
 
 
 def plan(part: str, threads: int, quick: bool) -> list[Entry]:
-    """List the cases of a part; quick ones are fewer and smaller, so that all parts take two minutes."""
+    """Return the cases of a part; with `quick`, fewer and smaller ones, so that all parts take two minutes."""
     large = "16Mi" if quick else LARGE
     case = Case(size=large, threads=threads)
     peers = "light" if quick else "all"
@@ -153,16 +157,18 @@ def plan(part: str, threads: int, quick: bool) -> list[Entry]:
             known = ("sgd", "rmsprop-centered-momentum", "adam-decoupled", "lion") if quick else distinct_rules()
             found = [(replace(case, rule=r), peers if r in MAIN else "torch") for r in known]
         case "storages":
-            stored = [(r, s) for r in STORED for s in SHOWN if r == "adam-decoupled" or s in PICTURED]
+            stored = [
+                (r, s) for r in STORAGE_RULES for s in TIMED_STORAGES if r == "adam-decoupled" or s in COMMON_STORAGES
+            ]
             if quick:
                 stored = [("adam-decoupled", s) for s in ("f32", "bf16", "split", "8bit")]
-            # Beside peers stand the storages of Adam; its float32, which does so among the rules, is what they save.
+            # AdamW in float32 is the baseline of the storages. It is compared with peers in the part "rules".
             found = [
                 (replace(case, rule=r, storage=s), peers if r == "adam-decoupled" and s != "f32" else "")
                 for r, s in stored
                 if (r, s) == ("adam-decoupled", "f32") or s != "f32"
             ]
-            cached = ("f32", "bf16", "8bit") if quick else SHOWN
+            cached = ("f32", "bf16", "8bit") if quick else TIMED_STORAGES
             found += [(replace(case, storage=s, size=IN_CACHE, threads=1), "") for s in cached]
         case "sizes":
             found = [(replace(case, size=n), peers) for n in (SIZES[3:9:2] if quick else SIZES)]
@@ -188,17 +194,13 @@ def plan(part: str, threads: int, quick: bool) -> list[Entry]:
             found = [(replace(case, rule=r, size=n), "drop-in") for r, n in made]
         case _:
             found = []
-    return [Entry(part, one, beside) for one, beside in found]
-
-
-PICTURED = ("f32", "bf16", "split", "8bit", "split_8bit", "bf16_8bit")
-"""The storages of the picture of shares."""
+    return [Entry(part, one, compared) for one, compared in found]
 
 
 def chosen(
     rules: Sequence[str], storages: Sequence[str], sizes: Sequence[str], threads: Sequence[int], backend: str
 ) -> list[Entry]:
-    """List all cases of these rules, storages, sizes and threads, or raise a SettingError for one that is not there."""
+    """Return an entry for each combination of these values, or raise a SettingError for an unknown one."""
     for name in rules:
         if name not in CASES:
             raise SettingError(f"there is no rule {name!r}.", do=suggest(name, list(CASES)))

@@ -1,10 +1,10 @@
-"""The memory ceiling of this machine: the fastest known traffic of a step's shape, whatever the step computes.
+"""The memory ceiling of this machine: the memory throughput of a loop that accesses memory as a step does.
 
-Some arrays are updated in place and others only read, as a step does with p, m, v and g, but with one addition for each
-written array and no more. The loop claims the same chunks on the same threads, walks the same strips and prefetches as
-the printed kernels do (which makes it 4 to 5 % faster than a plain loop on a 2-core Xeon), so a kernel at 100 % of it
-is bound by memory alone. It is written here by hand, not printed from a rule: what measures must not be made by what
-it measures.
+The loop updates some arrays in place and only reads others, as a step does with p, m, v and g, but computes only one
+addition per written element. It divides the arrays into the same chunks, threads and strips as the generated kernels
+and prefetches as they do (4 to 5 % faster than a plain loop on a 2-core Xeon), so a kernel at 100 % of the ceiling is
+bound by memory alone. The loop is written by hand and not generated from a rule, so that the compiler under test does
+not generate its own baseline.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from fastopt.kernels.formats import Plane
 from fastopt.kernels.launch import run
 from fastopt.kernels.threads import WORKERS
 
-_FEWEST_RUNS = 5
+_MIN_RUNS = 5
 
 
 class Ceiling(NamedTuple):
-    """Measured traffic in GB/s (10⁹ bytes, read and written), over so many runs: their median and the fastest."""
+    """Measured throughput in GB/s (10⁹ bytes, read and written): the median and the fastest of `runs` passes."""
 
     median: float
     best: float
@@ -41,7 +41,7 @@ class Ceiling(NamedTuple):
 def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., None]:
     """Compile `kernel(job, n, chunk, prefetching, *addresses)`: `writes` arrays updated in place, `reads` only read.
 
-    `bind` prepares a call of it; a job of 0 makes one thread do all n elements.
+    `bind` prepares a call of it. With job = 0 one thread processes all n elements.
     """
     kind, strip = np.dtype(dtype).name, tuning.strip(np.dtype(dtype).itemsize)
     name = f"traffic_r{reads}_w{writes}_{kind}"
@@ -80,9 +80,9 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
 
 
 def bind(written: Sequence[np.ndarray], read: Sequence[np.ndarray]) -> Callable[[], object]:
-    """Prepare one pass over arrays of one length and type, shared among fastopt's threads as a step would be.
+    """Return a function that makes one pass over arrays of equal length and dtype, on as many threads as a step.
 
-    The arrays must not be moved while it is in use.
+    The function uses the addresses of the arrays, which must stay valid.
     """
     arrays, n = (*written, *read), written[0].size
     kernel, addresses = traffic(len(read), len(written), written[0].dtype), [NUMPY.address(a) for a in arrays]
@@ -90,7 +90,7 @@ def bind(written: Sequence[np.ndarray], read: Sequence[np.ndarray]) -> Callable[
     per_element = sum(a.itemsize for a in (*arrays, *written))
     if not tuning.is_shared(n, per_element):
         calls = [(kernel, 0, n, n, *arguments)]
-        return lambda arrays=arrays: run(calls)  # it owns the memory
+        return lambda arrays=arrays: run(calls)  # the default keeps the arrays alive
     compiled_wait()
 
     def shared() -> None:
@@ -106,7 +106,7 @@ def bind(written: Sequence[np.ndarray], read: Sequence[np.ndarray]) -> Callable[
 
 
 def filled(count: int, dtype: Any, value: float = 0.0) -> np.ndarray:
-    """Allocate an array as steps have theirs, filled with a value."""
+    """Allocate an array the way an Optimizer does, filled with a value."""
     array = NUMPY.allocate(count, Plane("", np.dtype(dtype)), CPU)
     if value:
         array.fill(value)
@@ -116,10 +116,10 @@ def filled(count: int, dtype: Any, value: float = 0.0) -> np.ndarray:
 def measure(
     reads: int, writes: int, *, dtype: Any = np.float32, elements: int = 64 << 20, seconds: float = 1.0
 ) -> Ceiling:
-    """Measure the ceiling for a step of this shape: elements · itemsize · (reads + 2 · writes) bytes a pass.
+    """Measure the ceiling of a step of elements · itemsize · (reads + 2 · writes) bytes.
 
-    Choose `elements` so that the arrays are well beyond the processor's caches; 64 Mi is. Runs for about `seconds`, and
-    at least five passes, after one that does not count.
+    Choose `elements` so that the arrays are much larger than the processor's caches; 64 Mi is enough. Makes passes for
+    about `seconds` seconds, at least five, after one warm-up pass.
 
     >>> from fastopt.bench import ceiling
     >>> adam = ceiling.measure(reads=1, writes=3, elements=1 << 20, seconds=0.01)
@@ -132,7 +132,7 @@ def measure(
     run = bind(written, [filled(elements, dtype) for _ in range(reads)])
     run()
     times: list[float] = []
-    while len(times) < _FEWEST_RUNS or sum(times) < seconds:
+    while len(times) < _MIN_RUNS or sum(times) < seconds:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)

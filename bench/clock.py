@@ -1,10 +1,10 @@
-"""One clock for every benchmark: contestants take turns, so that whatever slows the machine slows all of them.
+"""Timing for all benchmarks: contestants are timed in turns, so that other load on the machine affects all of them.
 
-A contestant is a function `seconds(calls)` that makes so many calls in a row and gives the time they took: on this
-process's clock, between two events of a device, or in a process of its own. Each round times every contestant once and
-begins one further than the round before. What is reported is the median with the 20th and 80th percentiles, and how
-much faster one contestant is than another: the ratio of their two times *within a round*, again as a median with
-percentiles. A burst of other work spoils one round, not the result.
+A contestant is a function `seconds(calls)` that makes so many calls in a row and returns the time they took: by this
+process's clock, by two events on a device, or measured in another process. Each round times every contestant once, and
+the order is rotated by one from round to round. Reported are the median with the 20th and 80th percentiles, and speeds
+of one contestant relative to another: the ratio of their times *within a round*, again as a median with percentiles. A
+burst of other load therefore affects one round only.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import TypeAlias
 import numpy as np
 
 Timed: TypeAlias = Callable[[int], float]
-"""What makes so many calls in a row, and gives the seconds they took."""
+"""Makes so many calls in a row and returns the seconds they took."""
 
-SHORTEST = 5e-3  # seconds a sample lasts at least; a call that is shorter is repeated within the sample
-PAUSE = 2e-2  # seconds before a sample: OpenMP polls for 15 ms after its work, on cores the next one needs
-FITS = 1e-2  # seconds: what a shorter call works on may be in caches, so one is made before each sample, not timed
-PATIENCE = 2.0  # seconds: a contestant that has taken as long sits the remaining rounds out, after the third
-FEWEST = 3
-SLOW = 1.0  # seconds: a call that takes as long is not made twice to find out
+MIN_SAMPLE = 5e-3  # seconds that a sample lasts at least; shorter calls are repeated within it
+PAUSE = 2e-2  # seconds before each sample: OpenMP threads poll for 15 ms after their work, on cores the next one needs
+WARM_BELOW = 1e-2  # seconds: the data of a shorter call may fit in the caches, so an untimed call precedes each sample
+MAX_TIME = 2.0  # seconds: a contestant that has taken longer in total is not timed in the remaining rounds
+MIN_ROUNDS = 3  # rounds in which every contestant is timed, however slow it is
+SLOW_CALL = 1.0  # seconds: a call that takes longer is not repeated for an estimate
 
 
-def timed(call: Callable[[], object], ready: Callable[[], object] | None = None) -> Timed:
-    """Put a function under this process's clock; `ready` is called before each sample, outside of the clock."""
+def timed(call: Callable[[], object], setup: Callable[[], object] | None = None) -> Timed:
+    """Time a function by this process's clock; `setup` is called before each sample and is not timed."""
 
     def seconds(calls: int) -> float:
-        if ready:
-            ready()
+        if setup:
+            setup()
         rounds = range(calls)
         start = time.perf_counter()
         for _ in rounds:
@@ -43,9 +43,9 @@ def timed(call: Callable[[], object], ready: Callable[[], object] | None = None)
 
 
 def race(contestants: Mapping[str, Timed], repeats: int, *, pause: float = PAUSE) -> dict[str, list[float]]:
-    """Time each contestant `repeats` times, in turns; gives the seconds a call took, by round.
+    """Time each contestant `repeats` times, in turns; return the seconds per call of each round.
 
-    One that is slow is timed in fewer rounds, the first ones (`PATIENCE`). `pause` is the seconds before a sample.
+    A slow contestant is timed in the first rounds only (`MAX_TIME`). `pause` is the time before a sample in seconds.
     """
     names = list(contestants)
     calls = {name: _calls(contestants[name]) for name in names}
@@ -57,10 +57,10 @@ def race(contestants: Mapping[str, Timed], repeats: int, *, pause: float = PAUSE
         for k in range(repeats):
             first = k % len(names)
             for name in names[first:] + names[:first]:
-                if k >= FEWEST and spent[name] > PATIENCE:
+                if k >= MIN_ROUNDS and spent[name] > MAX_TIME:
                     continue
                 time.sleep(pause)
-                if samples[name] and samples[name][-1] < FITS:
+                if samples[name] and samples[name][-1] < WARM_BELOW:
                     contestants[name](1)
                 took = contestants[name](calls[name])
                 spent[name] += took
@@ -72,21 +72,21 @@ def race(contestants: Mapping[str, Timed], repeats: int, *, pause: float = PAUSE
 
 
 def _calls(seconds: Timed) -> int:
-    """Find how many calls make a sample that is long enough; they also warm up the caches and the branch predictor."""
+    """Return the number of calls of a long enough sample; finding it warms up the caches and the branch predictor."""
     calls, found = 1, seconds(1)
-    if found < SLOW:
-        found = seconds(1)  # the first call was a cold one, or made what the others find
-    while found < SHORTEST:
-        calls = max(2 * calls, round(calls * SHORTEST / max(found, 1e-9)))
+    if found < SLOW_CALL:
+        found = seconds(1)  # the first call may have compiled, allocated or read from cold caches
+    while found < MIN_SAMPLE:
+        calls = max(2 * calls, round(calls * MIN_SAMPLE / max(found, 1e-9)))
         found = seconds(calls)
     return calls
 
 
 def percentiles(values: Sequence[float]) -> list[float]:
-    """Give the 20th, 50th and 80th percentiles."""
+    """Return the 20th, 50th and 80th percentiles."""
     return [float(f"{x:.6g}") for x in np.percentile(values, (20, 50, 80))]
 
 
 def speed(subject: Sequence[float], versus: Sequence[float]) -> list[float]:
-    """Give how many times as fast the subject is: percentiles of the ratios of the rounds that both took part in."""
+    """Return how many times as fast the subject is: percentiles of the ratios in rounds in which both were timed."""
     return percentiles([b / a for a, b in zip(subject, versus, strict=False)])

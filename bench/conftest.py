@@ -1,4 +1,4 @@
-"""`pytest bench` times; everywhere else pytest-benchmark is off (see addopts in pyproject.toml)."""
+"""Turn pytest-benchmark on for `pytest bench`; addopts in pyproject.toml turns it off for the tests."""
 
 
 def pytest_configure(config):

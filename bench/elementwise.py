@@ -1,8 +1,8 @@
-"""The three classic rules by hand, as CuPy's ElementwiseKernel: the simple form, held against the printed kernels.
+"""Momentum, RMSprop and Adam written by hand as CuPy ElementwiseKernels, to compare with the generated kernels.
 
-Momentum in its averaged form, RMSprop and Adam, each in its default settings. They are a second oracle on a device, and
-what a printed kernel has to beat in the benchmark: CuPy's kernels load one value a thread and come in one shape. They
-give the same bits where no denormal float32 occurs: CuPy compiles its kernels so that these become zero.
+Each has the rule's default settings; momentum averages gradients. On a device they are a second reference for results,
+and a baseline for speed: they load one value per thread. Results have the same bits unless denormal float32 values
+occur, which CuPy's compiler options flush to zero.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from fastopt.kernels.cuda.nvrtc import OPTIONS
 from fastopt.kernels.devices import load_cupy
 
 
-class Form(NamedTuple):
-    """A rule as CuPy wants it: what is read, what is written in place, and the body of the loop, `T` being the type."""
+class Source(NamedTuple):
+    """The arguments of an ElementwiseKernel: inputs, arrays updated in place, and the loop body; `T` is the dtype."""
 
     read: str
     written: str
@@ -25,34 +25,36 @@ class Form(NamedTuple):
 
 
 CLASSIC = {
-    "Momentum": Form(
+    "Momentum": Source(
         "T g, T beta, T rest, T m_size, T g_size, T decay",
         "T p, T m",
         "m = beta * m + rest * g; p = p - m_size * m;",
     ),
-    "RMSprop": Form(
+    "RMSprop": Source(
         "T g, T lr, T alpha, T rest, T eps, T momentum, T decay",
         "T p, T v",
         "v = alpha * v + rest * (g * g); p = p - lr * (g / (sqrt(v) + eps));",
     ),
-    "Adam": Form(
+    "Adam": Source(
         "T g, T beta1, T rest1, T beta2, T rest2, T step_size, T root, T eps, T decay, T keep",
         "T p, T m, T v",
         "m = beta1 * m + rest1 * g; v = beta2 * v + rest2 * (g * g); p = p - step_size * m / (sqrt(v) * root + eps);",
     ),
 }
-"""By the rule's name; the scalars in the order of its `update`."""
+"""By the name of the rule; scalars are in the order of its `update`."""
 
 
 @lru_cache(maxsize=8)
 def _kernel(rule: str) -> Any:
-    form = CLASSIC[rule]
+    source = CLASSIC[rule]
     cupy = load_cupy()
-    return cupy.ElementwiseKernel(form.read, form.written, form.body, f"{rule.lower()}_elementwise", options=OPTIONS)
+    return cupy.ElementwiseKernel(
+        source.read, source.written, source.body, f"{rule.lower()}_elementwise", options=OPTIONS
+    )
 
 
 def bind(program: Program, arrays: Sequence[Any]) -> Callable[[tuple], None]:
-    """Prepare a step of a classic rule over CuPy arrays in the order of `program.buffers`; gives `launch(scalars)`."""
+    """Return `launch(scalars)`, a step of the rule on CuPy arrays, which are in the order of `program.buffers`."""
     kernel = _kernel(program.rule)
     p, g, *state = arrays
 

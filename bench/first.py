@@ -1,7 +1,7 @@
-"""First steps: what importing fastopt costs, compiling a kernel for the first time, and the next process finding it.
+"""The time to the first step: imports, compiling a kernel (cold cache), or loading it from disk (warm cache).
 
-Each sample is a fresh process. `cold` finds the cache folder empty, `warm` finds what the cold process left in it. A
-warm process must compile nothing: Numba reports every compilation as an event, and no file of the cache may change.
+Each sample is a fresh process. In a `cold` one the cache folder is empty, a `warm` one finds the files of the cold one.
+A warm process must not compile: Numba reports every compilation as an event, and no file in the cache may change.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from fastopt.bench.cases import Case
 from fastopt.bench.clock import percentiles
 from fastopt.bench.process import PeerError, Process
 
-OURS = ("adam", "noise-adam")
+RULES = ("adam", "noise-adam")
 PEERS = ("torch fused", "torch compile", "DeepSpeed", "optax jit")
 SLOW = ("torch compile", "DeepSpeed")
 PHASES = ("import numpy", "import fastopt", "import numba", "Optimizer()", "first step", "second step", "process")
 
-# Making the optimizer imports Numba; here that is on a line of its own, for Numba's events and to tell its share.
+# Optimizer() imports Numba. Here it is imported before, to listen to its events and to time the import by itself.
 CHILD = """
 import json, sys, time
 clock, times, compiled = time.perf_counter, {}, []
@@ -59,15 +59,15 @@ print(json.dumps({"times": times, "compiled": compiled, "heavy": heavy}))
 
 
 def names(chosen: list[str], quick: bool) -> list[str]:
-    """List what takes a first step: two of our rules, and those of the chosen peers that build or import something."""
-    return [*OURS[: 1 if quick else None], *(n for n in PEERS if n in chosen and not (quick and n in SLOW))]
+    """Return what to measure: two of fastopt's rules, and the chosen peers that compile or import much."""
+    return [*RULES[: 1 if quick else None], *(n for n in PEERS if n in chosen and not (quick and n in SLOW))]
 
 
 def run(name: str, repeats: int, threads: int) -> list[dict[str, Any]]:
-    """Time cold and warm first processes in turns; gives the two records."""
+    """Time cold and warm processes in turns; return the two records."""
     samples: dict[str, list[dict[str, Any]]] = {"cold": [], "warm": []}
     unchanged = True
-    if name not in OURS:
+    if name not in RULES:
         return _peer(name, threads)
     check.check_ours(Case(rule=name))
     for _ in range(repeats):
@@ -80,7 +80,7 @@ def run(name: str, repeats: int, threads: int) -> list[dict[str, Any]]:
 
 
 def _peer(name: str, threads: int) -> list[dict[str, Any]]:
-    """Time a peer's first process with empty caches of what it builds, and the next one."""
+    """Time a peer's process with empty compiler caches, and a second one with the caches of the first."""
     case, records = Case(size="1000", threads=threads), []
     why = peers.PEERS[name].absent()
     with tempfile.TemporaryDirectory(prefix="fastopt-bench-") as cache:
@@ -91,7 +91,7 @@ def _peer(name: str, threads: int) -> list[dict[str, Any]]:
                 try:
                     with Process(name, threads, **variables) as process:
                         found = process.ask("first", case=case.as_dict())
-                    record["seconds"] = {phase: percentiles([taken]) for phase, taken in found.items()}
+                    record["seconds"] = {phase: percentiles([value]) for phase, value in found.items()}
                 except PeerError as error:
                     record["cannot"] = f"failed: {error}"
             records.append(record)
@@ -99,7 +99,7 @@ def _peer(name: str, threads: int) -> list[dict[str, Any]]:
 
 
 def total(record: dict[str, Any]) -> float | None:
-    """Add up a record's medians until the first step is done; None where there are none."""
+    """Return the sum of the medians of all phases up to the first step; None if nothing was measured."""
     phases = [phase for phase in record["seconds"] if phase not in ("second step", "process")]
     return sum(record["seconds"][phase][1] for phase in phases) if phases else None
 
@@ -112,9 +112,9 @@ def _record(name: str, kind: str, samples: list[dict[str, Any]], unchanged: bool
     if kind == "warm":
         claims |= {"it compiles nothing": not compiled, "it writes nothing": unchanged}
     else:
-        claims |= {"it compiles": bool(compiled)}  # or the events are no witness
-    kept = {"seconds": seconds, "compiled": compiled, "heavy": heavy, "claims": claims, "cannot": None}
-    return {"part": "first", "name": f"fastopt {name}", "kind": kind, **kept}
+        claims |= {"it compiles": bool(compiled)}  # shows that the events work
+    found = {"seconds": seconds, "compiled": compiled, "heavy": heavy, "claims": claims, "cannot": None}
+    return {"part": "first", "name": f"fastopt {name}", "kind": kind, **found}
 
 
 def _process(name: str, cache: str) -> dict[str, Any]:
@@ -130,6 +130,6 @@ def _process(name: str, cache: str) -> dict[str, Any]:
 
 
 def _files(folder: str) -> dict[str, tuple[int, int]]:
-    """List the files of a cache with their sizes and the times of their last change."""
+    """Return the files of a cache with their sizes and modification times."""
     stats = {str(path): path.stat() for path in Path(folder).rglob("*") if path.is_file()}
     return {path: (s.st_size, s.st_mtime_ns) for path, s in stats.items()}

@@ -1,7 +1,7 @@
-"""The same rules in PyTorch and optax: which call there is which row of CASES.
+"""The rules of CASES in PyTorch and optax: which optimizer, with which settings, computes the same.
 
-Each row says in the other library's words what one row of CASES computes. The tests walk a hundred steps with every
-row and compare; the benchmark times those that it can. Neither library is imported before a row is made.
+The tests take 100 steps with every row and compare them with fastopt's; the benchmark times rows that the peers in
+peers/ support. Both libraries are imported only when a row's `make` is called.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 STEPS = 100
-"""Steps of the walk that the tests compare; the schedules below span it."""
+"""The number of steps that the tests compare; the schedules below have this length."""
 
 
 class Row(NamedTuple):
-    """One optimizer of another library: the case it should equal, how to make it, what our state is called there."""
+    """An optimizer of another library: the row of CASES it equals, how to make it, and its names for the state."""
 
     case: str
     make: Callable[..., Any]
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 def _torch(
     case: str, optimizer: str, state: Mapping[str, str], schedule: tuple[str, dict] | None = None, **settings: Any
 ) -> Row:
-    """Make a row: the optimizer and, if any, the learning-rate scheduler by name, each with its settings."""
+    """Make a row of torch.optim: the class and the learning-rate scheduler, if any, by name, each with its settings."""
 
     def scheduler(torch, made):
         return getattr(torch.optim.lr_scheduler, schedule[0])(made, **schedule[1]) if schedule else None
@@ -46,7 +46,7 @@ def _torch(
 
 
 def _optax(case: str, make: Callable[[Any, Any], Any], state: Mapping[str, str], lr: Any) -> Row:
-    """Make a row: `make` is given optax and a learning rate, which is `lr` or, if that is a function, `lr(optax)`."""
+    """Make a row of optax: `make(optax, learning_rate)`, where the rate is `lr` or, for a schedule, `lr(optax)`."""
     name = f"optax {case}" + (" schedule" if callable(lr) else "")
     return Row(case, make, state, lr if callable(lr) else lambda _: lambda _: lr, "optax", name)
 
@@ -129,7 +129,7 @@ TORCH = [
 
 
 def _l2(optax: Any, rule: Any) -> Any:
-    """Put L2 weight decay before a rule: of those here, optax has it built in for Adadelta alone."""
+    """Add L2 weight decay to a rule: of the rules here, only Adadelta has such a setting in optax."""
     return optax.chain(optax.add_decayed_weights(0.02), rule)
 
 
@@ -138,7 +138,7 @@ def _average(optax: Any, lr: Any, *, debias: bool = False) -> Any:
 
 
 def _rmsprop(**settings: Any) -> Callable[[Any, Any], Any]:
-    """Make RMSprop with our defaults. optax's momentum adds up −lr·s, not s: its buffer is not our m, and left out."""
+    """Make RMSprop with fastopt's defaults. optax's momentum buffer sums −lr·s, not s, so it is not compared with m."""
     return lambda o, lr: o.rmsprop(lr, **{"decay": 0.99, "eps": 1e-3, "eps_in_sqrt": False, **settings})
 
 

@@ -1,4 +1,4 @@
-"""How much memory a step takes: a fresh process makes the optimizer and steps; what it holds then, and held at most."""
+"""The memory of a step: that of a fresh process after some steps, and its peak during a step."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fastopt.bench.process import PeerError, Process
 
 
 def measure(
-    case: Case, names: list[str], ours: list[str], say: Callable[[str], object] = lambda _: None
+    case: Case, names: list[str], storages: list[str], on_progress: Callable[[str], object] = lambda _: None
 ) -> dict[str, Any]:
-    """Give the record: bytes a parameter that each holds beyond those after a small step, resident and at the peak.
+    """Return the record: resident and peak bytes per parameter, less the memory of the process after a small step.
 
-    `ours` are the storages of fastopt that are measured; peers keep what the case's storage says.
+    fastopt is measured with each of `storages`, the peers in `names` with the storage of the case.
     """
     record: dict[str, Any] = {"part": "memory", "case": case.as_dict(), "bytes": {}, "cannot": {}}
-    asked = [("fastopt", storage) for storage in ours] + [(name, case.storage) for name in names]
+    asked = [("fastopt", storage) for storage in storages] + [(name, case.storage) for name in names]
     for name, storage in asked:
         one = Case(**{**case.as_dict(), "storage": storage})
         label = f"fastopt {storage}" if name == "fastopt" else name
-        say(label)
+        on_progress(label)
         why = None if name == "fastopt" else PEERS[name].absent() or PEERS[name].cannot(one)
         if why:
             record["cannot"][label] = why

@@ -1,4 +1,4 @@
-"""Four pictures of a run, drawn without a display: bytes against time, time against size, small tensors, shares."""
+"""Four pictures of a run: time by bytes, time by size, time by number of small tensors, and shares of the ceiling."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-from fastopt.bench.cases import MAIN, STORED
-from fastopt.bench.record import Kept
+from fastopt.bench.cases import MAIN, STORAGE_RULES
+from fastopt.bench.record import Results
 from fastopt.bench.report import beyond_cache, case_of, duration
 
 COLOURS = {
@@ -33,28 +33,28 @@ _STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-def draw(kept: Kept, folder: Path) -> list[Path]:
-    """Draw the pictures that a run has the records for, and give their files."""
+def draw(results: Results, folder: Path) -> list[Path]:
+    """Draw the pictures for which a run has records and return their paths."""
     drawn = []
     for name, picture in (("bytes", _bytes), ("sizes", _sizes), ("tensors", _tensors), ("shares", _shares)):
         with mpl.rc_context(_STYLE):
             figure = Figure(figsize=(14.5 if name == "shares" else 12.5, 7), layout="constrained")
-            if not picture(figure.subplots(), kept.records):
+            if not picture(figure.subplots(), results.records):
                 continue
-            figure.supxlabel(_measured(kept), x=0.01, horizontalalignment="left", fontsize=10, color="#666666")
+            figure.supxlabel(_caption(results), x=0.01, horizontalalignment="left", fontsize=10, color="#666666")
             drawn.append(folder / f"{name}.png")
             figure.savefig(drawn[-1], dpi=110, metadata={"Software": None})
     return drawn
 
 
-def _measured(kept: Kept) -> str:
-    run, machine, device = kept.runs[0], kept.machine, kept.device
+def _caption(results: Results) -> str:
+    run, machine, device = results.runs[0], results.machine, results.device
     where = device["name"] if device else f"{machine['cpu']}, {machine['cores']} cores"
     return f"{where}, {run['date'][:10]}, fastopt {run['commit'] or ''}"
 
 
 def _largest(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Keep the records of the size and threads that most records beyond the cache have."""
+    """Return the records with the size and number of threads that most records larger than the cache have."""
     timed = [r for r in records if r["seconds"].get("fastopt") and r["share"] and beyond_cache(r)]
     sizes = [(r["case"]["size"], r["case"]["threads"]) for r in timed]
     common = max(set(sizes), key=lambda s: (sizes.count(s), s), default=None)
@@ -62,9 +62,9 @@ def _largest(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _bytes(axes: Axes, records: list[dict[str, Any]]) -> bool:
-    """Draw time against the bytes that a step moves: all rules and storages, peers, and the ceiling as a line.
+    """Draw time by the bytes that a step reads and writes: all rules and storages, peers, and the ceiling as a line.
 
-    Each time is put in proportion to the ceiling of its own rounds, as the tables do: the line is the same for all.
+    Each time is scaled by the ceiling measured in its own rounds, as in the tables, so that one line is right for all.
     """
     found = _largest([r for r in records if r["part"] in ("rules", "storages", "chosen")])
     if not found:
@@ -81,13 +81,13 @@ def _bytes(axes: Axes, records: list[dict[str, Any]]) -> bool:
     def milliseconds(r: dict[str, Any], times: float = 1.0) -> float:
         return times * r["traffic"] / rate / r["share"][1] * 1e3
 
-    outside: dict[str, float] = {}
+    off_scale: dict[str, float] = {}
     for name in [name for name in COLOURS if any(name in r["versus"] for r in found)]:
-        shown = [r for r in found if name in r["versus"] and r["case"]["rule"] in STORED]
+        shown = [r for r in found if name in r["versus"] and r["case"]["rule"] in STORAGE_RULES]
         points = [(r["traffic"] / n, milliseconds(r, r["versus"][name][1])) for r in shown]
         above = [y for _, y in points if y >= limit]
         if above:
-            outside[name] = min(above)
+            off_scale[name] = min(above)
         inside = [point for point in points if point[1] < limit]
         if inside:
             axes.plot(*zip(*inside, strict=True), "D", color=COLOURS[name], markersize=7, alpha=0.8, label=name)
@@ -101,13 +101,13 @@ def _bytes(axes: Axes, records: list[dict[str, Any]]) -> bool:
             )
     adams = {r["case"]["storage"]: (r["traffic"] / n, milliseconds(r)) for r in found if r["case"]["rule"] == _NAMED}
     _name_points(axes, {f"AdamW {storage}": at for storage, at in adams.items()}, x[1], limit)
-    axes.set(xlim=(0, x[1]), ylim=(0, limit), xlabel="bytes read and written, a parameter and step")
-    axes.set(ylabel=f"milliseconds a step, {case_of(found[0]).size} parameters")
-    axes.set_title("A step takes the time of its bytes")
-    if outside:
-        ordered = sorted(outside.items(), key=lambda item: item[1])
-        said = "above the picture: " + ", ".join(f"{name} from {t:,.0f} ms" for name, t in ordered)
-        text = "\n".join(textwrap.wrap(said, 70))
+    axes.set(xlim=(0, x[1]), ylim=(0, limit), xlabel="bytes read and written per parameter and step")
+    axes.set(ylabel=f"milliseconds per step, {case_of(found[0]).size} parameters")
+    axes.set_title("Time per step by the bytes that it reads and writes")
+    if off_scale:
+        ordered = sorted(off_scale.items(), key=lambda item: item[1])
+        note = "off the scale: " + ", ".join(f"{name} from {t:,.0f} ms" for name, t in ordered)
+        text = "\n".join(textwrap.wrap(note, 70))
         axes.text(0.015, 0.98, text, transform=axes.transAxes, fontsize=10.5, va="top", color="#555555")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return True
@@ -117,19 +117,19 @@ _NAMED = "adam-decoupled"
 
 
 def _name_points(axes: Axes, points: dict[str, tuple[float, float]], width: float, height: float) -> None:
-    """Name points, each above itself and to its left, higher where another name is in the way."""
-    taken: list[tuple[float, float]] = []
+    """Write names above points and to their left, higher if another name is in the way."""
+    placed: list[tuple[float, float]] = []
     for name, (x, y) in sorted(points.items(), key=lambda item: item[1]):
         at = [x - 0.015 * width, y + 0.07 * height]
-        while any(abs(at[0] - x0) < 0.17 * width and abs(at[1] - y0) < 0.04 * height for x0, y0 in taken):
+        while any(abs(at[0] - x0) < 0.17 * width and abs(at[1] - y0) < 0.04 * height for x0, y0 in placed):
             at[1] += 0.01 * height
-        taken.append((at[0], at[1]))
+        placed.append((at[0], at[1]))
         line = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4}
         axes.annotate(name, (x, y), (at[0], at[1]), fontsize=11, ha="right", arrowprops=line, zorder=6)
 
 
 def _sizes(axes: Axes, records: list[dict[str, Any]]) -> bool:
-    """Draw time against size, log–log, with the spread as a band."""
+    """Draw time by size on logarithmic axes, with the spread as a band."""
     found = [r for r in records if r["part"] in ("sizes", "chosen") and r["seconds"].get("fastopt")]
     found = _common(found, lambda c: (c.rule, c.storage, c.threads, len(c.tensors)))
     if len(found) < 2:
@@ -144,14 +144,14 @@ def _sizes(axes: Axes, records: list[dict[str, Any]]) -> bool:
         line: dict[str, Any] = {"color": COLOURS["ceiling"], "linestyle": (0, (4, 2)), "linewidth": 1.6, "zorder": 1}
         axes.plot(sizes, sizes * each / rate, label=f"memory ceiling,\n{rate / 1e9:.0f} GB/s", **line)
     one = case_of(found[0])
-    axes.set(xlabel="parameters, one tensor", ylabel="time of a step")
-    axes.set_title(f"From one parameter to {case_of(found[-1]).size}: {one.rule}, {one.storage}, {one.workers}")
+    axes.set(xlabel="parameters of one tensor", ylabel="time per step")
+    axes.set_title(f"Time per step by size: {one.rule}, {one.storage}, {one.runs_on}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return True
 
 
 def _tensors(axes: Axes, records: list[dict[str, Any]]) -> bool:
-    """Draw time against the number of small tensors, log–log."""
+    """Draw time by the number of small tensors on logarithmic axes."""
     found = [r for r in records if r["part"] in ("tensors", "chosen") and r["seconds"].get("fastopt")]
     found = [r for r in found if case_of(r).elements / len(case_of(r).tensors) < 1e5]
     found = _common(found, lambda c: (c.rule, c.storage, c.threads, c.size.partition("x")[2]))
@@ -161,22 +161,22 @@ def _tensors(axes: Axes, records: list[dict[str, Any]]) -> bool:
     _lines(axes, found, lambda r: len(case_of(r).tensors))
     one = case_of(found[0])
     each = one.size.partition("x")[2].replace("-", " to ")
-    axes.set(xlabel=f"number of tensors, {each} parameters each", ylabel="time of a step")
-    axes.set_title(f"Many small tensors are one pass: {one.rule}, {one.storage}")
+    axes.set(xlabel=f"number of tensors, {each} parameters each", ylabel="time per step")
+    axes.set_title(f"Time per step on many small tensors: {one.rule}, {one.storage}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return True
 
 
 def _common(records: list[dict[str, Any]], key: Callable[[Any], Any]) -> list[dict[str, Any]]:
-    """Keep the records that share what most of them share, one for each size."""
+    """Return the records with the most frequent key, one for each size."""
     keys = [key(case_of(r)) for r in records]
     most = max(set(keys), key=lambda k: (keys.count(k), str(k)), default=None)
-    kept = {r["case"]["size"]: r for r, k in zip(records, keys, strict=True) if k == most}
-    return list(kept.values())
+    by_size = {r["case"]["size"]: r for r, k in zip(records, keys, strict=True) if k == most}
+    return list(by_size.values())
 
 
 def _lines(axes: Axes, records: list[dict[str, Any]], x: Callable[[dict[str, Any]], int]) -> None:
-    """Draw a line and its spread for fastopt and each peer."""
+    """Draw a line with its spread for fastopt and each peer."""
     names = [n for n in COLOURS if n != "ceiling" and any(n in r["seconds"] for r in records)]
     ends = {}
     for name in names:
@@ -207,42 +207,42 @@ def _count(value: float) -> str:
 
 
 def _shares(axes: Axes, records: list[dict[str, Any]]) -> bool:
-    """Draw the share of the ceiling as bars: rules along the axis, a bar for each storage."""
+    """Draw the share of the ceiling as bars: a group for each rule, a bar for each storage."""
     found = _largest([r for r in records if r["part"] in ("rules", "storages", "chosen")])
     at = {(r["case"]["rule"], r["case"]["storage"]): r for r in found}
     rules: Sequence[str] = [
-        n for n in dict.fromkeys((*STORED, *MAIN, *(r for r, _ in at))) if any(n == r for r, _ in at)
+        n for n in dict.fromkeys((*STORAGE_RULES, *MAIN, *(r for r, _ in at))) if any(n == r for r, _ in at)
     ]
-    stored = [n for n in rules if n in STORED]
-    others = [n for n in rules if n in MAIN and n not in STORED]
+    stored = [n for n in rules if n in STORAGE_RULES]
+    others = [n for n in rules if n in MAIN and n not in STORAGE_RULES]
     rules = (stored + others) or rules[:12]
     storages = [s for s in STORAGES if any((r, s) in at for r in rules)]
     if not rules:
         return False
-    place, ticks = 0.0, []
+    position, ticks = 0.0, []
     drawn: set[str] = set()
     for rule in rules:
-        own = [s for s in storages if (rule, s) in at]
-        for k, storage in enumerate(own):
+        measured = [s for s in storages if (rule, s) in at]
+        for k, storage in enumerate(measured):
             low, median, high = at[rule, storage]["share"]
             colour = STORAGES[storage]
             label = storage if storage not in drawn else None
             drawn.add(storage)
-            axes.bar(place + k, median, 0.86, color=colour, label=label)
+            axes.bar(position + k, median, 0.86, color=colour, label=label)
             axes.errorbar(
-                place + k, median, [[median - low], [high - median]], color="#555555", linewidth=1.2, capsize=2
+                position + k, median, [[median - low], [high - median]], color="#555555", linewidth=1.2, capsize=2
             )
             axes.text(
-                place + k, 0.02, f"{median:.0%}", rotation=90, ha="center", va="bottom", color="white", fontsize=10
+                position + k, 0.02, f"{median:.0%}", rotation=90, ha="center", va="bottom", color="white", fontsize=10
             )
-        ticks.append((place + (len(own) - 1) / 2, rule.replace("-", "\n")))
-        place += max(len(own), 2.5) + 0.9
+        ticks.append((position + (len(measured) - 1) / 2, rule.replace("-", "\n")))
+        position += max(len(measured), 2.5) + 0.9
     axes.axhline(1, color=COLOURS["ceiling"], linewidth=2, zorder=0)
-    axes.text(place - 0.5, 1.005, "ceiling", ha="right", va="bottom", color=COLOURS["ceiling"])
+    axes.text(position - 0.5, 1.005, "ceiling", ha="right", va="bottom", color=COLOURS["ceiling"])
     axes.set_xticks([t for t, _ in ticks], [name for _, name in ticks], fontsize=10)
     axes.grid(axis="x", visible=False)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set(ylabel="share of the memory ceiling for its bytes", xlim=(-0.8, place - 0.4))
-    axes.set_title(f"How near to the ceiling, {case_of(found[0]).size} parameters, {case_of(found[0]).workers}")
+    axes.set(ylabel="share of the ceiling", xlim=(-0.8, position - 0.4))
+    axes.set_title(f"Share of the memory ceiling, {case_of(found[0]).size} parameters, {case_of(found[0]).runs_on}")
     axes.legend(title="storage", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, alignment="left")
     return True

@@ -1,8 +1,8 @@
-"""The memory of a case: parameters, gradients and state as named arrays, at the start of a run; and the ceiling.
+"""The arrays of a case: parameters, gradients and state by name, with their initial values; and the ceiling's pass.
 
-Contestants in this process work on the very same arrays, those of fastopt's optimizer: other memory, even of the same
-size, can be some per cent faster or slower for as long as a process lives. A contestant in a process of its own gets
-equal copies, allocated the same way.
+Contestants in this process use the same arrays, those of fastopt's optimizer: the speed of memory depends on where it
+was allocated, by some per cent for the lifetime of a process. A contestant in another process gets equal arrays,
+allocated in the same way.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FLOAT = np.dtype(np.float32)
 
 
 class Problem(NamedTuple):
-    """Parameters and gradients by tensor; `state` by buffer and tensor, of buffers that are one array of numbers."""
+    """Parameters and gradients by tensor; `state` by buffer and tensor, of buffers that are one array of floats."""
 
     params: Mapping[str, np.ndarray]
     grads: Mapping[str, np.ndarray]
@@ -34,9 +34,9 @@ class Problem(NamedTuple):
 
 
 def optimizer(case: Case, *, backend: str | None = None, storage: Any = None) -> fastopt.Optimizer:
-    """Make fastopt's optimizer of a case, ready to step: parameters of 1, gradients small and positive.
+    """Make fastopt's optimizer of a case, with parameters of 1 and small positive gradients.
 
-    A ceiling that adds the gradient to all that is written leaves a state that the rule could be in.
+    The ceiling's pass adds the gradient to parameters and state. With positive gradients the state stays valid.
     """
     ones = {name: np.broadcast_to(_FLOAT.type(1), n) for name, n in case.tensors.items()}
     made = fastopt.Optimizer(
@@ -46,20 +46,20 @@ def optimizer(case: Case, *, backend: str | None = None, storage: Any = None) ->
     return made
 
 
-def shared(made: fastopt.Optimizer) -> Problem:
-    """View an optimizer's own memory."""
+def of_optimizer(made: fastopt.Optimizer) -> Problem:
+    """Return views of an optimizer's own arrays."""
     state: dict[str, dict[str, np.ndarray]] = {}
     for group in made._groups:
         for buffer in group.plan.program.state:
-            form = group.store.formats[buffer]
-            if len(form.planes) == 1 and visible_dtype(form.planes[0]).kind in "fV":
-                array = group.store.planes[0][buffer].view(visible_dtype(form.planes[0]))
+            planes = group.store.formats[buffer].planes
+            if len(planes) == 1 and visible_dtype(planes[0]).kind in "fV":
+                array = group.store.planes[0][buffer].view(visible_dtype(planes[0]))
                 state.setdefault(buffer, {}).update(views(array, group.shapes))
     return Problem(made.params, made.grads, state)
 
 
-def fresh(case: Case, *, state: bool = True) -> Problem:
-    """Allocate the memory of a case, with or without state, for a process that has no optimizer of fastopt's."""
+def allocate(case: Case, *, state: bool = True) -> Problem:
+    """Allocate the arrays of a case, with or without state, for a process without an optimizer of fastopt."""
     dtypes = {b: visible_dtype(f.planes[f.forward]) for b, f in case.program.formats.items() if len(f.planes) == 1}
     dtypes = {b: dtype for b, dtype in dtypes.items() if dtype.kind in "fV" and (state or b in ("p", "g"))}
     start = initial(CASES[case.rule])
@@ -72,27 +72,31 @@ def fresh(case: Case, *, state: bool = True) -> Problem:
 
 
 def fill(grads: Iterable[Any]) -> None:
-    """Fill gradients with small positive numbers, the same every time."""
+    """Fill gradients with small positive random numbers, the same every time."""
     values = 1e-3 * (0.5 + np.random.default_rng(0).random(1 << 20, np.float32))
     for array in grads:
         rounded = values[: array.size].astype(array.dtype, copy=False)
         for start in range(0, array.size, values.size):
-            part = array[start : start + values.size]
-            library_of(part).copy(part, rounded[: part.size])
+            piece = array[start : start + values.size]
+            library_of(piece).copy(piece, rounded[: piece.size])
 
 
-def passes(case: Case, problem: Problem) -> Callable[[], object]:
-    """Make the ceiling: one pass over as many arrays, moving as many bytes, as a step of the case (fastopt.ceiling).
+def ceiling_pass(case: Case, problem: Problem) -> Callable[[], object]:
+    """Return the ceiling's pass: it reads and writes as many arrays and bytes as a step of the case (ceiling.py).
 
-    A single float32 tensor's step and its ceiling use the same arrays. Elsewhere they are float32 arrays of the
-    ceiling's own: as many as the storage has, all of one length, which makes the bytes the same.
+    For a single float32 tensor it uses the arrays of the step itself, otherwise new float32 arrays: as many as the
+    storage has, of one length, chosen so that the number of bytes is the same.
     """
     arrays = [b for b in case.program.buffers if not b.tiled]
     written, read = ([b.name for b in arrays if b.written is which] for which in (True, False))
     if case.storage == "f32" and len(case.tensors) == 1:
         (name,) = case.tensors
-        own = {"p": problem.params[name], "g": problem.grads[name], **{b: of[name] for b, of in problem.state.items()}}
-        return ceiling.bind([own[b] for b in written], [own[b] for b in read])
+        shared = {
+            "p": problem.params[name],
+            "g": problem.grads[name],
+            **{b: of[name] for b, of in problem.state.items()},
+        }
+        return ceiling.bind([shared[b] for b in written], [shared[b] for b in read])
     n = max(round(case.traffic / (_FLOAT.itemsize * (len(read) + 2 * len(written)))), 1)
     return ceiling.bind(
         [ceiling.filled(n, _FLOAT, 1e-3) for _ in written], [ceiling.filled(n, _FLOAT, 1e-3) for _ in read]
@@ -100,13 +104,13 @@ def passes(case: Case, problem: Problem) -> Callable[[], object]:
 
 
 def memory_needed(case: Case) -> float:
-    """Estimate the bytes that timing a case takes: the buffers twice, and what NumPy and torch make on the way."""
-    kept = sum(b.dtype.itemsize * (1 / 256 if b.tiled else 1) for b in case.program.buffers)
-    return case.elements * (2 * kept + 4 * _FLOAT.itemsize) + (1 << 29)
+    """Estimate the bytes that timing a case needs: the buffers twice, and temporary arrays of NumPy and torch."""
+    buffers = sum(b.dtype.itemsize * (1 / 256 if b.tiled else 1) for b in case.program.buffers)
+    return case.elements * (2 * buffers + 4 * _FLOAT.itemsize) + (1 << 29)
 
 
 def memory_free() -> float:
-    """Give the bytes that are free, infinity where the system does not say."""
+    """Return the available bytes of main memory; infinity if the system does not report them."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024.0

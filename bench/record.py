@@ -1,7 +1,7 @@
-"""Results: a folder with results.jsonl, a line for each run that added to it and a line for each thing it measured.
+"""Results files: a folder with results.jsonl, which has a line for each run and a line for each of its measurements.
 
-A line is written when its measurement is done, so an interrupted run loses only what it was at. The same command in the
-same folder goes on where it was left, if fastopt, the machine and the versions are the same.
+A line is written as soon as its measurement is done, so an interrupted run loses only the current one. The same command
+with the same folder resumes an interrupted run if fastopt's code, the machine and the versions are the same.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ PACKAGES = (
     "fastopt", "numpy", "numba", "llvmlite", "cupy-cuda13x", "cupy-cuda12x", "torch", "deepspeed", "jax", "optax",
     "bitsandbytes", "torchao", "flashoptim", "apex",
 )  # fmt: skip
-SAME = ("source", "machine", "versions", "repeats", "quick")
-"""What two runs must share for their results to stand in one file."""
+MUST_MATCH = ("source", "machine", "versions", "repeats", "quick")
+"""The conditions that must be equal in all runs of one results file."""
 
 
-class Kept(NamedTuple):
-    """What a file of results holds: the conditions of its runs, the first first, and its records."""
+class Results(NamedTuple):
+    """The contents of a results file: the conditions of its runs, in order, and the records of all measurements."""
 
     runs: list[dict[str, Any]]
     records: list[dict[str, Any]]
 
     @property
     def machine(self) -> dict[str, Any]:
-        """The machine that it was measured on."""
+        """The machine of the measurements."""
         return self.runs[0]["machine"]
 
     @property
     def device(self) -> dict[str, Any] | None:
-        """The CUDA device that it was measured on; None where that was the machine itself."""
+        """The CUDA device of the measurements; None if they were made on the CPU."""
         return next((r["device"] for r in self.records if "device" in r), None)
 
-    def part(self, *names: str) -> list[dict[str, Any]]:
-        """Give the records of some parts."""
-        return [record for record in self.records if record["part"] in names]
+    def of_part(self, part: str) -> list[dict[str, Any]]:
+        """Return the records of a part."""
+        return [record for record in self.records if record["part"] == part]
 
 
-def read(path: Path) -> Kept:
-    """Read results, from a folder or a file.
+def read(path: Path) -> Results:
+    """Read the results in a folder or file.
 
     Raises:
-        SettingError: there are none, or a line is damaged. (The last line may be incomplete: a run was killed.)
+        SettingError: there are none, or a line is damaged. An incomplete last line, of a killed run, is ignored.
 
     """
     file = path / FILE if path.is_dir() else path
@@ -65,7 +65,7 @@ def read(path: Path) -> Kept:
         raise SettingError("there are no results.", got=str(file), do="fastopt bench --out FOLDER")
     runs: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
-    lines = file.read_bytes().split(b"\n")[:-1]  # what follows the last end of line is incomplete
+    lines = file.read_bytes().split(b"\n")[:-1]  # the last item is empty or an incomplete line
     for number, line in enumerate(lines, 1):
         try:
             found = json.loads(line)
@@ -74,15 +74,22 @@ def read(path: Path) -> Kept:
             else:
                 records.append({"part": found["part"], "key": found["key"], **found})
         except (ValueError, KeyError, TypeError):
-            what = f"line {number} is not one of results."
+            what = f"line {number} is not a line of results."
             raise SettingError(what, got=f"{file}: {line[:60]!r}") from None
     if not runs or not records:
-        raise SettingError("the file holds no results.", got=str(file), do="fastopt bench --out FOLDER")
-    return Kept(runs, records)
+        raise SettingError("the file contains no results.", got=str(file), do="fastopt bench --out FOLDER")
+    return Results(runs, records)
+
+
+def newest(part: str = "rules", *, device: bool = False) -> Path | None:
+    """Return the newest folder in bench/results/ with records of a part, for the CPU or a CUDA device; None if none."""
+    found = {file.parent: read(file) for file in FOLDER.glob(f"*/{FILE}")}
+    having = [folder for folder, results in found.items() if results.of_part(part) and bool(results.device) is device]
+    return max(having, key=lambda folder: found[folder].runs[0]["date"], default=None)
 
 
 class Writer:
-    """Adds records to a folder of results; `done` holds the keys of what stands there already."""
+    """Adds records to a folder of results; `done` are the keys of the records that are there."""
 
     def __init__(self, folder: Path, conditions: dict[str, Any]):
         self._file = folder / FILE
@@ -91,35 +98,35 @@ class Writer:
             raise SettingError("this is a file, not a folder.", got=str(folder))
         folder.mkdir(parents=True, exist_ok=True)
         if self._file.exists():
-            self._cut()
+            self._truncate()
             if self._file.stat().st_size and len(self._file.read_bytes().splitlines()) > 1:
-                kept = read(self._file)
-                self.records = kept.records
-                differ = [name for name in SAME if kept.runs[0].get(name) != conditions[name]]
+                results = read(self._file)
+                self.records = results.records
+                differ = [name for name in MUST_MATCH if results.runs[0].get(name) != conditions[name]]
                 if differ:
-                    what = f"the results there were measured with another {', '.join(differ)}."
+                    what = f"the results in this folder were measured with a different {', '.join(differ)}."
                     raise SettingError(what, got=str(folder), do="choose a new folder")
         append(self._file, {"run": conditions})
 
     @property
     def done(self) -> set[str]:
-        """The keys of what is there."""
+        """The keys of the records in the folder."""
         return {record["key"] for record in self.records}
 
     def add(self, record: dict[str, Any]) -> None:
-        """Add a record: it is on disk when this returns. An OSError (a full disk) leaves the file as it was."""
+        """Add a record; it is on disk when this returns. An OSError (a full disk) leaves the file unchanged."""
         append(self._file, record)
         self.records.append(record)
 
-    def _cut(self) -> None:
-        """Cut an incomplete last line off."""
+    def _truncate(self) -> None:
+        """Remove an incomplete last line."""
         text = self._file.read_bytes()
         if text and not text.endswith(b"\n"):
             os.truncate(self._file, text.rfind(b"\n") + 1)
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    """Add a line to a file of results: it is on disk when this returns. An OSError leaves the file as it was."""
+    """Add a line to a results file; it is on disk when this returns. An OSError leaves the file unchanged."""
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("ab") as file:
@@ -133,7 +140,7 @@ def append(path: Path, line: dict[str, Any]) -> None:
 
 
 def conditions() -> dict[str, Any]:
-    """Describe a run that begins now: the machine, the versions, the commit and the load."""
+    """Return the conditions of a run that begins now: date, commit, machine, versions and load."""
     now = datetime.datetime.now(datetime.UTC)
     return {
         "date": now.isoformat(timespec="seconds"),
@@ -146,7 +153,7 @@ def conditions() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Describe this machine: processor, cores this process may use, memory, operating system."""
+    """Return the processor, the number of cores this process may use, the memory and the operating system."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _proc("cpuinfo", r"model name\s*: (.*)") or platform.processor() or platform.machine(),
@@ -165,7 +172,7 @@ def _proc(name: str, pattern: str) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Give the versions of Python and of all contestants; None is not installed."""
+    """Return the versions of Python and of all contestants' packages; None for those that are not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -176,13 +183,13 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """Give the commit of the checkout, with -dirty where files differ from it; None where there is none or no git.
+    """Return the commit of the checkout, with -dirty if files were changed; None without a repository or git.
 
-    A copy of the files is told by the variable FASTOPT_COMMIT which commit it is of.
+    The environment variable FASTOPT_COMMIT names the commit of a copy of the files without a repository.
     """
-    if told := os.environ.get("FASTOPT_COMMIT"):
-        return told
-    if not (ROOT / ".git").exists():  # installed: a repository around it is not fastopt's
+    if named := os.environ.get("FASTOPT_COMMIT"):
+        return named
+    if not (ROOT / ".git").exists():  # an installed package may lie in another project's repository
         return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
@@ -193,10 +200,10 @@ def commit() -> str | None:
 
 
 def source() -> str:
-    """Give a hash of fastopt's own code: what decides whether two runs measured the same thing."""
+    """Return a hash of fastopt's source code, to tell whether two runs measured the same code."""
     package = Path(fastopt.__file__).parent
     files: dict[Path, Iterable[Path]] = {package: package.rglob("*.py")}
-    for link in ("kernels", "bench"):  # links into the checkout, which rglob does not follow
+    for link in ("kernels", "bench"):  # symbolic links, which rglob does not follow
         folder = (package / link).resolve()
         files[folder] = [*folder.rglob("*.py"), *folder.rglob("*.cuh")]
     listed = sorted(
@@ -209,5 +216,5 @@ def source() -> str:
 
 
 def load() -> float | None:
-    """Give the average number of processes that wanted a core in the last minute."""
+    """Return the load average of the last minute; None if the system does not report it."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None

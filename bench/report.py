@@ -1,4 +1,4 @@
-"""From records to what people read: tables with the losses first, and which of the goals were met."""
+"""Tables of the records of a run, with the cases that fastopt loses first."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any, NamedTuple
 
 from fastopt.bench import first
 from fastopt.bench.cases import PARTS, Case
-from fastopt.bench.peers import DROP_INS, PEERS, SURFACES
+from fastopt.bench.peers import APIS, DROP_INS, PEERS
 
 Record = dict[str, Any]
 
 BEYOND_CACHE = 128 << 20
-"""Bytes of traffic from which the share of the ceiling is a matter of memory rather than of caches."""
+"""Bytes of traffic from which on a case counts as larger than the cache, so that memory bounds its time."""
 
-OURS = frozenset([*SURFACES, "captured", "elementwise"])
-"""Fastopt's own forms of a step, which stand beside peers and are none."""
+VARIANTS = frozenset([*APIS, "captured", "elementwise"])
+"""Other ways to run a step that are timed like peers but are none."""
 
-A_CALL = 512 << 10
-"""Bytes of traffic up to which a step's time is the call's, so that a share of the ceiling would say nothing."""
+MIN_SHARE = 512 << 10
+"""Bytes of traffic below which the overhead of a call dominates, so that the share of the ceiling is not shown."""
 
 LOSS = "▼"
 NOTHING = "–"
 
 
 class Table(NamedTuple):
-    """A table: its title, its headings, its rows, how many of its columns are text, and what is said below it."""
+    """A table: title, headings, rows, the number of columns at the left that are text, and notes below it."""
 
     title: str
     headings: tuple[str, ...]
@@ -36,7 +36,7 @@ class Table(NamedTuple):
 
 
 def duration(seconds: float) -> str:
-    """Word a time with three digits or more."""
+    """Format a time with at least three digits."""
     unit, scale = next(
         u for u in (("s", 1.0), ("ms", 1e3), ("µs", 1e6), ("ns", 1e9)) if seconds * u[1] >= 1 or u[1] == 1e9
     )
@@ -44,55 +44,56 @@ def duration(seconds: float) -> str:
 
 
 def digits(x: float) -> str:
-    """Word a number with three digits, or all of those before the point."""
+    """Format a number with three digits, or with all digits before the decimal point if there are more."""
     return f"{x:,.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
 
 
 def spread(seconds: Sequence[float]) -> str:
-    """Word the 20th and 80th percentile in the unit of the median."""
+    """Format the 20th and 80th percentiles in the unit of the median."""
     low, median, high = seconds
     scale = next(s for s in (1.0, 1e3, 1e6, 1e9) if median * s >= 1 or s == 1e9)
     return f"{digits(low * scale)}–{digits(high * scale)}"
 
 
 def case_of(record: Record) -> Case:
-    """Give the case of a record."""
+    """Return the case of a record."""
     return Case(**record["case"])
 
 
 def beyond_cache(record: Record) -> bool:
-    """Whether a case is so large that memory bounds it."""
+    """Say whether a case is larger than the cache."""
     return record.get("traffic", 0) >= BEYOND_CACHE
 
 
-def lost_to(record: Record) -> dict[str, float]:
-    """Give the peers that are faster than fastopt beyond the spread, and fastopt's speed relative to them.
+def faster_peers(record: Record) -> dict[str, float]:
+    """Return the peers that are faster than fastopt by more than the noise, with fastopt's speed relative to theirs.
 
-    Kept results also have ways of fastopt's own, among them some that are no more.
+    That is, they are faster in the 80th percentile too. Variants of fastopt's own step do not count, nor do earlier
+    modes of fastopt.torch, which old results files contain.
     """
     ahead = {name: times[1] for name, times in record.get("versus", {}).items() if times[2] < 1}
-    return {name: x for name, x in ahead.items() if name not in OURS and not name.startswith("fastopt.torch ")}
+    return {name: x for name, x in ahead.items() if name not in VARIANTS and not name.startswith("fastopt.torch ")}
 
 
-def short(record: Record) -> bool:
-    """Whether a case beyond the cache stays more than 5 % below the ceiling."""
+def below_ceiling(record: Record) -> bool:
+    """Say whether a case that is larger than the cache is more than 5 % below the ceiling."""
     return bool(beyond_cache(record) and record["share"] and record["share"][1] < 0.95)
 
 
 def losses_first(records: list[Record]) -> list[Record]:
-    """Order records: those that lose to a peer, by how much, those that fall short of the ceiling, the others."""
+    """Order records: first those with a faster peer, by how much, then those below the ceiling, then the others."""
 
     def rank(record: Record) -> tuple[int, float]:
-        lost = lost_to(record)
-        if lost:
-            return 0, min(lost.values())
-        return (1, record["share"][1]) if short(record) else (2, 0.0)
+        faster = faster_peers(record)
+        if faster:
+            return 0, min(faster.values())
+        return (1, record["share"][1]) if below_ceiling(record) else (2, 0.0)
 
     return sorted(records, key=rank)
 
 
 def tables(records: list[Record]) -> list[Table]:
-    """Give a table for each part that was measured, in the order of the parts."""
+    """Return a table for each part that was measured, in the order of PARTS."""
     parts: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         parts[record["part"]].append(record)
@@ -112,43 +113,43 @@ def tables(records: list[Record]) -> list[Table]:
 
 
 def timings(part: str, records: list[Record]) -> Table:
-    """Give the table of a part that is timed: fastopt's time, its share of the ceiling, and × each peer.
+    """Return the table of a timed part: fastopt's time, its share of the ceiling, and its speed relative to each peer.
 
-    What all cases share stands in the title, what tells them apart in columns.
+    Fields of the case that differ are columns; the others are in the title.
     """
-    known = [*PEERS, *SURFACES, *DROP_INS, "captured", "elementwise"]
+    known = [*PEERS, *APIS, *DROP_INS, "captured", "elementwise"]
     named = {name for record in records for name in record["versus"]}
     peers = sorted(named, key=lambda name: known.index(name) if name in known else len(known))
-    ceiling = any(record["share"] and record["traffic"] >= A_CALL for record in records)
+    ceiling = any(record["share"] and record["traffic"] >= MIN_SHARE for record in records)
     fields = {name: {record["case"][name] for record in records} for name in records[0]["case"]}
-    apart = [name for name, values in fields.items() if len(values) > 1] or ["rule"]
+    differing = [name for name, values in fields.items() if len(values) > 1] or ["rule"]
     rows = []
     for record in losses_first(records):
         ours = record["seconds"].get("fastopt")
-        mark = LOSS if lost_to(record) or short(record) else ""
-        cells = [mark, *(str(record["case"][name]) for name in apart)]
+        mark = LOSS if faster_peers(record) or below_ceiling(record) else ""
+        cells = [mark, *(str(record["case"][name]) for name in differing)]
         if ours is None:
             cells += [NOTHING] * (4 if ceiling else 3)
         else:
             cells += [duration(ours[1]), spread(ours), digits(record["traffic"] / ours[1] / 1e9)]
-            share = f"{record['share'][1]:.0%}" if record["share"] and record["traffic"] >= A_CALL else NOTHING
-            cells += [f"{LOSS if short(record) else ''}{share}"] if ceiling else []
+            share = f"{record['share'][1]:.0%}" if record["share"] and record["traffic"] >= MIN_SHARE else NOTHING
+            cells += [f"{LOSS if below_ceiling(record) else ''}{share}"] if ceiling else []
         rows.append((*cells, *(_times(record, name) for name in peers)))
-    headings = ["", *apart, "median", "p20–p80", "GB/s", *(["% of\nceiling"] if ceiling else [])]
+    headings = ["", *differing, "median", "p20–p80", "GB/s", *(["% of\nceiling"] if ceiling else [])]
     headings += [_times_heading(name) for name in peers]
     what = PARTS.get(part, "the chosen cases")
-    title = f"{part}: {what}{_shared(records[0], apart)}"
-    return Table(title, tuple(headings), rows, 1 + len(apart), missing(records))
+    title = f"{part}: {what}{_common_fields(records[0], differing)}"
+    return Table(title, tuple(headings), rows, 1 + len(differing), missing(records))
 
 
-def _shared(record: Record, apart: Sequence[str]) -> str:
-    """Word what the cases of a table have in common, where it goes without saying not at all."""
+def _common_fields(record: Record, differing: Sequence[str]) -> str:
+    """Describe the fields of the case that are not columns, without defaults."""
     case = case_of(record)
-    words = [getattr(case, name) for name in ("rule", "storage", "size") if name not in apart]
-    words += [case.workers] * ("threads" not in apart) + [f"{case.groups} groups"] * (
-        "groups" not in apart and case.groups > 1
+    words = [getattr(case, name) for name in ("rule", "storage", "size") if name not in differing]
+    words += [case.runs_on] * ("threads" not in differing) + [f"{case.groups} groups"] * (
+        "groups" not in differing and case.groups > 1
     )
-    words += [case.backend] * ("backend" not in apart and case.backend == "reference")
+    words += [case.backend] * ("backend" not in differing and case.backend == "reference")
     return f" ({', '.join(words)})" if words else ""
 
 
@@ -161,21 +162,21 @@ def _times(record: Record, name: str) -> str:
     if name not in record["versus"]:
         return NOTHING
     times = record["versus"][name]
-    return f"{LOSS if name in lost_to(record) else ''}{digits(times[1])}"
+    return f"{LOSS if name in faster_peers(record) else ''}{digits(times[1])}"
 
 
 def missing(records: list[Record]) -> list[str]:
-    """Say of each peer that is not in a table's cell why it is not, and in how many cases."""
+    """Return, for each peer with an empty cell, the reasons, and in how many cases each applies."""
     reasons: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for record in records:
         for name, why in (record.get("cannot") or {}).items():
             reasons[name][why] += 1
-    said = []
+    notes = []
     for name, whys in reasons.items():
         asked = sum(name in record.get("versus", {}) or name in (record.get("cannot") or {}) for record in records)
-        parts = [why + (f" ({count} of {asked} cases)" if count < asked else "") for why, count in whys.items()]
-        said.append(f"{name}: {'; '.join(parts)}")
-    return said
+        counted = [why + (f" ({count} of {asked} cases)" if count < asked else "") for why, count in whys.items()]
+        notes.append(f"{name}: {'; '.join(counted)}")
+    return notes
 
 
 def _first(records: list[Record]) -> Table:
@@ -185,12 +186,12 @@ def _first(records: list[Record]) -> Table:
         seconds = record["seconds"]
         after = seconds["second step"][1] if total is not None else None
         phases = [f"{p} {duration(s[1])}" for p, s in seconds.items() if p not in ("second step", "process")]
-        failed = [claim for claim, holds in record.get("claims", {}).items() if not holds]
+        failed = [claim for claim, true in record.get("claims", {}).items() if not true]
         mark = LOSS if failed else ""
-        shown = record["cannot"] or "; ".join([*phases, *(f"NOT so: {claim}" for claim in failed)])
+        shown = record["cannot"] or "; ".join([*phases, *(f"NOT TRUE: {claim}" for claim in failed)])
         cells = (NOTHING, NOTHING) if total is None or after is None else (duration(total), duration(after))
         rows.append((mark, record["name"], record["kind"], shown, *cells))
-    headings = ("", "library", "cache", "of which", "until the first\nstep is done", "second step")
+    headings = ("", "library", "cache", "phases", "time to the end\nof the first step", "second step")
     return Table(f"first: {PARTS['first']}", headings, rows, 4, [])
 
 
@@ -200,12 +201,12 @@ def _memory(records: list[Record]) -> Table:
         for name, found in record["bytes"].items():
             loaded = f"{found['loaded'] / 1e6:,.0f} MB"
             rows.append(("", name, f"{found['resident']:.1f}", f"{found['peak']:.1f}", loaded))
-    headings = ("", "library", "resident,\nbytes a parameter", "at the peak\nof a step", "after a step\nof few")
+    headings = ("", "library", "resident bytes\nper parameter", "peak bytes\nper parameter", "process\nbaseline")
     return Table(f"memory: {PARTS['memory']}", headings, rows, 2, missing(records))
 
 
-def relative(record: Record, name: str, peer: str) -> float | None:
-    """Give how many times as fast as a peer one of fastopt's own ways is: both raced with fastopt in one heat."""
+def relative_speed(record: Record, name: str, peer: str) -> float | None:
+    """Return how many times as fast as a peer another contestant is; both were timed in turns with fastopt."""
     versus = record["versus"]
     return versus[peer][1] / versus[name][1] if name in versus and peer in versus else None
 
@@ -218,131 +219,9 @@ def _drop_in(records: list[Record]) -> Table:
         for name in DROP_INS:
             if name not in record["seconds"]:
                 continue
-            taken, times = record["seconds"][name], [relative(record, name, peer) for peer in peers]
+            seconds, times = record["seconds"][name], [relative_speed(record, name, peer) for peer in peers]
             mark = LOSS if any(x is not None and x < 0.95 for x in times) else ""
-            cells = (mark, case.rule, case.size, name, duration(taken[1]), spread(taken))
+            cells = (mark, case.rule, case.size, name, duration(seconds[1]), spread(seconds))
             rows.append((*cells, *(NOTHING if x is None else digits(x) for x in times)))
     headings = ("", "rule", "size", "", "median", "p20–p80", *(_times_heading(name) for name in peers))
-    return Table(f"torch: {PARTS['torch']} (f32, {case_of(records[0]).workers})", headings, rows, 4, missing(records))
-
-
-# ---------------------------------------------------------------- goals
-
-
-class Goal(NamedTuple):
-    """What was asked of a run: its words, what was found, whether that is enough; None where it was not measured."""
-
-    words: str
-    found: str
-    met: bool | None
-
-
-def goals(records: list[Record]) -> list[Goal]:
-    """Hold a run to what is asked of it."""
-    timed = [r for r in records if r.get("versus") is not None and r["seconds"].get("fastopt")]
-    large = [
-        r for r in timed if r["part"] == "rules" and beyond_cache(r) and r["share"] and not case_of(r).program.noise
-    ]
-    if any(r["case"]["backend"] == "cuda" for r in timed):
-        return [goal for goal in _on_a_device(timed, large) if goal.met is not None]
-    made = [
-        _every(
-            "in float32 beyond the cache every rule, gradient noise apart, reaches 95 % of the memory ceiling",
-            {case_of(r).rule: r["share"][1] for r in large}, 0.95, "{:.0%}",
-        ),
-        _peers_ahead("in float32 beyond the cache no peer is ahead beyond noise", large),
-        _every(
-            "RMSprop in all forms is 4 × as fast as torch.optim",
-            {
-                case_of(r).rule: min(r["versus"][n][1] for n in ("torch for-loop", "torch foreach") if n in r["versus"])
-                for r in large
-                if case_of(r).rule.startswith("rmsprop") and "torch foreach" in r["versus"]
-            },
-            4.0,
-            "{:.1f} ×",
-        ),
-    ]  # fmt: skip
-    for size, target, words in (
-        ("1000", 10.0, "a step of 1,000 parameters is 10 × as fast as torch fused"),
-        ("100x10-1000", 50.0, "a step of 100 small tensors is 50 × as fast as torch fused"),
-    ):
-        found = {
-            f"{r['part']}": r["versus"]["torch fused"][1]
-            for r in timed
-            if r["case"]["size"] == size and r["case"]["rule"] == "adam-decoupled" and "torch fused" in r["versus"]
-        }
-        made.append(_every(words, found, target, "{:.1f} ×"))
-    for way, target, words in (
-        ("fastopt.torch flat", 20.0, "fastopt.torch in flat buffers is 20 × torch fused, 1,000 small tensors"),
-        ("fastopt.torch table", 8.0, "fastopt.torch by a table is 8 × torch fused, 1,000 small tensors"),
-    ):
-        many = [r for r in timed if r["part"] == "torch" and r["case"]["size"] == "1000x10-1000"]
-        found = {r["case"]["rule"]: relative(r, way, "torch fused") for r in many}
-        made.append(_every(words, {rule: x for rule, x in found.items() if x is not None}, target, "{:.1f} ×"))
-    adams = [r for r in timed if r["part"] == "storages" and r["case"]["rule"] == "adam-decoupled"]
-    stored = {r["case"]["storage"]: r for r in adams if beyond_cache(r)}
-    for storage, most in (("bf16", 0.70), ("8bit", 0.90), ("split_8bit", 0.90)):
-        if storage in stored and "f32" in stored:
-            ratio = stored[storage]["seconds"]["fastopt"][1] / stored["f32"]["seconds"]["fastopt"][1]
-            words = f"Adam in {storage} takes at most {most:.0%} of float32's time, from memory"
-            made.append(Goal(words, f"{ratio:.0%}", ratio <= most))
-    eight = {n: v[1] for r in timed if r["case"]["storage"] == "8bit" for n, v in r["versus"].items()}
-    made.append(_every("Adam with 8-bit state is 20 × as fast as the peers'", eight, 20.0, "{:.0f} ×"))
-    half = {n: v[1] for r in adams if r["case"]["storage"] == "bf16" for n, v in r["versus"].items()}
-    made.append(_every("Adam in bf16 is 1.4 × as fast as torch fused in bfloat16", half, 1.4, "{:.2f} ×"))
-    for r in timed:
-        limit = {"bf16": 0.7, "8bit": 1.3, "split_8bit": 1.3, "bf16_8bit": 1.3}.get(r["case"]["storage"])
-        if r["part"] == "storages" and limit and r["case"]["threads"] == 1 and not beyond_cache(r):
-            ns = r["seconds"]["fastopt"][1] * 1e9 / case_of(r).elements
-            words = f"Adam in {r['case']['storage']} takes at most {limit} ns a parameter in cache, on one thread"
-            made.append(Goal(words, f"{ns:.2f} ns", ns <= limit))
-    claims = [
-        (r["name"], r["kind"], c, ok) for r in records if r["part"] == "first" for c, ok in r.get("claims", {}).items()
-    ]
-    made += [Goal(f"{name}, {kind}: {claim}", "yes" if ok else "no", ok) for name, kind, claim, ok in claims]
-    return [goal for goal in made if goal.met is not None]
-
-
-def _on_a_device(timed: list[Record], large: list[Record]) -> list[Goal]:
-    stored = {r["case"]["storage"]: r for r in timed if r["part"] == "storages" and beyond_cache(r)
-              and r["case"]["rule"] == "adam-decoupled"}  # fmt: skip
-    f32 = stored.get("f32", {"traffic": 0})
-    return [
-        _every(
-            "in float32 beyond the cache every rule, gradient noise apart, reaches 95 % of a device copy",
-            {case_of(r).rule: r["share"][1] for r in large}, 0.95, "{:.0%}",
-        ),
-        _peers_ahead("in float32 beyond the cache no peer is ahead beyond noise", large),
-        _every(
-            "Adam in fewer bytes takes no longer than in float32, from memory",
-            {name: f32["seconds"]["fastopt"][1] / r["seconds"]["fastopt"][1]
-             for name, r in stored.items() if r["traffic"] < f32["traffic"]}, 1.0, "{:.2f} ×",
-        ),
-        _every(
-            "a step in 8 bits is no slower than a peer's",
-            {f"{case_of(r).rule} {r['case']['storage']} {name}": v[1]
-             for r in timed if "8bit" in r["case"]["storage"] for name, v in r["versus"].items()}, 1.0, "{:.2f} ×",
-        ),
-    ]  # fmt: skip
-
-
-def _every(words: str, found: dict[str, float], target: float, how: str) -> Goal:
-    """Hold every value to a target."""
-    if not found:
-        return Goal(words, "not measured", None)
-    worst = sorted(found, key=lambda name: found[name])
-    low = [name for name in worst if found[name] < target]
-    shown = (
-        f"{how.format(found[worst[0]])} to {how.format(found[worst[-1]])}"
-        if len(found) > 1
-        else how.format(found[worst[0]])
-    )
-    short = ", ".join(f"{name} {how.format(found[name])}" for name in low)
-    return Goal(words, f"{shown}; short: {short}" if low and len(found) > 1 else shown, not low)
-
-
-def _peers_ahead(words: str, records: list[Record]) -> Goal:
-    if not records:
-        return Goal(words, "not measured", None)
-    ahead = [f"{case_of(r).rule}: {name} {1 / times:.2f} ×" for r in records for name, times in lost_to(r).items()]
-    return Goal(words, "; ".join(ahead) or f"none in {len(records)} rules", not ahead)
+    return Table(f"torch: {PARTS['torch']} (f32, {case_of(records[0]).runs_on})", headings, rows, 4, missing(records))

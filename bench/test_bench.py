@@ -1,7 +1,8 @@
-"""The cases of this process for pytest-benchmark: `pytest bench`, with its usual options.
+"""Benchmarks for pytest-benchmark: `pytest bench` times fastopt and the peers that run in this process.
 
-Results rest on `fastopt bench`, where contestants take turns. Here each is timed by itself, which is handy while
-working on one of them: `-k 'adam and 64Mi'`, `--benchmark-save`, `--benchmark-compare`, `--benchmark-json`.
+Published results come from `fastopt bench`, where contestants are timed in turns. Here each is timed by itself, which
+is practical while working on one of them: `-k 'adam and 64Mi'`, `--benchmark-save`, `--benchmark-compare`,
+`--benchmark-json`.
 """
 
 import pytest
@@ -23,7 +24,11 @@ CASES = [
 CONTESTANTS = [
     (case, name)
     for case in CASES
-    for name in ("fastopt", "ceiling", *(n for n, peer in PEERS.items() if not peer.apart and not peer.cannot(case)))
+    for name in (
+        "fastopt",
+        "ceiling",
+        *(n for n, peer in PEERS.items() if not peer.own_process and not peer.cannot(case)),
+    )
 ]
 
 
@@ -33,12 +38,12 @@ def test_speed(benchmark, case, name):
     benchmark.extra_info.update(case.as_dict(), traffic=case.traffic)
     with threads(case.threads):
         made = problem.optimizer(case)
-        own = problem.shared(made)
+        own = problem.of_optimizer(made)
         if name == "fastopt":
             check.check_ours(case)
             benchmark(made.step)
         elif name == "ceiling":
-            benchmark(problem.passes(case, own))
+            benchmark(problem.ceiling_pass(case, own))
         else:
             peer = PEERS[name]
             if absent := peer.absent():
@@ -46,6 +51,6 @@ def test_speed(benchmark, case, name):
             peer.load(case.threads)
             check.check_peer(case, peer)
             contestant = peer.tune(case, peer.make(case, own))
-            if contestant.ready:
-                contestant.ready()
+            if contestant.setup:
+                contestant.setup()
             benchmark(contestant.step)

@@ -1,8 +1,8 @@
-"""One thread against several, over sizes and chunks: what the numbers in kernels/cpu/tuning.py rest on.
+"""One thread compared with several, for different sizes and chunks: the measurements behind kernels/cpu/tuning.py.
 
-`python -m fastopt.bench.threads` prints, for SGD and Adam, the time on one thread and how many times as fast a step is
-that is shared among all of fastopt's threads, each claiming so many elements at a time: the three percentiles. Where a
-size is no larger than the chunk there is nothing to share.
+`python -m fastopt.bench.threads` prints, for SGD and Adam, the time of a step on one thread, and the speed of a step on
+all of fastopt's threads relative to it (20th, 50th and 80th percentile). A thread claims one chunk of elements at a
+time; chunks that are not smaller than the tensor are left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHUNKS = [1 << k for k in range(11, 22, 2)]
 
 
 def contestants(name: str, size: int) -> dict[str, Callable[[], None]]:
-    """Make the steps of one rule and size: on one thread, and with each chunk that divides it."""
+    """Return the steps of one rule and size: on one thread, and on all threads with each chunk."""
     check.check_ours(Case(rule=name))
     rule, program = CASES[name], trace(CASES[name], DTYPE)
     arrays = [filled(size, DTYPE, 1.0) for _ in program.buffers]
@@ -61,10 +61,10 @@ def contestants(name: str, size: int) -> dict[str, Callable[[], None]]:
 
 
 def measure(name: str, size: int, repeats: int) -> dict[str, list[float]]:
-    """Give the seconds of one thread, and the speed of each chunk relative to it, as percentiles."""
+    """Return percentiles: the seconds on one thread, and for each chunk the speed relative to that."""
     made = contestants(name, size)
     samples = clock.race({label: clock.timed(call) for label, call in made.items()}, repeats)
-    found = {label: clock.speed(taken, samples["serial"]) for label, taken in samples.items() if label != "serial"}
+    found = {label: clock.speed(seconds, samples["serial"]) for label, seconds in samples.items() if label != "serial"}
     return {"serial": clock.percentiles(samples["serial"]), **found}
 
 

@@ -1,12 +1,12 @@
-"""A peer in a process of its own: `python -m fastopt.bench.worker PEER THREADS`, asked by lines of JSON on its input.
+"""A peer in its own process: `python -m fastopt.bench.worker PEER THREADS` reads requests, lines of JSON, from stdin.
 
-    {"do": "prepare", "case": {…}}   check it, and make it ready at the size of the case       → {"note": …}
+    {"do": "prepare", "case": {…}}   check the peer and prepare it for the case               → {"note": …}
     {"do": "sample", "calls": 7}     time so many calls in a row                              → {"seconds": …}
-    {"do": "memory", "case": {…}}    make it and step, without the check                      → {"loaded": …, …}
-    {"do": "first", "case": {…}}     import it, make it and step twice                        → {"first step": …, …}
-    {"do": "drop"}                   give the memory back                                     → {}
+    {"do": "memory", "case": {…}}    take some steps and measure memory, without the check    → {"loaded": …, …}
+    {"do": "first", "case": {…}}     import the library, make the optimizer, take two steps   → {"first step": …, …}
+    {"do": "drop"}                   free the memory                                          → {}
 
-Every answer is one line of JSON; {"error": …} says what went wrong. What libraries print goes to standard error.
+Each answer is one line of JSON; {"error": …} describes a failure. The output of libraries goes to stderr.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from typing import Any
 from fastopt.bench import check, clock
 from fastopt.bench.cases import Case
 from fastopt.bench.peers import PEERS
-from fastopt.bench.peers.surface import OURS
+from fastopt.bench.peers.apis import FASTOPT
 from fastopt.bench.peers.tensors import WARM
 
 
 class Worker:
-    """One peer, and what it was asked to be ready for."""
+    """A peer, and the contestant that was prepared last."""
 
     def __init__(self, name: str, threads: int):
-        self.peer = {**PEERS, "fastopt": OURS}[name]
+        self.peer = {**PEERS, "fastopt": FASTOPT}[name]
         start = time.perf_counter()
         self.peer.load(threads)
-        self.took = time.perf_counter() - start
+        self.import_seconds = time.perf_counter() - start
         self.contestant: Any = None
 
     def prepare(self, case: dict[str, Any]) -> dict[str, Any]:
-        """Check the peer and make it ready for a case."""
+        """Check the peer and prepare it for a case."""
         self.drop()
         asked = Case(**case)
         check.check_peer(asked, self.peer)
@@ -53,24 +53,24 @@ class Worker:
 
     def sample(self, calls: int) -> dict[str, Any]:
         """Time so many calls in a row."""
-        return {"seconds": clock.timed(self.contestant.step, self.contestant.ready)(calls)}
+        return {"seconds": clock.timed(self.contestant.step, self.contestant.setup)(calls)}
 
     def memory(self, case: dict[str, Any]) -> dict[str, Any]:
-        """Step, and give the bytes that the process held after a small step, holds now, and held at most in a step."""
+        """Return the resident bytes after a small step and after steps of the case, and the peak during the latter."""
         asked = Case(**case)
         self._ready(check.small(asked)).step()
         gc.collect()
         loaded = resident()
         self.contestant = self._ready(asked)
         gc.collect()
-        forget_peak()
+        reset_peak()
         for _ in range(WARM):
             self.contestant.step()
         return {"loaded": loaded, "resident": resident(), "peak": peak()}
 
     def first(self, case: dict[str, Any]) -> dict[str, Any]:
-        """Give the seconds of importing, making and stepping for the first time, and once more."""
-        asked, times, start = Case(**case), {"import": self.took}, time.perf_counter()
+        """Return the seconds of the import, of making the optimizer, and of the first and second step."""
+        asked, times, start = Case(**case), {"import": self.import_seconds}, time.perf_counter()
         made = self.peer.make(asked, self.peer.problem(asked))
         for phase, act in (("make", None), ("first step", made.step), ("second step", made.step)):
             if act:
@@ -80,30 +80,30 @@ class Worker:
         return times
 
     def drop(self) -> dict[str, Any]:
-        """Give the memory back."""
+        """Free the memory of the contestant."""
         self.contestant = None
         gc.collect()
         return {}
 
 
 def resident() -> int:
-    """Give the bytes of this process that are in memory."""
+    """Return the resident bytes of this process."""
     return _status("VmRSS")
 
 
 def peak() -> int:
-    """Give the most bytes that were ever in memory. (`ru_maxrss` counts the parent's too, from before the exec.)"""
+    """Return the peak of the resident bytes. (`ru_maxrss` would include the parent's, from before the exec.)"""
     return _status("VmHWM")
 
 
-def forget_peak() -> None:
-    """Let the peak count from now on, where Linux lets a process ask for it."""
+def reset_peak() -> None:
+    """Reset the peak to the current value; does nothing where the system does not support it."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _status(field: str) -> int:
-    """Read /proc/self/status; 0 where there is none."""
+    """Return a field of /proc/self/status in bytes; 0 if there is no such file or field."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(lines[field].split()[0]) * 1024
@@ -121,7 +121,7 @@ def main() -> None:
         try:
             worker = worker or Worker(sys.argv[1], int(sys.argv[2]))
             answer = getattr(worker, request.pop("do"))(**request)
-        except BaseException as error:  # whatever a library raises is an answer; an interrupt is too, and then the end
+        except BaseException as error:  # a library may raise anything; the answer reports it
             first = str(error).strip().splitlines() or [""]
             answer = {"error": f"{type(error).__name__}: {first[0][:300]}", "wrong": isinstance(error, AssertionError)}
         print(json.dumps(answer), file=answers)

@@ -60,7 +60,7 @@ HEAVY = {
     "matplotlib": {"fastopt.bench.pictures", "fastopt.bench.quality.pictures", "fastopt.demo.pictures"},
     "sklearn": {"fastopt.demo.digits"},
     "threadpoolctl": {"fastopt.bench.peers.tensors", "fastopt.bench.quality.__main__", "fastopt.demo.digits"},
-    "rich": {"fastopt.bench.quality.__main__", "fastopt.demo.bench", "fastopt.demo.console", "fastopt.demo.commands"},
+    "rich": {"fastopt.bench.quality.__main__", "fastopt.demo.bench", "fastopt.demo.console"},
     "typer": {"fastopt.demo.commands"},
 }  # fmt: skip
 

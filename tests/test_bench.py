@@ -1,4 +1,4 @@
-"""Every benchmark runs once at a tiny size, so that none can rot. What it times is of no concern here."""
+"""Every benchmark runs once at a tiny size, so that none breaks unnoticed. Its timings are not checked."""
 
 import json
 import os
@@ -21,6 +21,7 @@ from fastopt.bench import (
     compare,
     device,
     first,
+    goals,
     pictures,
     problem,
     process,
@@ -46,7 +47,7 @@ LIBRARIES = ("torch", "deepspeed", "jax", "bitsandbytes", "torchao", "flashoptim
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     """Time as little as possible."""
-    monkeypatch.setattr(clock, "SHORTEST", 0.0)
+    monkeypatch.setattr(clock, "MIN_SAMPLE", 0.0)
     monkeypatch.setattr(clock, "PAUSE", 0.0)
 
 
@@ -87,7 +88,8 @@ def test_every_case_runs_without_other_libraries(part, quick, alone, monkeypatch
         assert found["share"][1] > 0
         assert all(speed[1] > 0 for speed in found["versus"].values())
         absent = {name for name, why in found["cannot"].items() if why.startswith("not installed")}
-        assert absent == {name for name, peer in run.beside(entry, list(PEERS)).items() if {*peer.packages} - {"numpy"}}
+        peers = run.peers_for(entry, list(PEERS))
+        assert absent == {name for name, peer in peers.items() if {*peer.packages} - {"numpy"}}
         assert not any(why.startswith("failed") for why in found["cannot"].values())
         json.dumps(found)
 
@@ -123,8 +125,8 @@ def test_sizes_at_random_are_the_same_every_time():
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "64M", "1e6", "x10", "3x", "10-5", "100x10-", "", "999999x10", "9999Gi"])
-def test_what_is_no_size_is_refused(size):
-    with pytest.raises(SettingError, match="no size"):
+def test_what_is_not_a_size_is_refused(size):
+    with pytest.raises(SettingError, match="not a size"):
         cases.tensor_sizes(size)
 
 
@@ -140,13 +142,13 @@ def test_contestants_take_turns_from_another_one_each_round(monkeypatch):
     clock.race({name: contestant(name) for name in "abc"}, 3)
     assert "".join(turns[-15:]) == "abcbbccaaccaabb"  # once beforehand, because it is quick
     turns.clear()
-    monkeypatch.setattr(clock, "FITS", 0.0)
+    monkeypatch.setattr(clock, "WARM_BELOW", 0.0)
     clock.race({name: contestant(name) for name in "abc"}, 3)
     assert "".join(turns[-9:]) == "abcbcacab"
 
 
 def test_a_sample_lasts_long_enough(monkeypatch):
-    monkeypatch.setattr(clock, "SHORTEST", 5e-3)
+    monkeypatch.setattr(clock, "MIN_SAMPLE", 5e-3)
     asked = []
     clock.race({"a": lambda calls: asked.append(calls) or calls * 1e-6}, 2)
     assert asked[-1] * 1e-6 >= 5e-3
@@ -155,7 +157,7 @@ def test_a_sample_lasts_long_enough(monkeypatch):
 
 def test_who_is_slow_sits_rounds_out():
     samples = clock.race({"slow": lambda calls: 10.0 * calls, "quick": lambda calls: 1e-3 * calls}, 6)
-    assert (len(samples["slow"]), len(samples["quick"])) == (clock.FEWEST, 6)
+    assert (len(samples["slow"]), len(samples["quick"])) == (clock.MIN_ROUNDS, 6)
     assert clock.speed(samples["quick"], samples["slow"])[1] == 10_000
 
 
@@ -167,9 +169,9 @@ def test_speed_is_the_ratio_of_times_within_a_round():
 
 
 class Stranger(Peer):
-    """A peer that computes something else, or does not start."""
+    """A peer that computes a different result, or does not start."""
 
-    name, apart, light = "stranger", False, True
+    name, own_process, light = "stranger", False, True
 
     def __init__(self, fails: bool = False):
         self.fails = fails
@@ -190,7 +192,7 @@ class Stranger(Peer):
 
 
 @pytest.mark.parametrize(
-    ("fails", "words"), [(False, "stranger computes something else"), (True, "OSError: no such library")]
+    ("fails", "words"), [(False, "stranger computes a different result"), (True, "OSError: no such library")]
 )
 def test_a_peer_that_fails_is_named_and_not_timed(fails, words, monkeypatch):
     monkeypatch.setitem(PEERS, "stranger", Stranger(fails))
@@ -215,22 +217,22 @@ def test_ours_is_checked_before_it_is_timed(monkeypatch):
 
 
 @pytest.mark.parametrize("rule", ["adam-l2", "rmsprop-centered-momentum", "lion", "adam-amsgrad", "momentum"])
-def test_numpy_computes_every_form(rule):
+def test_numpy_computes_every_rule(rule):
     check.check_peer(Case(rule=rule), PEERS["NumPy"])
 
 
 def test_eight_bits_are_held_to_the_direction_of_steps():
     case = check.small(Case(storage="8bit"))
     begin = check.start(case)["p"]["g0.w0"]
-    led = check.reference(case)["g0.w0"]
-    assert check.difference(case, begin, led, led) is None
-    noise = np.random.default_rng(1).standard_normal(led.size).astype(np.float32)
-    assert "correlate" in str(check.difference(case, begin, begin + noise * (led - begin), led))
+    expected = check.reference(case)["g0.w0"]
+    assert check.difference(case, begin, expected, expected) is None
+    noise = np.random.default_rng(1).standard_normal(expected.size).astype(np.float32)
+    assert "correlate" in str(check.difference(case, begin, begin + noise * (expected - begin), expected))
 
 
 @pytest.mark.parametrize("name", ["torch for-loop", "torch foreach", "torch fused"])
-def test_torch_beside_every_rule_that_has_it(name):
-    pytest.importorskip("torch", reason="torch is not installed: nothing to stand beside")
+def test_torch_is_timed_for_every_rule_that_it_has(name):
+    pytest.importorskip("torch", reason="torch is not installed: nothing to compare with")
     for rule in cases.MAIN:
         case = Case(rule=rule, size="3x100")
         if PEERS[name].cannot(case) is None:
@@ -242,11 +244,11 @@ def test_torch_beside_every_rule_that_has_it(name):
 
 
 def test_torch_in_bfloat16_steps_on_the_same_words():
-    pytest.importorskip("torch", reason="torch is not installed: nothing to stand beside")
+    pytest.importorskip("torch", reason="torch is not installed: nothing to compare with")
     found = run.measure(Entry("chosen", Case(storage="bf16", size="900")), 1, ["torch fused"])
     assert not found["cannot"]
     case = Case(storage="bf16", size="900")
-    own = problem.shared(problem.optimizer(case))
+    own = problem.of_optimizer(problem.optimizer(case))
     before = own.params["g0.w0"].copy()
     PEERS["torch fused"].make(case, own).step()
     assert not np.array_equal(own.params["g0.w0"], before)
@@ -301,7 +303,7 @@ def test_the_ceiling_moves_the_bytes_of_the_step(storage, monkeypatch):
         problem.ceiling, "bind", lambda w, r: moved.append(sum(a.nbytes for a in (*w, *w, *r))) or (lambda: None)
     )
     case = Case(storage=storage, size="1Mi")
-    problem.passes(case, problem.shared(problem.optimizer(case)))
+    problem.ceiling_pass(case, problem.of_optimizer(problem.optimizer(case)))
     assert moved[0] == pytest.approx(case.traffic, rel=1e-4)  # whole elements
 
 
@@ -325,10 +327,10 @@ def test_memory_of_a_step_is_the_rules_own(alone):
     from fastopt.bench import memory
 
     found = memory.measure(Case(size="8Mi"), list(PEERS), ["f32", "bf16"])
-    kept = found["bytes"]  # of p, g, m and v; what else a process needs is less than two bytes of 8 Mi
-    assert kept["fastopt f32"]["resident"] == pytest.approx(16, abs=2)
-    assert kept["fastopt bf16"]["resident"] == pytest.approx(8, abs=2)
-    assert kept["NumPy"]["peak"] > kept["fastopt f32"]["peak"]
+    size = found["bytes"]  # of p, g, m and v; everything else that a process needs is less than two bytes each
+    assert size["fastopt f32"]["resident"] == pytest.approx(16, abs=2)
+    assert size["fastopt bf16"]["resident"] == pytest.approx(8, abs=2)
+    assert size["NumPy"]["peak"] > size["fastopt f32"]["peak"]
     assert found["cannot"]["torch fused"] == "not installed: torch"
 
 
@@ -347,7 +349,7 @@ def test_a_case_on_a_device(storage, monkeypatch, tmp_path):
     monkeypatch.setattr(fake_cupy.Device, "mem_info", (1 << 40, 1 << 40), raising=False)
     monkeypatch.setattr(device, "CAPTURED", 0)
     monkeypatch.setattr(device, "describe", lambda: {"name": "a stand-in"})
-    for name in ("_stream", "_give_back", "_require_same_steps"):
+    for name in ("_stream", "_free_memory", "_require_same_steps"):
         monkeypatch.setattr(device, name, lambda *_: None)
     monkeypatch.setattr(device, "_copy", lambda *_: lambda: None)
     monkeypatch.setattr(device, "_timer", lambda _: lambda call, calls: clock.timed(call)(calls))
@@ -358,7 +360,7 @@ def test_a_case_on_a_device(storage, monkeypatch, tmp_path):
     assert found["seconds"]["fastopt"][1] > 0
     assert found["share"]
     assert found["cannot"]["torch fused"] == "not installed: torch"
-    assert found["cannot"]["optax jit"]  # not installed, or not set up for devices
+    assert found["cannot"]["optax jit"]  # not installed, or set up for the CPU only
     assert set(found["versus"]) == ({"elementwise"} if storage == "f32" else set())
     assert report.tables([{"key": entry.key, **found}])[0].rows
     for quick in (True, False):
@@ -366,7 +368,7 @@ def test_a_case_on_a_device(storage, monkeypatch, tmp_path):
         assert {e.part for e in planned} == set(device.PARTS)
         assert {e.case.backend for e in planned} == {"cuda"}
     assert {e.part for e in device.entries(["sizes"], None, None, None, True)} == {"sizes"}
-    with pytest.raises(SettingError, match="not measured on a device"):
+    with pytest.raises(SettingError, match="not measured on CUDA devices"):
         device.entries(["memory"], None, None, None, False)
     nvrtc.function.cache_clear()
 
@@ -394,23 +396,23 @@ def made(
     }  # fmt: skip
 
 
-def keep(folder: Path, *records: dict[str, Any], **change: Any) -> Path:
+def save(folder: Path, *records: dict[str, Any], **change: Any) -> Path:
     writer = record.Writer(folder, conditions(**change))
     for one in records:
         writer.add(one)
     return folder
 
 
-def test_results_are_kept_and_read(tmp_path):
-    keep(tmp_path / "new" / "folder", made())
-    kept = record.read(tmp_path / "new" / "folder")
-    assert kept.records == [made()]
-    assert kept.machine["cores"] >= 1
-    assert kept.runs[0]["versions"]["numpy"] == np.__version__
+def test_results_are_saved_and_read(tmp_path):
+    save(tmp_path / "new" / "folder", made())
+    results = record.read(tmp_path / "new" / "folder")
+    assert results.records == [made()]
+    assert results.machine["cores"] >= 1
+    assert results.runs[0]["versions"]["numpy"] == np.__version__
 
 
-def test_a_killed_run_goes_on(tmp_path):
-    keep(tmp_path, made(), made(rule="sgd"))
+def test_a_killed_run_is_resumed(tmp_path):
+    save(tmp_path, made(), made(rule="sgd"))
     file = tmp_path / record.FILE
     with file.open("a") as text:
         text.write('{"part": "rules", "ke')
@@ -425,14 +427,14 @@ def test_a_killed_run_goes_on(tmp_path):
     "change", [{"source": "another"}, {"repeats": 7}, {"quick": True}, {"machine": {"cpu": "other"}}]
 )
 def test_what_was_measured_otherwise_is_not_mixed(tmp_path, change):
-    keep(tmp_path, made())
-    with pytest.raises(SettingError, match=f"another {next(iter(change))}"):
+    save(tmp_path, made())
+    with pytest.raises(SettingError, match=f"different {next(iter(change))}"):
         record.Writer(tmp_path, conditions(**change))
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "no results"), ("\n", "line 1 is not"), ('{"run": {}}\n', "holds no results"), ("[1]\n", "line 1 is not"),
+    [("", "no results"), ("\n", "line 1 is not"), ('{"run": {}}\n', "contains no results"), ("[1]\n", "line 1 is not"),
      ('{"run": {}}\n{"part": "x"}\n', "line 2 is not")],
 )  # fmt: skip
 def test_damaged_results_are_refused(text, words, tmp_path):
@@ -442,7 +444,7 @@ def test_damaged_results_are_refused(text, words, tmp_path):
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
-    keep(tmp_path, made())
+    save(tmp_path, made())
     before = (tmp_path / record.FILE).read_bytes()
 
     def full(_: int) -> None:
@@ -481,7 +483,7 @@ def test_goals_are_held_to_numbers():
         made("sizes", size="1000", versus=12.0), made("tensors", size=cases.SMALL, versus=40.0),
     ]  # fmt: skip
     records[1]["versus"] = {"torch foreach": [4.9, 5, 5.1], "torch for-loop": [5.9, 6, 6.1]}
-    found = {goal.words: (goal.met, goal.found) for goal in report.goals(records)}
+    found = {goal.words: (goal.met, goal.found) for goal in goals.evaluate(records)}
     assert len(found) == 5
     by = {words.split(" ")[2] if words.startswith("a step") else words.split(" ")[0]: v for words, v in found.items()}
     assert by["RMSprop"] == (True, "5.0 ×")
@@ -491,14 +493,14 @@ def test_goals_are_held_to_numbers():
 
 
 def test_pictures_are_drawn_of_what_there_is(tmp_path):
-    keep(
+    save(
         tmp_path, *(made(rule=r) for r in cases.MAIN), *(made("storages", storage=s) for s in ("bf16", "8bit")),
         *(made("sizes", size=n) for n in ("1", "1Mi", "64Mi")), *(made("tensors", size=f"{n}x10-1000") for n in (1, 9)),
     )  # fmt: skip
     drawn = pictures.draw(record.read(tmp_path), tmp_path)
     assert [path.name for path in drawn] == ["bytes.png", "sizes.png", "tensors.png", "shares.png"]
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in drawn)
-    keep(tmp_path / "few", made("calls", size="1000"))
+    save(tmp_path / "few", made("calls", size="1000"))
     assert pictures.draw(record.read(tmp_path / "few"), tmp_path) == []
 
 
@@ -506,14 +508,14 @@ def test_pictures_are_drawn_of_what_there_is(tmp_path):
 
 
 def test_readme_is_what_the_command_makes_of_the_newest_run():
-    kept, found = readme.README.read_text(), readme.newest()
-    assert readme.written(kept, found) == kept
-    for picture in re.findall(r"\]\((bench/results/[^)]*\.png)\)", kept):
+    text, newest = readme.README.read_text(), record.newest()
+    assert readme.written(text, newest) == text
+    for picture in re.findall(r"\]\((bench/results/[^)]*\.png)\)", text):
         assert (readme.README.parent / picture).is_file()
 
 
 def test_a_run_becomes_tables_with_its_losses_first(tmp_path):
-    keep(
+    save(
         tmp_path, *(made(rule=r) for r in ("sgd", "adam-l2", "nadam")), made(rule="lion", versus=0.8),
         made(rule="adamax", share=0.7), *(made("storages", storage=s) for s in ("f32", "bf16")),
         made("storages", storage="8bit", share=0.6), made("storages", storage="bf16", size=cases.IN_CACHE),
@@ -524,20 +526,20 @@ def test_a_run_becomes_tables_with_its_losses_first(tmp_path):
     )  # fmt: skip
     text = readme.text(tmp_path)
     for words in (
-        "falls short", "adamax 70%", "for their bytes: `8bit` 60%",
+        "falls short", "adamax 70%", "of the memory ceiling: `8bit` 60%",
         "lion, f32, 64Mi, 2 threads: torch fused 0.80 ×", "| `lion` |", "**0.80**",
-        "The 3 other forms: 70% to 100%", "below 95 %: `adamax` 70%", "one tensor of 1,000", "100 tensors of",
-        "| `bf16` | 14 |",
+        "The other 3 rules and settings: 70% to 100%", "below 95 %: `adamax` 70%", "one tensor of 1,000",
+        "100 tensors of", "| `bf16` | 14 |",
         "4: 50.0 ms", "| fastopt adam | 2.00 s | – |", "| NumPy | 16.0 | 30.5 |", record.conditions()["date"][:10],
     ):  # fmt: skip
         assert words in text, words
     assert text.index("falls short") < text.index("| `lion` |") < text.index("| `sgd` |")
     assert text in readme.written(f"# x\n{readme.BEGIN}old\n{readme.END}rest\n", tmp_path)
-    with pytest.raises(SystemExit, match="no part between"):
+    with pytest.raises(SystemExit, match="does not contain the marks"):
         readme.written("# x\n", tmp_path)
 
 
-def test_no_run_is_said_to_be_none():
+def test_readme_says_so_if_there_are_no_results():
     assert readme.NO_RUN in readme.written(f"{readme.BEGIN}{readme.END}", None)
 
 
@@ -549,22 +551,22 @@ def test_no_run_is_said_to_be_none():
     [(1.0, 0.05, "same"), (0.97, 0.05, "same"), (0.8, 0.0625, "slower"), (1.2, 0.042, "faster"), (0.8, 0.05, "same")],
 )
 def test_a_change_beyond_noise(share, seconds, verdict, tmp_path):
-    old = record.read(keep(tmp_path / "old", made()))
-    new = record.read(keep(tmp_path / "new", made(share=share, seconds=seconds)))
+    old = record.read(save(tmp_path / "old", made()))
+    new = record.read(save(tmp_path / "new", made(share=share, seconds=seconds)))
     assert [change.verdict for change in compare.compare(old, new).changes] == [verdict]
 
 
 def test_another_machine_is_compared_by_shares_alone(tmp_path):
-    old = record.read(keep(tmp_path / "old", made(), made("sizes", size="1000")))
-    new = keep(tmp_path / "new", made(seconds=0.5), made("sizes", size="1000", seconds=9.0), machine={"cpu": "slow"})
+    old = record.read(save(tmp_path / "old", made(), made("sizes", size="1000")))
+    new = save(tmp_path / "new", made(seconds=0.5), made("sizes", size="1000", seconds=9.0), machine={"cpu": "slow"})
     found = compare.compare(old, record.read(new))
     assert not found.same_machine
     assert [change.verdict for change in found.changes] == ["same"]
 
 
 def test_compare_exits_1_on_a_regression(tmp_path):
-    keep(tmp_path / "old", made(), made(rule="sgd"))
-    keep(tmp_path / "new", made(share=0.8, seconds=0.07), made(rule="lion"))
+    save(tmp_path / "old", made(), made(rule="sgd"))
+    save(tmp_path / "new", made(share=0.8, seconds=0.07), made(rule="lion"))
     result = bench("--compare", str(tmp_path / "old"), str(tmp_path / "new"))
     assert result.exit_code == 1
     assert "1 slower, 0 faster, 0 the same" in result.output
@@ -575,21 +577,21 @@ def test_compare_exits_1_on_a_regression(tmp_path):
 # ---------------------------------------------------------------- the command
 
 
-def test_the_command_measures_shows_keeps_and_goes_on(tmp_path, alone, monkeypatch):
+def test_the_command_measures_shows_saves_and_resumes(tmp_path, alone, monkeypatch):
     asked = ["--rule=adam*ed", "--storage=f32", "--storage=bf16", "--size=600", "--size=3x50", "--repeats=1"]
     result = bench(*asked, "--out", str(tmp_path / "r"))
     assert result.exit_code == 0, result.output
     for words in ("adam-decoupled", "600", "3x50", "bf16", "p20–p80", "NumPy", "torch fused: not installed: torch"):
         assert words in result.output, words
-    kept = record.read(tmp_path / "r")
-    assert len(kept.records) == 4 * len([name for name in CASES if name.startswith("adam") and name.endswith("ed")])
+    results = record.read(tmp_path / "r")
+    assert len(results.records) == 4 * len([name for name in CASES if name.startswith("adam") and name.endswith("ed")])
     monkeypatch.setattr("fastopt.demo.bench.measure", lambda *_: pytest.fail("it was measured already"))
     again = bench(*asked, "--out", str(tmp_path / "r"))
     assert again.exit_code == 0, again.output
     assert "measurements are in" in again.output
 
 
-def test_an_interrupted_run_shows_and_keeps_what_it_has(tmp_path, alone, monkeypatch):
+def test_an_interrupted_run_shows_and_saves_what_it_has(tmp_path, alone, monkeypatch):
     measured, measure = [], run.measure
 
     def interrupted(entry, *rest):
@@ -616,19 +618,19 @@ def test_the_reference_can_be_timed(alone):
     [
         ("rulez", "did you mean 'rules'?"),
         ("--rule adm", "did you mean 'adam'?"),
-        ("--rule nothing*", "no rule fits"),
+        ("--rule nothing*", "no rule matches"),
         ("--storage 9bit", "did you mean '8bit'?"),
-        ("--size 64M", "this is no size"),
+        ("--size 64M", "this is not a size"),
         ("--peer torhc", "there is no peer 'torhc'"),
         ("--backend cpuu", "did you mean 'cpu'?"),
-        ("rules --size 5", "a part has its own"),
+        ("rules --size 5", "a part has fixed rules"),
         ("rules --backend reference", "parts are timed on the backend cpu"),
-        ("--threads 2 --backend cuda", "no threads to choose"),
+        ("--threads 2 --backend cuda", "--threads does not apply"),
         ("--compare a b --quick", "--compare measures nothing"),
         ("--compare a b", "there are no results"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_timed(arguments, words, monkeypatch, tmp_path):
+def test_invalid_arguments_are_refused_before_anything_is_timed(arguments, words, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fastopt.demo.bench.measure", lambda *_: pytest.fail("it was timed"))
     with pytest.raises(fastopt.FastoptError) as error:

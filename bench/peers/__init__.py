@@ -1,24 +1,24 @@
-"""PEERS: the libraries that stand beside fastopt, each a small adapter that is optional and checked before it is timed.
+"""PEERS: the libraries that fastopt is compared with, each with a small adapter. All are optional.
 
-An adapter says what is missing (`absent`), what it cannot do (`cannot`) and makes its step on the memory of a case.
-Those that start threads or compilers of their own get a process of their own (worker.py) and take turns by a pipe.
+An adapter says which packages are not installed (`absent`) and why it does not support a case (`cannot`), and makes a
+step on the arrays of a case. Libraries that start threads or compilers run in their own process (worker.py).
 """
 
 from __future__ import annotations
 
 from fastopt.bench.peers.adapter import Contestant, Peer
 from fastopt.bench.peers.apex import Apex
+from fastopt.bench.peers.apis import APIS
 from fastopt.bench.peers.bitsandbytes import BitsAndBytes
 from fastopt.bench.peers.deepspeed import DeepSpeed
 from fastopt.bench.peers.drop_in import DropIn
 from fastopt.bench.peers.flashoptim import FlashOptim
 from fastopt.bench.peers.numpy import NumPy
 from fastopt.bench.peers.optax import Optax
-from fastopt.bench.peers.surface import SURFACES
 from fastopt.bench.peers.torch import Torch
 from fastopt.bench.peers.torchao import TorchAO
 
-__all__ = ["DROP_INS", "PEERS", "SURFACES", "Contestant", "Peer"]
+__all__ = ["APIS", "DROP_INS", "PEERS", "Contestant", "Peer"]
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
@@ -38,4 +38,4 @@ PEERS: dict[str, Peer] = {
 }
 
 DROP_INS: dict[str, Peer] = {peer.name: peer for peer in (DropIn("table", flatten=False), DropIn("flat", flatten=True))}
-"""fastopt's own adapter for torch: no peer, but it stands beside them where tensors are torch's."""
+"""fastopt.torch: not a peer, but timed in the same way, on torch tensors."""

@@ -1,4 +1,4 @@
-"""What an adapter is: a library that may be missing, may be unable, and otherwise steps on the memory of a case."""
+"""The interface of an adapter: its library may be missing or not support a case; otherwise it makes a step for it."""
 
 from __future__ import annotations
 
@@ -14,51 +14,54 @@ from fastopt.bench.problem import Problem
 
 
 class Contestant(NamedTuple):
-    """A peer that is ready: its step, and its parameters now, as float32. `ready` comes before each sample."""
+    """A step that is ready to be timed: `params` returns the current parameters in float32.
+
+    `setup` is called before each sample; `note` is shown with the results.
+    """
 
     step: Callable[[], object]
     params: Callable[[], Mapping[str, np.ndarray]]
-    ready: Callable[[], object] | None = None
+    setup: Callable[[], object] | None = None
     note: str = ""
 
 
 class Peer:
-    """One library, in one of its forms. `packages` are what it imports; `apart` says that it has its own process."""
+    """One library, or one of its implementations."""
 
     name: str
-    packages: tuple[str, ...] = ()
-    apart = True
-    own_state = False
-    light = False  # whether it needs no compiler, so that a quick run has it too
-    devices = False  # whether it steps on the memory of a CUDA device too
+    packages: tuple[str, ...] = ()  # which it imports
+    own_process = True  # whether it runs in its own process
+    own_state = False  # whether it allocates its own state
+    light = False  # whether it starts without compiling, so that quick runs include it
+    supports_cuda = False
 
     def absent(self) -> str | None:
-        """Name what is not installed, without importing anything; None if nothing is missing."""
+        """Say which packages are not installed, without importing any; None if all are."""
         missing = [name for name in self.packages if find_spec(name) is None]
         return f"not installed: {', '.join(missing)}" if missing else None
 
     def cannot(self, case: Case) -> str | None:
-        """Say why it cannot do a case; None if it can."""
+        """Say why it does not support a case; None if it does."""
         raise NotImplementedError
 
     def load(self, threads: int) -> None:
-        """Import the library, and let it use so many threads."""
+        """Import the library and set its number of threads."""
         raise NotImplementedError
 
     def problem(self, case: Case) -> Problem:
-        """Allocate the memory of a case for a process of its own; the state too, unless the library wants its own."""
+        """Allocate the arrays of a case in its own process; those of the state only if it does not allocate them."""
         if case.backend == "cuda":
-            return memory.shared(memory.optimizer(case))
-        return memory.fresh(case, state=not self.own_state)
+            return memory.of_optimizer(memory.optimizer(case))
+        return memory.allocate(case, state=not self.own_state)
 
     def make(self, case: Case, problem: Problem) -> Contestant:
-        """Make its step on this memory, or on copies of it where the library wants its own."""
+        """Make its step on these arrays, or on copies if the library needs its own."""
         raise NotImplementedError
 
-    def checked(self, case: Case) -> int:
-        """Give the number of parameters of a tensor on which it is checked: an odd one, unless it needs another."""
+    def check_size(self, case: Case) -> int:
+        """Return the tensor size for the check of its result; an odd one, so that kernels have a remainder loop."""
         return 1003
 
     def tune(self, case: Case, contestant: Contestant) -> Contestant:
-        """Choose the settings with which a contestant is fastest, such as the number of threads; it may step."""
+        """Choose the fastest settings, such as the number of threads; may take steps to find out."""
         return contestant

@@ -1,4 +1,4 @@
-"""NVIDIA Apex: CUDA kernels, built from source. On the CPU there is nothing of it to time, and the table says so."""
+"""NVIDIA Apex: CUDA kernels, built from source. It has none for the CPU, which the results say."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ class Apex(Peer):
     name, packages = "Apex", ("apex",)
 
     def cannot(self, case: Case) -> str | None:
-        """Refuse every case on the CPU."""
+        """Refuse every case: Apex has no optimizers for the CPU, and this adapter does not make those for CUDA."""
         return "its fused optimizers need a CUDA device"

@@ -13,40 +13,40 @@ from fastopt.bench.problem import Problem
 from fastopt.kernels.rules.cases import CASES
 
 _NAMES = {"f32": "", "8bit": "8bit"}
-SMALLEST = 4096  # parameters below which bitsandbytes keeps float32 state, and says so nowhere
+SMALLEST = 4096  # for fewer parameters bitsandbytes uses float32 state without a warning
 
 
 class BitsAndBytes(Peer):
     """AdamW, Lion, RMSprop and SGD with momentum."""
 
     name, packages = "bitsandbytes", ("bitsandbytes", "torch")
-    own_state = devices = True
+    own_state = supports_cuda = True
 
     def cannot(self, case: Case) -> str | None:
-        """Refuse rules and storages that it does not have, and 8-bit state of tensors that it keeps in float32."""
+        """Refuse rules and storages that it does not have, and tensors too small for its 8-bit state."""
         if case.storage not in _NAMES:
             return "bitsandbytes has no such storage"
         if self._made(case) is None:
-            return "bitsandbytes has no such form of the rule"
+            return "bitsandbytes does not have the rule with these settings"
         if case.storage == "8bit" and min(case.tensors.values()) < SMALLEST:
-            return f"below {SMALLEST:,} parameters bitsandbytes keeps float32 state"
-        return "not set up for groups" if case.groups > 1 else None
+            return f"bitsandbytes uses float32 state for tensors of fewer than {SMALLEST:,} parameters"
+        return "the benchmark does not set up parameter groups for it" if case.groups > 1 else None
 
     def _made(self, case: Case) -> tuple[str, dict[str, Any]] | None:
-        """Give the class and its settings."""
+        """Return the name of the class and its settings; None if there is none."""
         rule = CASES[case.rule]
         if callable(rule.lr) if hasattr(rule, "lr") else True:
             return None
-        how = {"lr": rule.lr, "weight_decay": rule.weight_decay}
+        settings = {"lr": rule.lr, "weight_decay": rule.weight_decay}
         match case.rule:
             case "adam" | "adam-decoupled":
-                return "AdamW", how | {"betas": rule.betas, "eps": rule.eps}
+                return "AdamW", settings | {"betas": rule.betas, "eps": rule.eps}
             case "lion" | "lion-weight-decay":
-                return "Lion", how | {"betas": rule.betas}
+                return "Lion", settings | {"betas": rule.betas}
             case "rmsprop":
-                return "RMSprop", how | {"alpha": rule.alpha, "eps": rule.eps}
+                return "RMSprop", settings | {"alpha": rule.alpha, "eps": rule.eps}
             case "momentum-heavy-ball":
-                return "SGD", how | {"momentum": rule.beta}
+                return "SGD", settings | {"momentum": rule.beta}
         return None
 
     def load(self, threads: int) -> None:
@@ -57,14 +57,14 @@ class BitsAndBytes(Peer):
             import_module("bitsandbytes.optim")
 
     def make(self, case: Case, problem: Problem) -> Contestant:
-        """Step on the very parameters and gradients; the state is the library's own."""
+        """Step on the given parameters and gradients; the library allocates the state."""
         found = self._made(case)
         assert found is not None, "cannot() refuses these cases"
-        name, how = found
+        name, settings = found
         params = tensors.parameters(problem)
-        optimizer = getattr(import_module("bitsandbytes.optim"), name + _NAMES[case.storage])(params, **how)
+        optimizer = getattr(import_module("bitsandbytes.optim"), name + _NAMES[case.storage])(params, **settings)
         return Contestant(optimizer.step, lambda: tensors.values(params, problem))
 
     def tune(self, case: Case, contestant: Contestant) -> Contestant:
-        """Use the faster number of threads."""
+        """On the CPU, use one thread or all, whichever is faster."""
         return contestant if case.backend == "cuda" else tensors.tuned(contestant, case)

@@ -1,4 +1,4 @@
-"""DeepSpeed's CPU optimizers: C++ that it compiles on the user's machine when the first one is made."""
+"""DeepSpeed's CPU optimizers: C++ that is compiled on the user's machine when the first optimizer is made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KINDS |= {"Adagrad": ("adagrad", "DeepSpeedCPUAdagrad")}
 _STATE = {"Adam": {"m": "exp_avg", "v": "exp_avg_sq"}, "Lion": {"m": "exp_avg"}, "Adagrad": {"v": "exp_avg_sq"}}
 
 
-BLOCK = 64  # parameters: two vectors of AVX-512, or more of others
+BLOCK = 64  # DeepSpeedCPUAdagrad overwrites gradients where the number of parameters is not a multiple of this
 
 
 class DeepSpeed(Peer):
@@ -35,14 +35,14 @@ class DeepSpeed(Peer):
         if getattr(rule, "lr_decay", 0.0) or getattr(rule, "initial_accumulator_value", 0.0):
             return "DeepSpeedCPUAdagrad has no such setting"
         if kind == "Adagrad" and any(n % BLOCK for n in case.tensors.values()):
-            return f"DeepSpeedCPUAdagrad overwrites gradients where parameters are no multiple of {BLOCK}"
+            return f"DeepSpeedCPUAdagrad overwrites gradients unless sizes are multiples of {BLOCK}"
         if callable(rule.lr):
-            return "not set up for schedules"
-        return None if case.storage == "f32" else "it is set up for float32 alone"
+            return "the benchmark does not set up learning-rate schedules for it"
+        return None if case.storage == "f32" else "the benchmark sets it up for float32 only"
 
-    def checked(self, case: Case) -> int:
-        """Check Adagrad on whole blocks."""
-        return 16 * BLOCK if type(CASES[case.rule]).__name__ == "Adagrad" else super().checked(case)
+    def check_size(self, case: Case) -> int:
+        """Return a multiple of BLOCK for Adagrad."""
+        return 16 * BLOCK if type(CASES[case.rule]).__name__ == "Adagrad" else super().check_size(case)
 
     def load(self, threads: int) -> None:
         """Import DeepSpeed's optimizers."""
@@ -50,23 +50,23 @@ class DeepSpeed(Peer):
         import_module("deepspeed.ops.adam")
 
     def make(self, case: Case, problem: Problem) -> Contestant:
-        """Step on the very arrays, state included."""
+        """Step on the given arrays, including the state."""
         rule = CASES[case.rule]
         kind = type(rule).__name__
         module, name = _KINDS[kind]
         made: Any = getattr(import_module(f"deepspeed.ops.{module}"), name)
-        how: dict[str, Any] = {"lr": rule.lr, "weight_decay": rule.weight_decay}
+        settings: dict[str, Any] = {"lr": rule.lr, "weight_decay": rule.weight_decay}
         if kind != "Adagrad":
-            how["betas"] = rule.betas
+            settings["betas"] = rule.betas
         if kind != "Lion":
-            how["eps"] = rule.eps
+            settings["eps"] = rule.eps
         if kind == "Adam":
-            how["adamw_mode"] = rule.decoupled
+            settings["adamw_mode"] = rule.decoupled
         params = tensors.parameters(problem)
-        optimizer = made(tensors.grouped(params, case), **how)
-        tensors.begin(optimizer, params, problem, _STATE[kind])
+        optimizer = made(tensors.grouped(params, case), **settings)
+        tensors.use_state(optimizer, params, problem, _STATE[kind])
         return Contestant(optimizer.step, lambda: tensors.values(params, problem))
 
     def tune(self, case: Case, contestant: Contestant) -> Contestant:
-        """Use the faster number of threads."""
+        """Use one thread or all, whichever is faster."""
         return tensors.tuned(contestant, case)

@@ -1,4 +1,4 @@
-"""FlashOptim: Triton kernels for CUDA devices. On the CPU there is nothing of it to time, and the table says so."""
+"""FlashOptim: Triton kernels for CUDA devices. It has none for the CPU, which the results say."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from fastopt.bench.peers.adapter import Contestant, Peer
 from fastopt.bench.problem import Problem
 from fastopt.kernels.rules.cases import CASES
 
-_STORED: dict[str, dict[str, Any]] = {
+_STORAGES: dict[str, dict[str, Any]] = {
     "8bit": {"quantize": True, "master_weight_bits": None},
     "split": {"quantize": False, "master_weight_bits": 32},
     "split_8bit": {"quantize": True, "master_weight_bits": 32},
     "bf16_8bit": {"quantize": True, "master_weight_bits": None},
 }
-"""Our storages in its words; where parameters are bfloat16 alone it rounds them to nearest."""
+"""Its settings for fastopt's storages. It rounds bfloat16 parameters without a master copy to nearest."""
 
 
 class FlashOptim(Peer):
     """FlashAdamW and FlashLion."""
 
     name, packages = "FlashOptim", ("flashoptim", "triton")
-    own_state = devices = True
+    own_state = supports_cuda = True
 
     def cannot(self, case: Case) -> str | None:
         """Refuse every case on the CPU, and rules and storages that it does not have."""
         if case.backend != "cuda":
-            return "its fused, compressed steps need a CUDA device"
-        if case.storage not in _STORED:
+            return "its kernels need a CUDA device"
+        if case.storage not in _STORAGES:
             return "FlashOptim has no such storage"
         if self._made(case) is None:
-            return "FlashOptim has no such form of the rule"
-        return "not set up for groups" if case.groups > 1 else None
+            return "FlashOptim does not have the rule with these settings"
+        return "the benchmark does not set up parameter groups for it" if case.groups > 1 else None
 
     def _made(self, case: Case) -> tuple[str, dict[str, Any]] | None:
-        """Give the class and its settings."""
+        """Return the name of the class and its settings; None if there is none."""
         rule: Any = CASES[case.rule]
         match case.rule:
             case "adam" | "adam-decoupled":
@@ -52,14 +52,14 @@ class FlashOptim(Peer):
         import_module("flashoptim")
 
     def make(self, case: Case, problem: Problem) -> Contestant:
-        """Step on the very parameters and gradients; the state is the library's own."""
+        """Step on the given parameters and gradients; the library allocates the state."""
         found = self._made(case)
         assert found is not None, "cannot() refuses these cases"
-        name, how = found
+        name, settings = found
         params = tensors.parameters(problem)
         rule: Any = CASES[case.rule]
-        how = how | {"lr": rule.lr} | _STORED[case.storage]
-        with warnings.catch_warnings():  # it warns of bfloat16 parameters without a master
+        settings = settings | {"lr": rule.lr} | _STORAGES[case.storage]
+        with warnings.catch_warnings():  # it warns of bfloat16 parameters without a master copy
             warnings.simplefilter("ignore")
-            optimizer = getattr(import_module("flashoptim"), name)(params, **how)
+            optimizer = getattr(import_module("flashoptim"), name)(params, **settings)
         return Contestant(optimizer.step, lambda: tensors.values(params, problem))

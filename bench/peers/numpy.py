@@ -1,4 +1,4 @@
-"""NumPy: the rule's own code on whole arrays, tensor by tensor, as the definition stands in its file."""
+"""NumPy: the rule's own `update` function on whole arrays, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from fastopt.kernels.compiler.plan import host_scalars
 from fastopt.kernels.rules.cases import CASES
 from fastopt.kernels.rules.rule import signature
 
-_STEP = 10  # the step that is repeated: what depends on t is a few numbers
+_STEP = 10  # later steps repeat the scalars of this one, which takes the same time
 
 
 class NumPy(Peer):
-    """The rule's `update` on arrays, and what it returns written back."""
+    """The rule's `update` on arrays; its results are copied back."""
 
-    name, packages, apart, light = "NumPy", ("numpy",), False, True
+    name, packages, own_process, light = "NumPy", ("numpy",), False, True
 
     def cannot(self, case: Case) -> str | None:
-        """Refuse storages, which NumPy does not have, noise, which is fastopt's own, and groups."""
+        """Refuse storages other than float32, gradient noise and groups."""
         if case.storage != "f32":
-            return "NumPy has no storage but float32"
+            return "the benchmark sets it up for float32 only"
         if case.program.noise:
-            return "gradient noise is fastopt's own"
-        return "not set up for groups" if case.groups > 1 else None
+            return "it has no gradient noise"
+        return "the benchmark does not set up parameter groups for it" if case.groups > 1 else None
 
     def load(self, threads: int) -> None:
-        """Do nothing: NumPy is here, and its arithmetic on arrays has one thread."""
+        """Do nothing: NumPy is imported already and uses one thread for these operations."""
 
     def make(self, case: Case, problem: Problem) -> Contestant:
-        """Step on the very arrays."""
+        """Step on the given arrays."""
         rule, program, t = CASES[case.rule], case.program, iter(range(1, _STEP))
         scalars = host_scalars(program, rule)
         returned = [b for b in signature(rule).buffers if b != "g"]

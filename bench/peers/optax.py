@@ -1,4 +1,4 @@
-"""optax under jax.jit, parameters and state donated: what XLA fuses of the rule."""
+"""optax under jax.jit, with parameters and state donated."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from fastopt.bench.problem import Problem
 
 
 class Optax(Peer):
-    """One jitted step: update, apply_updates."""
+    """A jitted step: `update` and `apply_updates`."""
 
     name, packages = "optax jit", ("jax", "optax")
     own_state = True
 
     def cannot(self, case: Case) -> str | None:
-        """Refuse rules that optax computes otherwise, and storages."""
+        """Refuse rules that optax does not have or computes differently, groups, and storages other than float32."""
         if f"optax {case.rule}" not in ROWS:
-            return "optax has no such form of the rule"
+            return "optax does not have the rule with these settings"
         if case.groups > 1:
-            return "not set up for groups"
-        return None if case.storage == "f32" else "it is set up for float32 alone"
+            return "the benchmark does not set up parameter groups for it"
+        return None if case.storage == "f32" else "the benchmark sets it up for float32 only"
 
     def load(self, threads: int) -> None:
-        """Import JAX, on the CPU."""
+        """Import JAX for the CPU, and optax."""
         import_module("jax").config.update("jax_platforms", "cpu")
         import_module("optax")
 
     def make(self, case: Case, problem: Problem) -> Contestant:
-        """Step on copies: JAX arrays are its own, and each step gives new ones, on the donated memory if XLA can."""
+        """Step on copies in JAX arrays; each step returns new arrays, in the donated memory if XLA can reuse it."""
         jax: Any = import_module("jax")
         optax: Any = import_module("optax")
         row = ROWS[f"optax {case.rule}"]

@@ -1,4 +1,4 @@
-"""What adapters of libraries on top of torch share: tensors on a problem's memory, and the faster number of threads."""
+"""Functions for adapters of libraries based on torch: tensors on a problem's arrays, and the number of threads."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from fastopt.bench.cases import Case
 from fastopt.bench.peers.adapter import Contestant
 from fastopt.bench.problem import Problem
 
-WARM = 3  # steps before a contestant is ready: what is compiled or allocated at first is there then
-FEW = 1 << 20  # parameters up to which one thread may be the faster setting
+WARM = 3  # warm-up steps, in which libraries compile and allocate
+FEW = 1 << 20  # up to this number of parameters one thread may be faster than several
 
 
 def tensor(array: Any) -> Any:
-    """View an array's memory as a tensor; bfloat16, which their exchange does not know, by way of its words."""
+    """Return a tensor that shares an array's memory; bfloat16 by way of int16, because torch cannot read NumPy's."""
     torch: Any = import_module("torch")
-    lend = torch.from_dlpack
+    convert = torch.from_dlpack
     if isinstance(array, np.ndarray):
-        lend, array = torch.from_numpy, array if array.flags.writeable else array.copy()
+        convert, array = torch.from_numpy, array if array.flags.writeable else array.copy()
     if array.dtype.itemsize == 2:
-        return lend(array.view(np.int16)).view(torch.bfloat16)
-    return lend(array)
+        return convert(array.view(np.int16)).view(torch.bfloat16)
+    return convert(array)
 
 
 def parameters(problem: Problem) -> list[Any]:
-    """Make torch's parameters on a problem's memory, with their gradients."""
+    """Return torch parameters that share a problem's arrays, with their gradients."""
     torch: Any = import_module("torch")
     made = []
     for name, array in problem.params.items():
@@ -41,35 +41,35 @@ def parameters(problem: Problem) -> list[Any]:
 
 
 def values(params: list[Any], problem: Problem) -> Mapping[str, np.ndarray]:
-    """Give the parameters' values as float32, by name."""
+    """Return the parameters' values as float32 arrays, by name."""
     return {name: p.detach().float().cpu().numpy() for name, p in zip(problem.params, params, strict=True)}
 
 
-def begin(optimizer: Any, params: list[Any], problem: Problem, names: Mapping[str, str]) -> None:
-    """Let the optimizer keep its state on the problem's memory: the buffers by `names`, what they are called there.
+def use_state(optimizer: Any, params: list[Any], problem: Problem, names: Mapping[str, str]) -> None:
+    """Make an optimizer use the problem's arrays as its state; `names` maps our buffers to its keys.
 
-    It takes one step, which makes its state. Parameters, state and count are then those before that step again. Without
-    `names` the state is its own, and made again.
+    The optimizer takes one step to create its state; parameters, state and step count are then reset. If `names` is
+    empty, the state is cleared and the optimizer creates it again in its next step.
     """
     torch: Any = import_module("torch")
-    before = [p.detach().clone() for p in params]
+    start = [p.detach().clone() for p in params]
     optimizer.step()
     with torch.no_grad():
-        for p, kept in zip(params, before, strict=True):
-            p.copy_(kept)
+        for p, value in zip(params, start, strict=True):
+            p.copy_(value)
     for name, p in zip(problem.params, params, strict=True):
         state = optimizer.state[p]
         for ours, theirs in names.items():
             state[theirs] = tensor(problem.state[ours][name])
-        for counted, start in (("step", 0.0), ("mu_product", 1.0)):  # the second is NAdam's product of momenta
-            if counted in state:
-                state[counted] = state[counted] * 0 + start
+        for key, first in (("step", 0.0), ("mu_product", 1.0)):  # the second is NAdam's product of momenta
+            if key in state:
+                state[key] = state[key] * 0 + first
         if not names:
             state.clear()
 
 
 def grouped(params: list[Any], case: Case) -> list[Any]:
-    """Divide parameters into the groups of a case, each with its learning rate."""
+    """Divide parameters into the groups of a case, each with its own learning rate."""
     if case.settings is None:
         return params
     named = list(zip(params, case.tensors, strict=True))
@@ -80,36 +80,36 @@ def grouped(params: list[Any], case: Case) -> list[Any]:
 
 
 def faster(step: Callable[[], object], threads: int, elements: int) -> int:
-    """Give the number of threads, 1 or `threads`, with which this step is faster; 1 only where it is small."""
+    """Return 1 or `threads`, whichever makes the step faster; 1 is tried for small steps only."""
     if threads == 1 or elements > FEW:
         return threads
-    took = {}
+    medians = {}
     for count in (threads, 1):
-        use(count)
+        set_threads(count)
         step()
         rounds = []
         for _ in range(7):
             start = time.perf_counter()
             step()
             rounds.append(time.perf_counter() - start)
-        took[count] = float(np.median(rounds))
-    return min(took, key=lambda count: took[count])
+        medians[count] = float(np.median(rounds))
+    return min(medians, key=lambda count: medians[count])
 
 
-def use(threads: int) -> None:
-    """Let torch, and whatever else in this process has OpenMP, use so many threads."""
+def set_threads(threads: int) -> None:
+    """Set the number of threads of torch and of every OpenMP library in this process."""
     import_module("torch").set_num_threads(threads)
     for library in ThreadpoolController().select(user_api="openmp").lib_controllers:
         library.set_num_threads(threads)
 
 
 def tuned(contestant: Contestant, case: Case) -> Contestant:
-    """Let a contestant that is alone in its process have the faster number of threads from now on."""
+    """Set the faster number of threads for a contestant that has its own process."""
     count = faster(contestant.step, case.threads, case.elements)
-    use(count)
-    return contestant._replace(note=several(count))
+    set_threads(count)
+    return contestant._replace(note=thread_count(count))
 
 
-def several(count: int) -> str:
-    """Say a number of threads."""
+def thread_count(count: int) -> str:
+    """Return "1 thread", "2 threads" and so on."""
     return f"{count} thread{'s' * (count > 1)}"

@@ -1,1 +1,1 @@
-"""What a storage costs in quality. `python -m fastopt.bench.quality` measures it: see `--help`."""
+"""The effect of storages on the quality of training. `python -m fastopt.bench.quality` measures it: see `--help`."""

@@ -1,14 +1,15 @@
-"""What a storage costs in quality: its moments beside bitsandbytes' and torchao's, training, and rounding by itself.
+"""The effect of storages on quality: errors of the moments, also in bitsandbytes and torchao, training, and rounding.
 
-`python -m fastopt.bench.quality` takes some 25 minutes on one thread, `--quick` one; `--show` measures nothing and
-writes the tables of docs/storage.md and its pictures anew from a file of results.
+`python -m fastopt.bench.quality` takes about 25 minutes on one thread, with `--quick` one minute. `--show` measures
+nothing and updates the tables and pictures of docs/storage.md from a results file.
 
-  moments   m, v and Adam's direction m̂ / (√v̂ + ε) against float32's on the same stream of gradients, whose scales
-            within a tile of 256 are log-normal(σ): fastopt's own kernels, and the peers' codes
-  training  a perceptron on handwritten digits and a small transformer on characters, under every preset with the same
-            seeds; also float32 from a start disturbed by a millionth, which shows what differences mean nothing
-  rules     what other rules keep that is never negative, after gradients of 1
-  rounding  a parameter that receives steps far below its format's spacing, and a v that has to grow and to decay
+  moments   errors of m, v and Adam's direction m̂ / (√v̂ + ε) relative to float32 on the same gradients, whose scales
+            within a tile of 256 elements are log-normal(σ): fastopt's kernels, and the encodings of the peers
+  digits    training of a perceptron on handwritten digits with every preset and the same seeds; also in float32 with
+            initial values changed by a millionth, which shows the size of random differences
+  text      the same for a small transformer on characters
+  rules     the non-negative state of other rules after gradients with a standard deviation of 1
+  rounding  a parameter with steps far below the spacing of its format, and a v that grows and then decays
 """
 
 from __future__ import annotations
@@ -39,22 +40,24 @@ PACKAGES = (*PEERS, "scikit-learn", "ml_dtypes")
 
 
 def work(quick: bool) -> dict[str, tuple[int, Callable[[Tick], Any]]]:
-    """Return the parts: how often each ticks, and the call that measures it."""
+    """Return the parts of a run: the number of progress ticks of each, and the function that measures it."""
     runs = len(SHOWN) + 1
-    steps, seeds, many = (300, 2, 2) if quick else (3000, 5, 16)  # digits are chaotic: five seeds leave all open
-    epochs, letters, pushes = (5, 60, 300) if quick else (200, 3000, 3000)
+    steps, seeds, many = (
+        (300, 2, 2) if quick else (3000, 5, 16)
+    )  # training on digits is chaotic: five seeds are too few to tell
+    epochs, text_steps, pushes = (5, 60, 300) if quick else (200, 3000, 3000)
     return {
         "moments": (len(STREAMS) * steps, lambda tick: moments(steps, tick)),
         "digits": (many * runs, lambda tick: training(many, lambda *a: train_digits(epochs, *a), tick)),
-        "text": (seeds * runs, lambda tick: training(seeds, text_trainer(letters), tick)),
-        "rules": (len(UNSIGNED) * letters, lambda tick: rules(letters, tick)),
+        "text": (seeds * runs, lambda tick: training(seeds, text_trainer(text_steps), tick)),
+        "rules": (len(UNSIGNED) * text_steps, lambda tick: rules(text_steps, tick)),
         "rounding": (len(PUSHED) * pushes + len(DECAYED) * 3 * pushes, lambda tick: rounding(pushes, tick)),
     }
 
 
 @contextmanager
 def bars(parts: Mapping[str, int]) -> Iterator[Callable[[str], Tick]]:
-    """Show a bar for each part, if rich is installed and somebody is looking; give each part's tick."""
+    """Show a progress bar for each part, if rich is installed and stderr is a terminal; yield what starts a bar."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -81,7 +84,7 @@ def _version(package: str) -> str | None:
 
 
 def measure(quick: bool = False, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Measure part after part on one thread; give the record as it stands after each."""
+    """Measure the parts on one thread; yield the record after each part."""
     from threadpoolctl import threadpool_limits
 
     threads, start = fastopt.get_threads(), time.perf_counter()
@@ -102,7 +105,7 @@ def measure(quick: bool = False, only: Sequence[str] = ()) -> Iterator[dict[str,
 
 
 def results(path: Path) -> dict[str, Any]:
-    """Read what a file holds: the last full measurement of each part, and when the first of them was made."""
+    """Read a results file: the last full measurement of each part, with the conditions of the first run."""
     runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     runs = [run for run in runs if run["suite"] == "quality" and not run["quick"]]
     merged = {part: found for run in runs for part, found in run["results"].items()}
@@ -110,7 +113,7 @@ def results(path: Path) -> dict[str, Any]:
 
 
 def main(quick: bool = False, out: Path | None = None, only: Sequence[str] = (), show: Path | None = None) -> None:
-    """Measure and keep the results; or, with `show`, write the document's tables and pictures from kept ones."""
+    """Measure and save the results; or, with `show`, update docs/storage.md and its pictures from saved ones."""
     if show:
         run = results(show)
         write_document(run, DOCS / "storage.md")
@@ -118,24 +121,26 @@ def main(quick: bool = False, out: Path | None = None, only: Sequence[str] = (),
         return
     path, run = out or record.FOLDER / f"quality-{datetime.date.today().isoformat()}.jsonl", None
     try:
-        for run in measure(quick, only):  # noqa: B007 — an interrupt does not cost what was measured before it
+        for run in measure(quick, only):  # noqa: B007 — after an interrupt the last record is saved
             pass
     finally:
         if run:
             record.append(path, run)
             print("\n\n".join(f"{name}\n{made}" for name, made in tables(run).items()))
-            print("\n".join(f"{claim}: {'yes' if holds else 'NO'}" for claim, holds in claims(run).items()))
+            print("\n".join(f"{claim}: {'yes' if true else 'NO'}" for claim, true in claims(run).items()))
             print(f"{run['seconds']:.0f} s; results added to {path}")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
-    form = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser("python -m fastopt.bench.quality", description=__doc__, formatter_class=form)
-    made.add_argument("--quick", action="store_true", help="a minute, far too short to judge by")
+    """Return the parser of the command line."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    made = argparse.ArgumentParser("python -m fastopt.bench.quality", description=__doc__, formatter_class=formatter)
+    made.add_argument("--quick", action="store_true", help="take one minute; too short for meaningful results")
     made.add_argument("--out", type=Path, metavar="FILE", help="add the results to this file")
-    made.add_argument("--only", nargs="+", default=(), choices=list(work(True)), help="some of the parts")
-    made.add_argument("--show", type=Path, metavar="FILE", help="write the document's tables and pictures from a file")
+    made.add_argument("--only", nargs="+", default=(), choices=list(work(True)), help="measure only these parts")
+    made.add_argument(
+        "--show", type=Path, metavar="FILE", help="update docs/storage.md and its pictures from this file"
+    )
     return made
 
 

@@ -1,4 +1,4 @@
-"""m, v and Adam's direction m̂ / (√v̂ + ε) as storages hold them, against float32's on the same stream of gradients."""
+"""Errors of m, v and Adam's direction m̂ / (√v̂ + ε) in a storage, relative to float32 on the same gradients."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fastopt.bench.quality.storages import Tick
 from fastopt.kernels.formats import TILE
 
 STREAMS = [("mean 0", 0.5), ("mean 0", 1.0), ("mean 0", 2.0), ("mean s", 1.0)]
-"""The mean of an element's gradients, and σ of the log-normal scales of the elements of a tile."""
+"""The mean of an element's gradients (s is the element's scale), and σ of the log-normal scales in a tile."""
 
 
-class Kernels:
-    """fastopt's own Adam. At parameters of zero and a learning rate of one a step leaves minus the direction."""
+class FastoptAdam:
+    """fastopt's Adam. With parameters of 0 and a learning rate of 1, a step sets them to minus the direction."""
 
     def __init__(self, state: tuple[str, str], n: int):
-        kept = dict(zip("mv", state, strict=True))
-        self.opt = fastopt.Optimizer(fastopt.Adam(lr=1.0), {"x": np.zeros(n, np.float32)}, storage=kept, backend="cpu")
+        storage, start = dict(zip("mv", state, strict=True)), {"x": np.zeros(n, np.float32)}
+        self.opt = fastopt.Optimizer(fastopt.Adam(lr=1.0), start, storage=storage, backend="cpu")
 
     def step(self, g: np.ndarray) -> None:
         """Take a step with gradients g."""
@@ -34,8 +34,8 @@ class Kernels:
         return self.opt.state("m")["x"], self.opt.state("v")["x"], -self.opt.params["x"]
 
 
-class Peer:
-    """Adam as peers compute it: decode m and v, compute in float32, step from the fresh ones, encode."""
+class PeerAdam:
+    """Adam as peers compute it: decode m and v, update them in float32, step with the new values, encode them."""
 
     def __init__(self, encode: Callable[[Any, bool], Any], n: int):
         self.encode, self.t = encode, 0
@@ -43,10 +43,10 @@ class Peer:
 
     def step(self, g: np.ndarray) -> None:
         """Take a step with gradients g."""
-        given = import_module("torch").from_numpy(g)
+        gradient = import_module("torch").from_numpy(g)
         self.t += 1
-        m = 0.9 * self.m + 0.1 * given
-        v = 0.999 * self.v + 0.001 * (given * given)
+        m = 0.9 * self.m + 0.1 * gradient
+        v = 0.999 * self.v + 0.001 * (gradient * gradient)
         self.d = m / (1 - 0.9**self.t) / ((v / (1 - 0.999**self.t)).sqrt() + 1e-8)
         self.m, self.v = self.encode(m, True), self.encode(v, False)
 
@@ -56,10 +56,10 @@ class Peer:
 
 
 def bitsandbytes() -> Callable[[Any, bool], Any]:
-    """Return bitsandbytes' blockwise code as its CUDA optimizer computes it: the nearest entry of its own table.
+    """Return bitsandbytes' blockwise encoding as its CUDA optimizer computes it: the nearest entry of its table.
 
-    A sign that was lost moves by one entry. `quantize_blockwise` on the CPU is another encoder, which makes of every
-    small value 1.6e-5 of the block's largest; it would show bitsandbytes worse than it is.
+    If the nearest entry has the wrong sign, the next one is used. `quantize_blockwise` on the CPU is another encoder:
+    it encodes every small value as 1.6e-5 of the block's maximum, so bitsandbytes would look worse than it is.
     """
     made, torch = import_module("bitsandbytes.functional"), import_module("torch")
     tables = {signed: made.create_dynamic_map(signed) for signed in (True, False)}
@@ -70,15 +70,15 @@ def bitsandbytes() -> Callable[[Any, bool], Any]:
         scale = blocks.abs().amax(1, keepdim=True)
         index = torch.bucketize(blocks / torch.where(scale > 0, scale, 1.0), middles[signed])
         if signed:
-            lost = torch.signbit(entries[index]) != torch.signbit(blocks)
-            index = torch.where(lost, torch.where(blocks > 0, index + 1, index - 1), index)
+            wrong_sign = torch.signbit(entries[index]) != torch.signbit(blocks)
+            index = torch.where(wrong_sign, torch.where(blocks > 0, index + 1, index - 1), index)
         return (entries[index] * scale).view(-1)
 
     return encode
 
 
 def torchao() -> Callable[[Any, bool], Any]:
-    """Return torchao's 8-bit optimizer state."""
+    """Return the encoding of torchao's 8-bit optimizer state."""
     made, torch = import_module("torchao.optim.quant_utils"), import_module("torch")
     tables = {signed: torch.tensor(made.create_dynamic_map(signed)) for signed in (True, False)}
 
@@ -91,62 +91,62 @@ def torchao() -> Callable[[Any, bool], Any]:
 
 
 def contestants(n: int) -> dict[str, Any]:
-    """Return each way to keep m and v by name, float32 first; peers that are not installed are left out."""
-    made: dict[str, Any] = {"f32": Kernels(("f32", "f32"), n), "f8 and uf8": Kernels(("f8", "uf8"), n)}
+    """Return an Adam for each format of m and v by name, float32 first; without peers that are not installed."""
+    made: dict[str, Any] = {"f32": FastoptAdam(("f32", "f32"), n), "f8 and uf8": FastoptAdam(("f8", "uf8"), n)}
     for name, peer in (("bitsandbytes", bitsandbytes), ("torchao", torchao)):
         try:
-            made[name] = Peer(peer(), n)
+            made[name] = PeerAdam(peer(), n)
         except ImportError:
             continue
-    return made | {name: Kernels((name, name), n) for name in ("bf16", "bf16_sr")}
+    return made | {name: FastoptAdam((name, name), n) for name in ("bf16", "bf16_sr")}
 
 
 def moments(steps: int, tick: Tick, tiles: int = 64) -> list[dict[str, Any]]:
-    """Follow every contestant over each stream; v is read three times in the last third, m and the direction often."""
+    """Run every contestant on each stream; sample v three times from 2/3 on, m and the direction in the last 1/8."""
     rows = []
     for stream, sigma in STREAMS:
         random, n = np.random.default_rng(round(10 * sigma) + 7), tiles * TILE
         s = np.exp(sigma * random.standard_normal(n)).astype(np.float32)
-        given, often = contestants(n), steps // 8
-        read: dict[str, dict[str, list]] = {name: {"m": [], "v": [], "d": []} for name in given}
+        adams, last = contestants(n), steps // 8
+        read: dict[str, dict[str, list]] = {name: {"m": [], "v": [], "d": []} for name in adams}
         for t in range(1, steps + 1):
             noise = random.standard_normal(n, dtype=np.float32)
             g = s * (np.float32(0.05) * noise + 1 if stream == "mean s" else noise)
-            for name, one in given.items():
+            for name, one in adams.items():
                 one.step(g)
-                rarely, often_now = t in (steps * 2 // 3, steps * 5 // 6, steps), t > steps - often and t % 2 == 0
-                if rarely or often_now:
+                sample_v, sample_m = t in (steps * 2 // 3, steps * 5 // 6, steps), t > steps - last and t % 2 == 0
+                if sample_v or sample_m:
                     m, v, d = (x.copy() for x in one.read())
-                    read[name]["v"] += [v] if rarely else []
-                    read[name]["m"] += [m] if often_now else []
-                    read[name]["d"] += [d] if often_now else []
+                    read[name]["v"] += [v] if sample_v else []
+                    read[name]["m"] += [m] if sample_m else []
+                    read[name]["d"] += [d] if sample_m else []
             tick()
         exact = {b: np.array(a, np.float64) for b, a in read["f32"].items()}
-        for name in list(given)[1:]:
-            kept = {b: np.array(a, np.float64) for b, a in read[name].items()}
-            rows.append({"stream": stream, "sigma": sigma, "code": name, **compared(kept, exact)})
+        for name in list(adams)[1:]:
+            found = {b: np.array(a, np.float64) for b, a in read[name].items()}
+            rows.append({"stream": stream, "sigma": sigma, "code": name, **errors(found, exact)})
     return rows
 
 
-def compared(kept: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Compare what was kept with float32: √v as a ratio; m and d in units of the element's own rms over time."""
-    ratio = np.sqrt(kept["v"] / exact["v"])
-    found: dict[str, Any] = {
+def errors(found: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return the errors relative to float32: √v as a ratio; m and d in units of the element's rms over time."""
+    ratio = np.sqrt(found["v"] / exact["v"])
+    result: dict[str, Any] = {
         "v": {
             "within": float(np.mean((ratio > 1 / 1.5) & (ratio < 1.5))),
-            "zeros": float(np.mean(kept["v"] == 0)),
+            "zeros": float(np.mean(found["v"] == 0)),
             "quantiles": np.quantile(ratio, [0.01, 0.5, 0.99]).tolist(),
         }
     }
     for b in ("m", "d"):
         rms = np.sqrt(np.mean(exact[b] ** 2, axis=0))
-        off = (kept[b] - exact[b]) / rms
+        off = (found[b] - exact[b]) / rms
         error, bias = np.sqrt(np.mean(off**2, axis=0)), np.mean(off, axis=0)
-        found[b] = {
+        result[b] = {
             "error": np.quantile(error, [0.5, 0.99]).tolist(),
             "bias": float(np.mean(bias)),
             "bias_99": float(np.quantile(np.abs(bias), 0.99)),
-            "zeros": float(np.mean(kept[b] == 0)),
-            "size": float(np.sqrt(np.mean(kept[b] ** 2) / np.mean(exact[b] ** 2))),
+            "zeros": float(np.mean(found[b] == 0)),
+            "size": float(np.sqrt(np.mean(found[b] ** 2) / np.mean(exact[b] ** 2))),
         }
-    return found
+    return result

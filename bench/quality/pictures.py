@@ -40,7 +40,7 @@ def draw(run: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def draw_moments(figure: Any, found: Mapping[str, Any]) -> None:
-    """Draw √v's ratio to float32 from its 1 % to its 99 % quantile, a panel for each σ."""
+    """Draw the ratio of √v to float32's from the 1 % to the 99 % quantile, a panel for each σ."""
     rows = [r for r in found["moments"] if r["stream"] == "mean 0"]
     codes = list(dict.fromkeys(r["code"] for r in rows))
     panels = figure.subplots(1, 3, sharey=True, sharex=True)
@@ -95,7 +95,7 @@ def draw_training(figure: Any, found: Mapping[str, Any]) -> None:
 
 
 def draw_rounding(figure: Any, found: Mapping[str, Any]) -> None:
-    """Draw the pushed parameters and the second moments over the steps, means and 5 % to 95 % of the elements."""
+    """Draw a parameter with tiny steps and a second moment over time: the mean and 5 % to 95 % of the elements."""
     left, right = figure.subplots(1, 2)
     styles = {"f32": "-", "bf16": "-", "bf16_sr": "-", "bf16_kahan": "--", "split": ":", "uf8": "--"}
     for axes, part in ((left, "pushed"), (right, "decayed")):

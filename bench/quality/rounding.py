@@ -1,4 +1,4 @@
-"""What rounding does by itself: steps far below a format's spacing, a decaying v, other rules' unsigned state."""
+"""The effect of rounding alone: steps far below a format's spacing, a decaying v, unsigned state of other rules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import fastopt
-from fastopt.bench.quality.storages import NEAREST, Tick, stored
+from fastopt.bench.quality.storages import NEAREST, Tick, storage_of
 
 UNSIGNED: list[tuple[str, Any, str]] = [
     ("Adam, v", fastopt.Adam(), "v"),
@@ -21,13 +21,13 @@ COMPARED = ["8bit", NEAREST, "bf16"]
 
 
 def rules(steps: int, tick: Tick, n: int = 4096) -> list[dict[str, Any]]:
-    """Compare the unsigned state of other rules with float32's after so many steps with gradients of 1."""
+    """Compare the unsigned state of other rules with float32's after so many steps with standard normal gradients."""
     rows = []
     for shown, rule, buffer in UNSIGNED:
         random = np.random.default_rng(12)
         start = {"x": np.zeros(n, np.float32)}
         opts = {
-            name: fastopt.Optimizer(rule, start, storage=stored(name, rule), backend="cpu")
+            name: fastopt.Optimizer(rule, start, storage=storage_of(name, rule), backend="cpu")
             for name in ("f32", *COMPARED)
         }
         for _ in range(steps):
@@ -38,8 +38,8 @@ def rules(steps: int, tick: Tick, n: int = 4096) -> list[dict[str, Any]]:
             tick()
         exact = opts["f32"].state(buffer)["x"].astype(np.float64)
         for name in COMPARED:
-            kept = opts[name].state(buffer)["x"].astype(np.float64)
-            mean, quantiles = kept.mean() / exact.mean(), np.quantile(kept / exact, [0.01, 0.5, 0.99])
+            found = opts[name].state(buffer)["x"].astype(np.float64)
+            mean, quantiles = found.mean() / exact.mean(), np.quantile(found / exact, [0.01, 0.5, 0.99])
             rows.append({"of": shown, "storage": name, "mean": float(mean), "quantiles": quantiles.tolist()})
     return rows
 
@@ -50,10 +50,10 @@ PUSH = 1e-4
 
 
 def rounding(steps: int, tick: Tick, n: int = 4096) -> dict[str, Any]:
-    """Push parameters from 1.0 by 1e-4 a step; let v grow at gradients of 1, and decay at gradients of 0.1."""
+    """Decrease parameters from 1.0 by 1e-4 per step; let v grow with gradients of size 1, then decay with size 0.1."""
     every, found = max(steps // 100, 1), {"pushed": {}, "decayed": {}}
 
-    def seen(values: np.ndarray) -> list[float]:
+    def summary(values: np.ndarray) -> list[float]:
         return [float(np.mean(values)), *np.quantile(values, [0.05, 0.95]).tolist()]
 
     for name in PUSHED:
@@ -64,7 +64,7 @@ def rounding(steps: int, tick: Tick, n: int = 4096) -> dict[str, Any]:
         for t in range(1, steps + 1):
             opt.step()
             if t % every == 0:
-                path.append([t, *seen(opt.master()["x"])])
+                path.append([t, *summary(opt.master()["x"])])
             tick()
         found["pushed"][name] = path
     for name in DECAYED:
@@ -76,7 +76,7 @@ def rounding(steps: int, tick: Tick, n: int = 4096) -> dict[str, Any]:
             opt.grads["x"][...] = size * random.standard_normal(n, dtype=np.float32)
             opt.step()
             if t % every == 0:
-                path.append([t, *seen(opt.state("v")["x"])])
+                path.append([t, *summary(opt.state("v")["x"])])
             tick()
         found["decayed"][name] = path
     return found

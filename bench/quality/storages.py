@@ -1,4 +1,4 @@
-"""What is compared: the presets, and one storage that is none."""
+"""The storages to compare: the presets, and bfloat16 rounded to nearest in all buffers."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.formats import TILE
 from fastopt.kernels.rules.rule import signature
 
-NEAREST = "bf16, all to nearest"  # no preset: to compare with
+NEAREST = "bf16, all to nearest"  # not a preset; for comparison with stochastic rounding
 SHOWN = ["f32", NEAREST, *(name for name in fastopt.PRESETS if name not in ("f32", "f64"))]
 Tick: TypeAlias = Callable[[], object]
-"""Called after each piece of work, to move a progress bar."""
+"""Called after each unit of work, to advance a progress bar."""
 
 
-def stored(name: str, rule: Any) -> Any:
-    """Return the storage that goes by a name here: a preset, or NEAREST."""
+def storage_of(name: str, rule: Any) -> Any:
+    """Return the `storage` argument of an Optimizer for a preset or for NEAREST."""
     return dict.fromkeys(signature(rule).buffers, "bf16") if name == NEAREST else name
 
 
 def sizes() -> dict[str, dict[str, Any]]:
-    """Count, for Adam under every preset, the bytes a step moves and those that stay, the gradient's among them."""
+    """Return, for Adam with every preset, the bytes per parameter that a step moves, and those of all buffers."""
     found = {}
     for name in fastopt.PRESETS:
         rule = fastopt.Adam()

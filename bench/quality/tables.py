@@ -16,13 +16,13 @@ PEERS = ("bitsandbytes", "torchao")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table in Markdown; the first column is text."""
+    """Return a table in Markdown; the first column is text."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def tables(run: Mapping[str, Any]) -> dict[str, str]:
-    """Write every table of docs/storage.md from one run's results."""
+    """Return every table of docs/storage.md, by name, from one run's results."""
     found, made = run["results"], {}
     tasks = [task for task in ("digits", "text") if task in found]
     costs = {task: against_f32(found[task], "validation") for task in tasks}
@@ -95,7 +95,7 @@ def tables(run: Mapping[str, Any]) -> dict[str, str]:
 
 
 def training_table(found: Mapping[str, Any], digits: int) -> str:
-    """Write the table of one task; a mean is within the spread if its difference is at most float32's over seeds."""
+    """Return the table of one task; "within spread" is a difference of at most float32's deviation over seeds."""
     last, unseen = (against_f32(found, what) for what in ("training", "validation"))
     accurate = "accuracy" in found["f32"]
     head = ["preset", "training loss", "within spread", "validation loss", "± over seeds", "paired difference"]
@@ -119,7 +119,7 @@ def _verdict(of: Mapping[str, Any]) -> str:
 
 
 def _percent(cost: Mapping[str, Mapping[str, Any]], name: str) -> str:
-    """Write what a preset adds to float32's validation loss, and the standard error of that."""
+    """Format what a preset adds to float32's validation loss, with the standard error."""
     if name not in cost or name == "f32":
         return "0" if name == "f32" else "not measured"
     scale = 100 / cost["f32"]["mean"]
@@ -149,7 +149,7 @@ def claims(run: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def write_document(run: Mapping[str, Any], document: Path) -> None:
-    """Put every table of a run between its marks in the document: `<!-- table: v -->` … `<!-- end -->`."""
+    """Write every table of a run between its marks in the document: `<!-- table: v -->` … `<!-- end -->`."""
     text = document.read_text(encoding="utf-8")
     for name, made in tables(run).items():
         block = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)

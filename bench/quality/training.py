@@ -1,4 +1,4 @@
-"""Training under every preset with the same seeds: a perceptron on digits, a small transformer on characters."""
+"""Training with every preset and the same seeds: a perceptron on digits, a small transformer on characters."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 import fastopt
 from fastopt.bench.quality import storages
-from fastopt.bench.quality.storages import Tick, stored
+from fastopt.bench.quality.storages import Tick, storage_of
 
-DISTURBED = "f32, start disturbed"  # by a millionth: differences as large mean nothing
+DISTURBED = "f32, start disturbed"  # by a millionth; differences of the size that this makes are random
 
 
 def training(seeds: int, train: Callable[[str, int, bool], dict[str, float]], tick: Tick) -> dict[str, Any]:
-    """Train under every preset with every seed; each seed gives all presets the same start and the same batches."""
+    """Train with every preset and seed; a seed determines initial values and batches, the same for all presets."""
     found: dict[str, Any] = {}
     for name in ["f32", DISTURBED, *storages.SHOWN[1:]]:
         for seed in range(seeds):
@@ -27,12 +27,12 @@ def training(seeds: int, train: Callable[[str, int, bool], dict[str, float]], ti
 
 
 def disturb(values: np.ndarray, seed: int) -> None:
-    """Change each value by about a millionth of it."""
+    """Multiply each value by 1 plus about a millionth."""
     values *= 1 + 1e-6 * np.random.default_rng(1000 + seed).standard_normal(values.shape).astype(np.float32)
 
 
 def train_digits(epochs: int, storage: str, seed: int, disturbed: bool) -> dict[str, float]:
-    """Train the demo's perceptron; the forward pass reads the parameters' forward plane and computes in float32."""
+    """Train the demo's perceptron; the forward pass uses `opt.params`, as the storage rounds them, in float32."""
     from fastopt.demo import digits
 
     data, params = digits.load(0), digits.initial(seed)
@@ -41,11 +41,11 @@ def train_digits(epochs: int, storage: str, seed: int, disturbed: bool) -> dict[
             disturb(values, seed)
     steps = epochs * len(list(fastopt.minibatches(data.x_train, data.y_train, size=64, seed=seed)))
     rule = digits.make_rule("adam", lr=None, schedule="cosine", steps=steps, noise=None)
-    opt = fastopt.Optimizer(rule, params, storage=stored(storage, rule), backend="cpu", seed=seed)
+    opt = fastopt.Optimizer(rule, params, storage=storage_of(storage, rule), backend="cpu", seed=seed)
     gradients = {name: np.zeros_like(value) for name, value in params.items()}
     random, losses = np.random.default_rng(seed), []
 
-    def read() -> None:
+    def read_params() -> None:
         for name, value in params.items():
             value[...] = opt.params[name]
 
@@ -53,12 +53,12 @@ def train_digits(epochs: int, storage: str, seed: int, disturbed: bool) -> dict[
         images = data.x_train + np.float32(digits.JITTER) * random.standard_normal(data.x_train.shape, np.float32)
         losses.append([])
         for x, y in fastopt.minibatches(images, data.y_train, size=64, seed=seed, epoch=epoch):
-            read()
+            read_params()
             losses[-1].append(digits.loss_and_gradients(params, gradients, x, y))
             for name, gradient in gradients.items():
                 opt.grads[name][...] = gradient
             opt.step()
-    read()
+    read_params()
     return {
         "training": float(np.mean(losses[-1])),
         "validation": digits.loss_and_gradients(params, gradients, data.x_test, data.y_test),
@@ -71,13 +71,13 @@ WIDTH, HEADS, WINDOW, BATCH = 48, 4, 32, 16
 
 
 class Transformer:
-    """One block on characters, in torch: its parameters and gradients are views of two flat float32 arrays."""
+    """A transformer of one block, in torch; its parameters and gradients are views of two flat float32 arrays."""
 
     def __init__(self, letters: int, seed: int):
         torch = import_module("torch")
         d, ones = WIDTH, lambda shape: len(shape) == 1
         shapes: dict[str, tuple[int, ...]] = {
-            "letters": (letters, d), "places": (WINDOW, d), "qkv": (d, 3 * d), "out": (d, d), "up": (d, 4 * d),
+            "embedding": (letters, d), "positions": (WINDOW, d), "qkv": (d, 3 * d), "out": (d, d), "up": (d, 4 * d),
             "down": (4 * d, d), "scale1": (d,), "scale2": (d,), "scale3": (d,), "scores": (d, letters),
         }  # fmt: skip
         ends = np.cumsum([np.prod(shape) for shape in shapes.values()])
@@ -85,18 +85,18 @@ class Transformer:
         random = np.random.default_rng(seed)
         self.params: dict[str, Any] = {}
         for (name, shape), end in zip(shapes.items(), ends, strict=True):
-            place = slice(end - int(np.prod(shape)), end)
-            deviation = 0.02 if name in ("letters", "places") else shape[0] ** -0.5
+            span = slice(end - int(np.prod(shape)), end)
+            deviation = 0.02 if name in ("embedding", "positions") else shape[0] ** -0.5
             drawn = np.ones(shape) if ones(shape) else deviation * random.standard_normal(shape)
-            self.flat[place] = drawn.ravel()
-            made = torch.from_numpy(self.flat[place]).view(shape).requires_grad_()
-            made.grad = torch.from_numpy(self.gradient[place]).view(shape)
+            self.flat[span] = drawn.ravel()
+            made = torch.from_numpy(self.flat[span]).view(shape).requires_grad_()
+            made.grad = torch.from_numpy(self.gradient[span]).view(shape)
             self.params[name] = made
 
     def loss(self, windows: Any) -> Any:
-        """Compute the mean cross-entropy of each window's next characters, in nats a character."""
+        """Compute the mean cross-entropy of each window's next characters, in nats per character."""
         f, p, x, y = import_module("torch.nn.functional"), self.params, windows[:, :-1], windows[:, 1:]
-        h = p["letters"][x] + p["places"]
+        h = p["embedding"][x] + p["positions"]
         a = f.layer_norm(h, (WIDTH,), p["scale1"]) @ p["qkv"]
         q, k, v = a.view(len(x), WINDOW, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
         mixed = f.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -107,7 +107,7 @@ class Transformer:
 
 
 def text_trainer(steps: int) -> Callable[[str, int, bool], dict[str, float]]:
-    """Read the text, Python's own documentation; the last tenth of it is for validation."""
+    """Return a function that trains on Python's own documentation; its last tenth is the validation set."""
     topics = import_module("pydoc_data.topics").topics
     text = "\n".join(topics[name] for name in sorted(topics))
     letters = sorted(set(text))
@@ -127,8 +127,8 @@ def text_trainer(steps: int) -> Callable[[str, int, bool], dict[str, float]]:
         net = Transformer(len(letters), seed)
         if disturbed:
             disturb(net.flat, seed)
-        kept = stored(storage, rule)
-        opt = fastopt.Optimizer(rule, {"w": net.flat.copy()}, storage=kept, backend="cpu", seed=seed)
+        start = {"w": net.flat.copy()}
+        opt = fastopt.Optimizer(rule, start, storage=storage_of(storage, rule), backend="cpu", seed=seed)
         random, losses = np.random.default_rng(seed), []
         for _ in range(steps):
             net.flat[...] = opt.params["w"]

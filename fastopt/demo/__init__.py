@@ -1,1 +1,1 @@
-"""The command line and what it shows: training on digits, races down surfaces, pictures. Needs the extra `demo`."""
+"""The command line: training on digits, races down surfaces, generated source, benchmarks. Needs the extra `demo`."""

@@ -1,4 +1,4 @@
-"""The command `fastopt bench`: what was asked for, the run with its progress, and the tables."""
+"""The command `fastopt bench`: from options to measurements, with progress, tables and saved results."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import fastopt
-from fastopt.bench import first, memory, record, report
-from fastopt.bench.cases import LARGE, PARTS, SHOWN, Case, Entry, chosen, plan
+from fastopt.bench import first, goals, memory, record, report
+from fastopt.bench.cases import LARGE, PARTS, TIMED_STORAGES, Case, Entry, chosen, plan
 from fastopt.bench.compare import compare as compare_runs
 from fastopt.bench.peers import PEERS
 from fastopt.bench.run import measure
@@ -22,12 +22,12 @@ from fastopt.errors import BackendError, SettingError, suggest
 from fastopt.kernels.rules.cases import CASES
 
 BACKENDS = ("cpu", "reference", "cuda")
-FEW = 5  # names that are listed
-MEMORY = {True: "4Mi", False: "16Mi"}  # parameters of the part memory: quick, and not
+MAX_NAMES = 5  # how many names of cases are printed
+MEMORY = {True: "4Mi", False: "16Mi"}  # parameters in the part "memory", if quick or not
 
 
-class Asked(NamedTuple):
-    """The options as they were given; None is not given."""
+class Options(NamedTuple):
+    """The options of the command; None if not given."""
 
     parts: list[str] | None
     rules: list[str] | None
@@ -42,32 +42,35 @@ class Asked(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One thing to measure: its key, what it is called, and the call that gives its records; it is told what to say."""
+    """One measurement: the keys of its records, its name, and a function that returns the records.
+
+    The function is passed `on_progress`, which it calls with the name of what is being measured.
+    """
 
     keys: list[str]
     name: str
-    call: Callable[[Callable[[str], object]], list[dict[str, Any]]]
+    measure: Callable[[Callable[[str], object]], list[dict[str, Any]]]
 
 
-def run(asked: Asked) -> None:
-    """Measure what was asked for; show it, and keep it where that was asked, also when it is interrupted."""
-    tasks = list(_tasks(asked))
-    if asked.out:
-        import_module("fastopt.bench.pictures")  # what it lacks is said now, not when all is measured
-    repeats = _repeats(asked)
-    conditions = record.conditions() | {"repeats": repeats, "quick": asked.quick, "threads": fastopt.get_threads()}
-    writer = record.Writer(asked.out, conditions) if asked.out else None
+def run(options: Options) -> None:
+    """Measure what the options choose, print tables, and save results if --out is given; also when interrupted."""
+    tasks = list(_tasks(options))
+    if options.out:
+        import_module("fastopt.bench.pictures")  # a missing package is an error before anything is measured
+    repeats = _repeats(options)
+    conditions = record.conditions() | {"repeats": repeats, "quick": options.quick, "threads": fastopt.get_threads()}
+    writer = record.Writer(options.out, conditions) if options.out else None
     measured: list[dict[str, Any]] = list(writer.records) if writer else []
     done = {r["key"] for r in measured}
-    left = [task for task in tasks if not done.issuperset(task.keys)]
+    remaining = [task for task in tasks if not done.issuperset(task.keys)]
     console = open_console()
-    if len(left) < len(tasks):
-        console.print(f"{len(tasks) - len(left)} of {len(tasks)} measurements are in {asked.out} already.")
+    if len(remaining) < len(tasks):
+        console.print(f"{len(tasks) - len(remaining)} of {len(tasks)} measurements are in {options.out} already.")
     try:
         with _bars() as progress:
-            bar = progress.add_task("", total=len(left), what="")
-            for task in left:
-                records = task.call(lambda what, task=task: progress.update(bar, what=f"{task.name}: {what}"))
+            bar = progress.add_task("", total=len(remaining), what="")
+            for task in remaining:
+                records = task.measure(lambda what, task=task: progress.update(bar, what=f"{task.name}: {what}"))
                 for key, one in zip(task.keys, records, strict=True):
                     one = {"key": key, **one}
                     measured.append(one)
@@ -78,14 +81,12 @@ def run(asked: Asked) -> None:
         wanted = {key for task in tasks for key in task.keys}
         show(console, [one for one in measured if one["key"] in wanted])
     before, after = conditions["load"], record.load()
-    console.print(f"Load average {before} before, {after} after.")
-    if asked.out:
+    console.print(f"Load average {before} before the run, {after} after it.")
+    if options.out:
         from fastopt.bench import pictures
 
-        drawn = pictures.draw(record.read(asked.out), asked.out)
-        console.print(
-            f"Results are kept in {asked.out / record.FILE}; drawn: {', '.join(p.name for p in drawn) or 'none'}."
-        )
+        drawn = ", ".join(path.name for path in pictures.draw(record.read(options.out), options.out))
+        console.print(f"Results are saved in {options.out / record.FILE}; pictures: {drawn or 'none'}.")
 
 
 def _bars() -> Progress:
@@ -94,139 +95,148 @@ def _bars() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _repeats(asked: Asked) -> int:
-    return asked.repeats or (5 if asked.quick else 10)
+def _repeats(options: Options) -> int:
+    return options.repeats or (5 if options.quick else 10)
 
 
-def _tasks(asked: Asked) -> Iterator[Task]:
-    """Turn what was asked into measurements, or raise a SettingError."""
-    peers = _peers(asked.peers)
+def _tasks(options: Options) -> Iterator[Task]:
+    """Return the measurements that the options choose, or raise a SettingError."""
+    peers = _peers(options.peers)
     threads = fastopt.get_threads()
-    axes = (asked.rules, asked.storages, asked.sizes, asked.threads)
-    if asked.backend not in BACKENDS:
-        what = f"there is no backend {asked.backend!r} to time."
-        raise BackendError(what, do=suggest(asked.backend, list(BACKENDS)))
-    for part in asked.parts or ():
+    axes = (options.rules, options.storages, options.sizes, options.threads)
+    if options.backend not in BACKENDS:
+        what = f"there is no backend {options.backend!r} to time."
+        raise BackendError(what, do=suggest(options.backend, list(BACKENDS)))
+    for part in options.parts or ():
         if part not in PARTS:
             raise SettingError(f"there is no part {part!r}.", do=suggest(part, list(PARTS)))
-    if asked.parts and any(axes):
-        what = "a part has its own rules, storages, sizes and threads."
-        raise SettingError(what, do="name parts, or choose by --rule, --storage, --size and --threads")
-    if asked.backend == "cuda":
-        yield from _device_tasks(asked, peers)
+    if options.parts and any(axes):
+        what = "a part has fixed rules, storages, sizes and threads."
+        raise SettingError(what, do="name parts, or choose cases by --rule, --storage, --size and --threads")
+    if options.backend == "cuda":
+        yield from _device_tasks(options, peers)
         return
-    if any(axes) or asked.backend != "cpu":
-        if asked.parts:
-            what = f"parts are timed on the backend cpu, not on {asked.backend}."
-            raise SettingError(what, do="choose by --rule, --storage and --size")
-        rules = _rules(asked.rules or ["adam-decoupled"])
-        sizes = asked.sizes or ["16Mi" if asked.quick else LARGE]
+    if any(axes) or options.backend != "cpu":
+        if options.parts:
+            what = f"parts are timed on the backend cpu only, not on {options.backend}."
+            raise SettingError(what, do="choose cases by --rule, --storage and --size")
+        rules = _rules(options.rules or ["adam-decoupled"])
+        sizes = options.sizes or ["16Mi" if options.quick else LARGE]
         yield from _timed(
-            chosen(rules, asked.storages or ["f32"], sizes, asked.threads or [threads], asked.backend), asked, peers
+            chosen(rules, options.storages or ["f32"], sizes, options.threads or [threads], options.backend),
+            options,
+            peers,
         )
         return
-    for part in dict.fromkeys(asked.parts or PARTS):
+    for part in dict.fromkeys(options.parts or PARTS):
         if part == "first":
-            for name in first.names(peers, asked.quick):
+            for name in first.names(peers, options.quick):
                 keys = [f"first: {name}, {kind}" for kind in ("cold", "warm")]
-                repeats = 1 if asked.quick else 3
-                yield Task(keys, f"first step of {name}", lambda say, n=name, k=repeats: first.run(n, k, threads))
+                repeats = 1 if options.quick else 3
+                yield Task(keys, f"first step of {name}", lambda _, n=name, k=repeats: first.run(n, k, threads))
         elif part == "memory":
-            case = Case(size=MEMORY[asked.quick], threads=threads)
-            names = [name for name in peers if not asked.quick or PEERS[name].light]
-            stored = ["f32", "8bit"] if asked.quick else [*SHOWN]
+            case = Case(size=MEMORY[options.quick], threads=threads)
+            names = [name for name in peers if not options.quick or PEERS[name].light]
+            storages = ["f32", "8bit"] if options.quick else [*TIMED_STORAGES]
             yield Task(
                 [f"memory: {case.name}"],
                 "memory",
-                lambda say, c=case, n=names, s=stored: [memory.measure(c, n, s, say)],
+                lambda on_progress, c=case, n=names, s=storages: [memory.measure(c, n, s, on_progress)],
             )
         else:
-            yield from _timed(plan(part, threads, asked.quick), asked, peers)
+            yield from _timed(plan(part, threads, options.quick), options, peers)
 
 
-def _timed(entries: list[Entry], asked: Asked, peers: list[str]) -> Iterator[Task]:
-    repeats = _repeats(asked)
+def _timed(entries: list[Entry], options: Options, peers: list[str]) -> Iterator[Task]:
+    repeats = _repeats(options)
     for entry in entries:
-        yield Task([entry.key], entry.case.name, lambda say, e=entry: [measure(e, repeats, peers, say)])
+        yield Task([entry.key], entry.case.name, lambda on_progress, e=entry: [measure(e, repeats, peers, on_progress)])
 
 
-def _device_tasks(asked: Asked, peers: list[str]) -> Iterator[Task]:
+def _device_tasks(options: Options, peers: list[str]) -> Iterator[Task]:
     from fastopt.bench import device
 
-    if asked.threads:
-        what = "on a device there are no threads to choose."
-        raise SettingError(what, do="name parts, or choose by --rule, --storage and --size")
-    repeats = _repeats(asked)
-    rules = _rules(asked.rules) if asked.rules else None
-    for entry in device.entries(asked.parts, rules, asked.storages, asked.sizes, asked.quick):
-        yield Task([entry.key], entry.case.name, lambda say, e=entry: [device.measure(e, repeats, peers, say)])
+    if options.threads:
+        what = "--threads does not apply to the backend cuda."
+        raise SettingError(what, do="name parts, or choose cases by --rule, --storage and --size")
+    repeats = _repeats(options)
+    rules = _rules(options.rules) if options.rules else None
+    for entry in device.entries(options.parts, rules, options.storages, options.sizes, options.quick):
+        yield Task(
+            [entry.key], entry.case.name, lambda on_progress, e=entry: [device.measure(e, repeats, peers, on_progress)]
+        )
 
 
 def _rules(patterns: list[str]) -> list[str]:
-    """Give the rules that patterns fit; a word that is no pattern is kept, so that `chosen` can say what is wrong."""
+    """Return the rules that match patterns; unknown names without wildcards are left for `chosen` to report."""
     found = []
     for pattern in patterns:
-        fits = [name for name in CASES if fnmatchcase(name, pattern)]
-        if not fits and set(pattern) & set("*?["):
-            raise SettingError(f"no rule fits {pattern!r}.", expected=", ".join(CASES))
-        found += fits or [pattern]
+        matches = [name for name in CASES if fnmatchcase(name, pattern)]
+        if not matches and set(pattern) & set("*?["):
+            raise SettingError(f"no rule matches {pattern!r}.", expected=", ".join(CASES))
+        found += matches or [pattern]
     return list(dict.fromkeys(found))
 
 
 def _peers(patterns: list[str] | None) -> list[str]:
-    """Give the peers that patterns fit, all of them where none was asked for, or raise a SettingError."""
+    """Return the peers that match patterns, all if None; raise a SettingError for a pattern without a match."""
     if patterns is None:
         return list(PEERS)
     if patterns == ["none"]:
         return []
     found = []
     for pattern in patterns:
-        fits = [name for name in PEERS if fnmatchcase(name.lower(), pattern.lower())]
-        if not fits:
+        matches = [name for name in PEERS if fnmatchcase(name.lower(), pattern.lower())]
+        if not matches:
             do = suggest(pattern, [*PEERS, "none"])
             raise SettingError(f"there is no peer {pattern!r}.", do=do)
-        found += fits
+        found += matches
     return [name for name in PEERS if name in found]
 
 
 def show(console: Console, records: list[dict[str, Any]]) -> None:
-    """Print the tables of records, and which goals they meet."""
+    """Print the tables of records and the goals that they meet."""
     for table in report.tables(records):
         console.print(f"\n[bold]{table.title}[/bold]", soft_wrap=True)
         for headings, rows in narrowed(table, console.width):
             print_table(console, headings, rows, table.left)
         for note in table.notes:
             console.print(f"  {note}", markup=False, soft_wrap=True)
-    goals = sorted(report.goals(records), key=lambda goal: bool(goal.met))
-    if goals:
-        console.print(f"\n[bold]{sum(bool(g.met) for g in goals)} of {len(goals)} goals are met[/bold]")
-        rows = [("" if g.met else report.LOSS, g.words, g.found) for g in goals]
-        print_table(console, ("", "goal", "found"), rows, left=3)
+    found = sorted(goals.evaluate(records), key=lambda goal: bool(goal.met))
+    if found:
+        console.print(f"\n[bold]{sum(bool(g.met) for g in found)} of {len(found)} goals are met[/bold]")
+        rows = [("" if g.met else report.LOSS, g.words, g.found) for g in found]
+        print_table(console, ("", "goal", "measured"), rows, left=3)
 
 
 def narrowed(table: report.Table, width: int) -> Iterator[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
-    """Divide a table by its columns into as many as a terminal's width asks for; the columns of text stand in each."""
+    """Divide a table into narrower ones that fit a width, each with the text columns at the left."""
     columns = list(zip(table.headings, *table.rows, strict=True))
     wide = [3 + max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
     fixed, k = list(range(table.left)), table.left
     while k < len(columns):
-        chosen = [*fixed, k]
-        while (k := k + 1) < len(columns) and sum(wide[i] for i in chosen) + wide[k] <= width:
-            chosen.append(k)
-        yield tuple(table.headings[i] for i in chosen), [tuple(row[i] for i in chosen) for row in table.rows]
+        columns_of_one = [*fixed, k]
+        while (k := k + 1) < len(columns) and sum(wide[i] for i in columns_of_one) + wide[k] <= width:
+            columns_of_one.append(k)
+        yield (
+            tuple(table.headings[i] for i in columns_of_one),
+            [tuple(row[i] for i in columns_of_one) for row in table.rows],
+        )
 
 
-def compare(old: Path, new: Path, asked: Asked) -> int:
-    """Say what changed between two folders of results; gives 1 if something became slower, otherwise 0."""
-    if any(asked[:6]) or asked.quick or asked.out or asked.repeats:
-        what = "--compare measures nothing, so nothing else can be chosen with it."
+def compare(old: Path, new: Path, options: Options) -> int:
+    """Print what changed between two folders of results; return 1 if a case became slower, otherwise 0."""
+    if any(options[:6]) or options.quick or options.out or options.repeats:
+        what = "--compare measures nothing and takes no other options."
         raise SettingError(what, do="fastopt bench --compare OLD NEW")
     found = compare_runs(record.read(old), record.read(new))
     console = open_console()
     if not found.same_machine:
-        console.print("The machines differ: only shares of the ceiling are compared, of cases beyond the cache.")
+        console.print(
+            "The machines differ: only cases larger than the cache are compared, by their share of the memory ceiling."
+        )
     if not found.changes:
-        raise SettingError("the two runs have nothing in common that can be compared.")
+        raise SettingError("the two runs have no comparable cases in common.")
     changed = [change for change in found.changes if change.verdict != "same"]
     rows = [
         (
@@ -240,19 +250,19 @@ def compare(old: Path, new: Path, asked: Asked) -> int:
         for c in changed
     ]
     if rows:
-        print_table(console, ("", "case", "by", "old", "new", "speed"), rows, left=3)
+        print_table(console, ("", "case", "compared by", "old", "new", "speed"), rows, left=3)
     same = len(found.changes) - len(changed)
     slower = len(found.regressions)
-    console.print(f"{slower} slower, {len(changed) - slower} faster, {same} the same within noise.")
+    console.print(f"{slower} slower, {len(changed) - slower} faster, {same} the same within the noise.")
     for title, names in (("only in the old run", found.only_old), ("only in the new run", found.only_new)):
         if names:
-            more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-            console.print(f"{len(names)} {title}: {'; '.join(names[:FEW])}{more}", markup=False, soft_wrap=True)
+            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+            console.print(f"{len(names)} {title}: {'; '.join(names[:MAX_NAMES])}{more}", markup=False, soft_wrap=True)
     return 1 if found.regressions else 0
 
 
 def _spread(change: Any, values: list[float]) -> str:
-    """Word a median and its spread, of a share or of a time."""
+    """Format the median and spread of a share or time."""
     if change.by == "time":
         return f"{report.duration(values[1])} ({report.spread(values)})"
     return f"{values[1]:.0%} ({values[0]:.0%}–{values[2]:.0%})"

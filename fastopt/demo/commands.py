@@ -1,4 +1,4 @@
-"""The commands: what their options mean, and how what they find is shown."""
+"""The commands with their options and help texts."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ app = typer.Typer(
 )
 
 Rules = Annotated[
-    list[str], typer.Option("--rule", metavar="RULE", help="An update rule; give it several times to compare.")
+    list[str], typer.Option("--rule", metavar="RULE", help="An update rule; repeat the option to compare several.")
 ]
-Backend = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu (compiled) or reference (NumPy): the same bits.")]
+Backend = Annotated[
+    str, typer.Option(metavar="NAME", help="auto, cpu (compiled) or reference (NumPy); the results have the same bits.")
+]
 Storage = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help=f"How buffers are kept: {', '.join(fastopt.PRESETS)}; or formats by buffer, p=split,g=bf16,m=f8,v=uf8, of"
-        f" {', '.join(fastopt.STORAGES)}.",
+        help=f"Storage of the buffers: {', '.join(fastopt.PRESETS)}; or a format for each buffer, as in"
+        f" p=split,g=bf16,m=f8,v=uf8, from {', '.join(fastopt.STORAGES)}.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of everything that is random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of all random numbers.")]
+Picture = Annotated[Path, typer.Option(metavar="FILE", dir_okay=False, help="The picture file to write.")]
 
 
 def _version(wanted: bool) -> None:
@@ -37,15 +40,15 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback(
-    help="Fused optimizer steps: see them train, race, and what they compile to."
+    help="Fused optimizer steps: train with them, compare them, see the generated source, benchmark them."
     f"\n\nRules: {', '.join(sorted(fastopt.RULES))}."
 )
 def fastopt_(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Hold the options that belong to no command."""
+    """Declare the options that come before a command."""
 
 
 @app.command()
@@ -55,16 +58,18 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Passes over the training images.")] = 30,
     batch_size: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Images in a batch: 1 is stochastic, 1437 or more full-batch descent."),
+        typer.Option(
+            min=1, metavar="N", help="Images in a batch: 1 is stochastic gradient descent, 1437 or more full-batch."
+        ),
     ] = 64,
     lr: Annotated[
-        float | None, typer.Option(metavar="RATE", help="Peak learning rate.  [default: one that suits the rule]")
+        float | None, typer.Option(metavar="RATE", help="Peak learning rate.  [default: depends on the rule]")
     ] = None,
     schedule: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="Of the learning rate: constant, cosine, warmup-cosine, step, exponential, inverse-time, one-cycle"
+            help="Learning-rate schedule: constant, cosine, warmup-cosine, step, exponential, inverse-time, one-cycle"
             " or warmup-stable-decay.",
         ),
     ] = "warmup-cosine",
@@ -74,15 +79,13 @@ def train(
     storage: Storage = "f32",
     seed: Seed = 0,
     backend: Backend = "auto",
-    out: Annotated[Path, typer.Option(metavar="FILE", dir_okay=False, help="The picture to write.")] = Path(
-        "digits.png"
-    ),
+    out: Picture = Path("digits.png"),
 ) -> None:
-    """Train a network to read handwritten digits, and draw how it learns.
+    """Train a network to recognize handwritten digits, and draw loss and accuracy.
 
-    A multilayer perceptron (64-128-64-10) in NumPy learns scikit-learn's 8 × 8 digits, which need no download; each
-    step is one fused pass by fastopt. Every rule gets the same start and the same batches. Prints the accuracy on the
-    fifth of the images that was kept apart, and draws loss and accuracy.
+    The network is a multilayer perceptron (64-128-64-10) in NumPy, the data are scikit-learn's 8 × 8 digits, which need
+    no download. Every rule starts with the same parameters and gets the same batches. Prints the accuracy on a test set
+    of one fifth of the images.
 
     Try:
 
@@ -96,48 +99,10 @@ def train(
 
         fastopt train --storage bf16_8bit
     """
-    from fastopt.demo import digits, pictures
-    from fastopt.demo.console import open_console, print_table, progress_bars
+    from fastopt.demo import training
 
-    names = rule_names(rule)
-    pictures.require_drawable(out)
-    data = digits.load(seed)
-    batches = -(-len(data.x_train) // batch_size)
-    rules = {
-        name: digits.make_rule(name, lr=lr, schedule=schedule, steps=epochs * batches, noise=noise) for name in names
-    }
-    console = open_console()
-    runs = {}
-    with progress_bars(console) as progress:
-        for name, made in rules.items():
-            bar = progress.add_task(name, total=epochs)
-            runs[name] = digits.train(
-                made,
-                data,
-                epochs=epochs,
-                batch_size=batch_size,
-                storage=parse_storage(storage),
-                seed=seed,
-                backend=backend,
-                on_epoch=lambda bar=bar: progress.advance(bar),
-            )
-    pictures.draw_training(runs, batches, out)
-    rows = []
-    for name, run in runs.items():
-        loss = float(fastopt.EWA.over(run.losses, beta=pictures.SMOOTHING)[-1])
-        told = f"{loss:.4f}" if loss < float("inf") else "diverged"
-        rows.append(
-            (
-                name,
-                f"{digits.rate(name, lr):g}",
-                f"{run.accuracies[-1]:.2%}",
-                told,
-                f"{run.steps_per_second:,.0f}",
-                f"{run.step_share:.0%}",
-            )
-        )
-    print_table(console, ("rule", "rate", "test accuracy", "training loss", "steps/s", "time in steps"), rows, left=1)
-    typer.echo(f"Loss and accuracy are drawn in {out}.")
+    names, formats = rule_names(rule), parse_storage(storage)
+    training.run(training.Options(names, epochs, batch_size, lr, schedule, noise, formats, seed, backend, out))
 
 
 @app.command()
@@ -146,18 +111,18 @@ def race(
     rule: Rules = ["sgd", "momentum", "rmsprop", "adam"],  # noqa: B006 — typer copies it
     steps: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Steps of every race.  [default: 90 to 1000, as the surface needs]"),
+        typer.Option(min=1, metavar="N", help="Number of steps.  [default: 90 to 1000, depending on the function]"),
     ] = None,
     seed: Seed = 0,
     backend: Backend = "reference",
-    out: Annotated[Path, typer.Option(metavar="FILE", dir_okay=False, help="The picture to write.")] = Path("race.png"),
+    out: Picture = Path("race.png"),
 ) -> None:
-    """Race update rules down four surfaces, and draw the paths they take.
+    """Minimize four functions of two variables with several rules, and draw their paths.
 
-    On an elongated bowl SGD zigzags near the largest learning rate that is stable for it, and momentum damps that.
-    Near a saddle point the gradient vanishes: momentum leaves earlier, and so does SGD with gradient noise.
-    Rosenbrock's valley and Beale's plateau are slow for SGD. Prints the step at which each rule arrived, that is from
-    which on the function's value stays within 0.01 of the minimum, and the value that it ended at.
+    On an elongated bowl SGD zigzags near its largest stable learning rate, and momentum damps that. Near a saddle point
+    the gradient vanishes: momentum leaves it earlier, and so does SGD with gradient noise. Rosenbrock's valley and
+    Beale's plateau are slow for SGD. Prints the step at which each rule arrived, that is from which on the function's
+    value stays within 0.01 of the minimum, and the final value.
 
     Try:
 
@@ -174,15 +139,10 @@ def race(
     names = rule_names(rule)
     pictures.require_drawable(out)
     console = open_console()
-    lanes = races.race(names, steps=steps, seed=seed, backend=backend)
-    pictures.draw_race(lanes, out)
-    rows = []
-    for surface, field in lanes.items():
-        for k, lane in enumerate(field):
-            arrived = f"not in {len(lane.path) - 1}" if lane.arrived is None else str(lane.arrived)
-            height = f"{lane.heights[-1]:.3g}"
-            rows.append((surface if k == 0 else "", lane.name, races.describe(lane.rule), arrived, height))
-    print_table(console, ("surface", "rule", "settings", "arrived", "final f"), rows, left=3)
+    found = races.race(names, steps=steps, seed=seed, backend=backend)
+    pictures.draw_race(found, out)
+    headings = ("function", "rule", "settings", "arrived at step", "final value")
+    print_table(console, headings, races.rows(found), left=3)
     typer.echo(f"The paths are drawn in {out}.")
 
 
@@ -190,16 +150,19 @@ def race(
 @raised_by("fastopt show")
 def show(
     rule: Annotated[str, typer.Argument(help="An update rule, for example adam.")],
-    backend: Annotated[str, typer.Option(metavar="NAME", help="cpu: a Python module; cuda: CUDA C++.")] = "cpu",
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="cpu: a Python module for Numba; cuda: CUDA C++.")
+    ] = "cpu",
     storage: Storage = "f32",
     setting: Annotated[
-        list[str], typer.Option("--set", metavar="NAME=VALUE", help="A setting of the rule; give it several times.")
+        list[str],
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the rule; repeat the option for several."),
     ] = [],  # noqa: B006 — typer copies it
 ) -> None:
-    """Print the source that a rule becomes: what is compiled, complete and readable. It needs no GPU.
+    """Print the source code that fastopt generates for a rule and compiles. It needs no GPU.
 
-    Settings that choose a form (nesterov, amsgrad) change the module, and so does the question whether a number is
-    zero; the numbers themselves do not: they are arguments.
+    Settings that select a variant (nesterov, amsgrad) change the source, and so does whether a number is zero. Other
+    values of numbers do not: they are arguments of the kernel.
 
     Try:
 
@@ -215,30 +178,23 @@ def show(
 
         fastopt show adam --backend cuda > adam.cu && nvcc -cubin --fmad=false adam.cu
     """
-    from fastopt.demo.console import open_console
+    from fastopt.demo.console import open_console, print_code
     from fastopt.kernels.backends import BACKENDS, print_source
     from fastopt.kernels.compiler.trace import trace
 
     (name,) = rule_names([rule])
     made = fastopt.RULES[name](**dict(parse_setting(fastopt.RULES[name], text) for text in setting))
     text = print_source(backend, trace(made, parse_storage(storage)))
-    console = open_console()
-    if not console.is_terminal:
-        typer.echo(text, nl=False)
-        return
-    from rich.syntax import Syntax
-
-    shown = Syntax(text, BACKENDS[backend].language, theme="ansi_dark", background_color="default")
-    console.print(shown, soft_wrap=True)
+    print_code(open_console(), text, BACKENDS[backend].language)
 
 
 @app.command()
 @raised_by("fastopt info")
 def info() -> None:
-    """Say what fastopt finds on this machine, and measure how fast a step can be here.
+    """Describe this machine as fastopt sees it, and measure its memory ceiling.
 
-    The memory ceiling is what in-place traffic of Adam's shape reaches: no kernel of that shape can be faster. Close
-    other programs to measure it well.
+    The memory ceiling is the throughput of a loop that reads and writes as many arrays as Adam, three updated in place
+    and one read, and computes next to nothing. Other running programs lower it.
 
     Try:
 
@@ -248,22 +204,11 @@ def info() -> None:
     from fastopt.demo.console import open_console, print_table
 
     console = open_console()
-    with console.status("compiling for CUDA, if there is a device"):
+    with console.status("compiling a kernel for CUDA, if there is a device"):
         cuda = machine.cuda()
     with console.status("measuring the memory ceiling"):
         ceiling = machine.memory_ceiling()
-    rows = [
-        ("fastopt", fastopt.__version__),
-        ("versions", machine.versions()),
-        ("backends", machine.backends()),
-        ("cuda", cuda),
-        ("processor", machine.processor()),
-        ("vectors", machine.vectors()),
-        ("threads", machine.threads()),
-        ("kernel cache", machine.kernel_cache()),
-        ("memory ceiling", ceiling),
-    ]
-    print_table(console, ("", ""), rows, left=2)
+    print_table(console, ("", ""), machine.lines(cuda, ceiling), left=2)
 
 
 @app.command()
@@ -278,53 +223,58 @@ def bench(
         ),
     ] = None,
     rule: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Time this rule; a pattern as 'rmsprop*' is several.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Time this rule; a pattern like 'rmsprop*' selects several."),
     ] = None,
     storage: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help=f"Keep buffers so: {', '.join(fastopt.PRESETS)}.")
+        list[str] | None, typer.Option(metavar="NAME", help=f"Storage of the buffers: {', '.join(fastopt.PRESETS)}.")
     ] = None,
     size: Annotated[
         list[str] | None,
         typer.Option(
-            "--size", metavar="SIZE", help="Parameters (1000, 64Mi), or tensors of so many (100x1000, 100x10-1000)."
+            "--size", metavar="SIZE", help="Parameters (1000, 64Mi), or tensors x parameters (100x1000, 100x10-1000)."
         ),
     ] = None,
-    threads: Annotated[
-        list[int] | None, typer.Option(min=1, metavar="N", help="Share a step among so many threads.")
-    ] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, metavar="N", help="Number of threads of a step.")] = None,
     peer: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Stand beside this library only; a pattern as 'torch*' is several; or none."),
+        typer.Option(
+            metavar="NAME", help="Compare with this library; a pattern like 'torch*' selects several; or none."
+        ),
     ] = None,
     backend: Annotated[
         str,
-        typer.Option(metavar="NAME", help="cpu, reference, or cuda: the parts rules, storages, sizes, tensors, torch."),
+        typer.Option(
+            metavar="NAME", help="cpu, reference or cuda. On cuda the parts are rules, storages, sizes, tensors, torch."
+        ),
     ] = "cpu",
     repeats: Annotated[
         int | None,
-        typer.Option(min=1, metavar="K", help="Rounds, in which each is timed once.  [default: 10; quick, 5]"),
+        typer.Option(
+            min=1, metavar="K", help="Rounds; each contestant is timed once in a round.  [default: 10, quick 5]"
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller cases: under two minutes.")] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", file_okay=False, help="Keep results.jsonl and pictures there; go on if interrupted."
+            metavar="FOLDER", file_okay=False, help="Save results.jsonl and pictures there; resumes an interrupted run."
         ),
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
-            metavar="OLD NEW", help="Measure nothing: say what changed between two folders; exit 1 if slower."
+            metavar="OLD NEW", help="Measure nothing, but compare two folders of results; exit code 1 if slower."
         ),
     ] = None,
 ) -> None:
-    """Time fastopt beside other libraries, as a share of what this machine's memory allows.
+    """Time steps of fastopt, compared with other libraries and with this machine's memory ceiling.
 
-    Each contestant is checked for the right result before it is timed. They take turns, and medians with the 20th and
-    80th percentiles are shown; "% of ceiling" compares with plain traffic of the same bytes, "× torch fused" says how
-    many times as fast as that fastopt is, both within a round. What fastopt loses is marked ▼ and comes first. What is
-    not installed, or cannot do a case, is named below a table. docs/benchmark.md says how it is measured, and what is
-    not claimed. Let nothing else run meanwhile.
+    The result of each contestant is checked before it is timed. Contestants are timed in turns; tables show medians
+    with the 20th and 80th percentiles. "% of ceiling" is the speed relative to a loop that only moves the same number
+    of bytes. "× torch fused" is fastopt's speed relative to that library. Cases that fastopt loses are marked ▼ and
+    come first. Notes below a table name libraries that are not installed or do not support a case. docs/benchmark.md
+    describes the method and its limits. Do not run other programs meanwhile.
 
     Try:
 
@@ -342,7 +292,7 @@ def bench(
     """
     from fastopt.demo import bench as command
 
-    asked = command.Asked(part, rule, storage, size, threads, peer, backend, repeats, quick, out)
+    options = command.Options(part, rule, storage, size, threads, peer, backend, repeats, quick, out)
     if compare:
-        raise typer.Exit(command.compare(*compare, asked))
-    command.run(asked)
+        raise typer.Exit(command.compare(*compare, options))
+    command.run(options)

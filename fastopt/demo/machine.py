@@ -1,4 +1,4 @@
-"""What `fastopt info` says: versions, backends, processor, threads, cache, and the memory ceiling as measured."""
+"""The lines of `fastopt info`: versions, backends, processor, threads, kernel cache, and the memory ceiling."""
 
 from __future__ import annotations
 
@@ -23,19 +23,34 @@ from fastopt.kernels.launch import Rows
 _VECTORS = {"avx512f": 512, "avx2": 256, "avx": 256, "sse2": 128, "neon": 128}
 
 
+def lines(device: str, memory: str) -> list[tuple[str, str]]:
+    """Return labels and texts; `device` and `memory` are the results of `cuda` and `memory_ceiling`, which are slow."""
+    return [
+        ("fastopt", fastopt.__version__),
+        ("versions", versions()),
+        ("backends", backends()),
+        ("cuda", device),
+        ("processor", processor()),
+        ("vectors", vectors()),
+        ("threads", threads()),
+        ("kernel cache", kernel_cache()),
+        ("memory ceiling", memory),
+    ]
+
+
 def versions() -> str:
-    """Give the versions that decide what a kernel compiles to."""
+    """Return the versions of Python and of the packages that compile kernels."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "numba", "llvmlite"))
     return f"python {platform.python_version()}, {packages}"
 
 
 def backends() -> str:
-    """Name the backends that a step can run on."""
+    """Return the names of the backends."""
     return ", ".join(BACKENDS)
 
 
 def cuda() -> str:
-    """Say which device there is and how long compiling or loading a kernel takes, or what is missing."""
+    """Describe the device and the time to compile or load a kernel, or say what is missing."""
     try:
         cupy = require_device()
         number = cupy.cuda.Device().id
@@ -54,29 +69,29 @@ def cuda() -> str:
 
 
 def processor() -> str:
-    """Give the processor's name for people and for LLVM."""
+    """Return the processor's name, and LLVM's name for it."""
     name = platform.processor() or platform.machine()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}; to LLVM: {binding.get_host_cpu_name()}"
+    return f"{name}; in LLVM: {binding.get_host_cpu_name()}"
 
 
 def vectors() -> str:
-    """Give the widest vectors that LLVM may use here."""
+    """Return the width of the widest vectors that LLVM may use on this processor."""
     features = binding.get_host_cpu_features()
     return next((f"{bits} bits ({name})" for name, bits in _VECTORS.items() if features.get(name)), "unknown")
 
 
 def threads() -> str:
-    """Say who shares a large step."""
-    return f"{fastopt.get_threads()}: fastopt's own workers; Numba's threading layers are not used"
+    """Return the number of threads for large steps."""
+    return f"{fastopt.get_threads()} of fastopt's own worker threads; Numba's threading layers are not used"
 
 
 def kernel_cache() -> str:
-    """Say where compiled kernels are kept, whether they can be, and what is there."""
+    """Return the folder of compiled kernels, whether it is writable, and its size."""
     folder = jit.cache_folder()
     if not folder.is_relative_to(cache.preferred_folder()):
-        return f"{cache.preferred_folder()} is not writable: kernels are compiled anew by every process"
+        return f"{cache.preferred_folder()} is not writable, so every process compiles its kernels again"
     count = len(list(folder.glob("*.py")))
     size = sum(file.stat().st_size for file in folder.rglob("*")) / 1e6
     access = "writable" if os.access(folder, os.W_OK) else "not writable"
@@ -84,9 +99,9 @@ def kernel_cache() -> str:
 
 
 def memory_ceiling() -> str:
-    """Measure the traffic of a step of Adam's shape: three arrays updated in place and one read."""
+    """Measure the memory ceiling of a step of Adam: three arrays updated in place and one read."""
     measured = ceiling.measure(reads=1, writes=3, elements=16 << 20, seconds=0.5)
     return (
         f"{measured.median:.1f} GB/s, median of {measured.runs} passes, best {measured.best:.1f}"
-        " (three arrays updated, one read, as Adam does)"
+        " (three arrays updated and one read, like Adam)"
     )

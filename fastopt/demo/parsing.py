@@ -1,4 +1,4 @@
-"""From words on the command line to rules and their settings, or to an error that suggests the right word."""
+"""Parse rules, storages and settings on the command line; errors suggest the correct name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastopt.errors import SettingError, suggest
 
 
 def rule_names(names: list[str]) -> list[str]:
-    """Check names of rules, and drop repeated ones."""
+    """Check names of rules and remove duplicates."""
     for name in names:
         if name not in fastopt.RULES:
             do = suggest(name, list(fastopt.RULES))
@@ -19,7 +19,7 @@ def rule_names(names: list[str]) -> list[str]:
 
 
 def parse_storage(text: str) -> str | dict[str, str]:
-    """Parse a storage: the name of a preset, or "p=split,g=bf16,m=f8"."""
+    """Parse a storage: the name of a preset, or formats by buffer, "p=split,g=bf16,m=f8"."""
     if "=" not in text:
         return text
     pairs = [pair.partition("=") for pair in text.split(",")]
@@ -27,7 +27,7 @@ def parse_storage(text: str) -> str | dict[str, str]:
 
 
 def parse_setting(rule: type, text: str) -> tuple[str, Any]:
-    """Parse "name=value" to the type of the rule's setting of that name."""
+    """Parse "name=value"; the value has the type of the rule's setting."""
     name, equals, value = (part.strip() for part in text.partition("="))
     defaults = {f.name: f.default for f in fields(rule)}
     if not equals:
@@ -46,4 +46,4 @@ def parse_setting(rule: type, text: str) -> tuple[str, Any]:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default or 0.0)
         kind = "numbers" if isinstance(default, tuple) else "a number"
         expected = "true or false" if isinstance(default, bool) else f"{kind}, for example --set {name}={shown}"
-        raise SettingError(f"{name} is not of its type.", got=repr(value), expected=expected) from None
+        raise SettingError(f"the setting {name} has the wrong type.", got=repr(value), expected=expected) from None

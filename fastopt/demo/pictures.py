@@ -1,4 +1,4 @@
-"""The pictures, drawn without a display and without touching matplotlib's global state."""
+"""The pictures of the commands, drawn without a display and without changing matplotlib's global state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fastopt import EWA, RULES
 from fastopt.demo.digits import Run
-from fastopt.demo.race import NEAR, Lane
+from fastopt.demo.race import NEAR, Trajectory
 from fastopt.demo.surfaces import SURFACES, Surface
 from fastopt.errors import SettingError
 
@@ -26,52 +26,52 @@ COLOURS = {
     "sgd + noise": "#f0806e",
 }  # fmt: skip
 SMOOTHING = 0.9
-"""β of the average that smooths loss curves: about the last 10 steps."""
+"""β of the exponentially weighted average that smooths loss curves, over about the last 10 steps."""
 
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 13, "axes.titlesize": 15, "axes.labelsize": 13, "legend.fontsize": 12,
     "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False,
 }  # fmt: skip
-_DOTTED = 150  # lines of up to so many points show each of them
-_LAND = LinearSegmentedColormap.from_list("land", ["#ffffff", "#e9eff5", "#cad7e4", "#a9bccf"])
+_DOTTED = 150  # lines of at most this many points show each point
+_CONTOURS = LinearSegmentedColormap.from_list("contours", ["#ffffff", "#e9eff5", "#cad7e4", "#a9bccf"])
 _TITLES = {
     "bowl": ("Elongated bowl", "SGD zigzags, momentum damps it"),
-    "saddle": ("Saddle", "momentum is gone while SGD lingers"),
-    "rosenbrock": ("Rosenbrock", "momentum gets round, SGD crawls"),
+    "saddle": ("Saddle", "momentum leaves it earlier than SGD"),
+    "rosenbrock": ("Rosenbrock", "momentum arrives, SGD is slow"),
     "beale": ("Beale", "momentum gathers speed on the plateau"),
 }  # fmt: skip
-"""A panel's title, and the lesson that it adds where both SGD and momentum take part."""
-_ARRIVED = f"Arrived: from that step on f stays within {NEAR} of the minimum's."
-_COMPARED = "Momentum has SGD's learning rate: in the averaged form on the bowl, as heavy ball elsewhere."
+"""A panel's title, and what is added to it if both SGD and momentum run."""
+_ARRIVED = f"Arrived: from this step on f stays within {NEAR} of the minimum."
+_COMPARED = "Momentum has the learning rate of SGD, and dampening=0 (heavy ball) except on the bowl."
 
 
 def colour(name: str) -> str:
-    """Give a rule's colour, or one of matplotlib's ten by its place among the rules."""
+    """Return a rule's colour; for a rule without one, one of matplotlib's ten by its index in RULES."""
     return COLOURS[name] if name in COLOURS else f"C{list(RULES).index(name) % 10}"
 
 
 def title(name: str) -> str:
-    """Spell a rule's name as its class does."""
+    """Return the name of the rule's class."""
     return RULES[name].__name__ if name in RULES else name.replace("sgd", "SGD")
 
 
 def diverged(run: Run) -> bool:
-    """Say whether a run's loss stopped being finite."""
+    """Say whether a loss of the run is not finite."""
     return not np.all(np.isfinite(run.losses))
 
 
 def require_drawable(path: Path) -> None:
-    """Raise a SettingError unless a picture can be written there, before any time is spent on what it shows."""
+    """Raise a SettingError unless a picture can be written to this path; called before the work that it shows."""
     kinds = sorted(Figure().canvas.get_supported_filetypes())
     if path.suffix.lower().lstrip(".") not in kinds:
-        expected = f"a name that ends in .png, or in one of {', '.join(kinds)}"
-        raise SettingError("this is no kind of picture.", got=str(path), expected=expected)
+        expected = f"a name that ends in .png or in another of {', '.join(kinds)}"
+        raise SettingError("pictures cannot be written with this file extension.", got=str(path), expected=expected)
     if not path.parent.is_dir():
         raise SettingError("the picture's folder does not exist.", got=str(path.parent))
 
 
 def draw_training(runs: Mapping[str, Run], batches: int, path: Path) -> None:
-    """Draw the loss and the test accuracy of every run into a PNG; `batches` are the steps of an epoch."""
+    """Draw the loss and test accuracy of every run; `batches` is the number of steps of an epoch."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(16, 5.6), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -87,7 +87,7 @@ def draw_training(runs: Mapping[str, Run], batches: int, path: Path) -> None:
 
 
 def _draw_losses(axes: Axes, runs: Mapping[str, Run], batches: int) -> list[str]:
-    """Draw every batch's loss and, bold, their average, a cross where a run diverges, and give notes on that."""
+    """Draw the loss of every batch, its average in bold, and a cross where a run diverges; return notes on that."""
     smooth = {name: EWA.over(run.losses, beta=SMOOTHING) for name, run in runs.items()}
     for k, (name, run) in enumerate(runs.items()):
         epochs = np.arange(1, len(run.losses) + 1) / batches
@@ -99,7 +99,7 @@ def _draw_losses(axes: Axes, runs: Mapping[str, Run], batches: int) -> list[str]
     every = np.concatenate([run.losses for run in runs.values()])
     low, high = _span(every, np.concatenate(list(smooth.values())))
     axes.set(yscale="log", xlabel="epoch", ylabel="cross-entropy of a batch", title="Training loss", ylim=(low, high))
-    notes = [f"Loss: faint, of every batch; bold, averaged over about the last {EWA(SMOOTHING).window:.0f}."]
+    notes = [f"Loss: of every batch (faint), and averaged over about the last {EWA(SMOOTHING).window:.0f} (bold)."]
     if np.any((every < low) | (every > high) & np.isfinite(every)):
         notes.append("Faint lines are cut at the edges.")
     if any(map(diverged, runs.values())):
@@ -108,7 +108,7 @@ def _draw_losses(axes: Axes, runs: Mapping[str, Run], batches: int) -> list[str]
 
 
 def _span(every: np.ndarray, smooth: np.ndarray) -> tuple[float, float]:
-    """Give the limits of a log axis that shows all of the averages, and what lies within a factor of ten of them."""
+    """Return limits of a logarithmic axis that include all averages, and values within a factor of ten of them."""
     every, smooth = (values[np.isfinite(values) & (values > 0)] for values in (every, smooth))
     if not len(smooth):
         return 0.1, 10.0
@@ -118,7 +118,7 @@ def _span(every: np.ndarray, smooth: np.ndarray) -> tuple[float, float]:
 
 
 def _draw_accuracies(axes: Axes, runs: Mapping[str, Run]) -> list[str]:
-    """Draw all of the range from 0 to 100 % on a scale that gives the last percents room, and give a note on that."""
+    """Draw accuracies from 0 to 100 % on a scale that stretches the last percents; return a note on that."""
     for k, (name, run) in enumerate(runs.items()):
         marks, width = np.arange(1, len(run.accuracies) + 1), _width(k)
         label = f"{title(name)}  {run.accuracies[-1]:.1%}{', diverged' if diverged(run) else ''}"
@@ -132,27 +132,27 @@ def _draw_accuracies(axes: Axes, runs: Mapping[str, Run]) -> list[str]:
 
 
 def _width(k: int) -> float:
-    """Give the width of line k: of lines that coincide the later ones are narrower, so that all can be seen."""
+    """Return the width of line k. Later lines are narrower, so that all of several coinciding lines are visible."""
     return max(3.0 - 0.4 * k, 1.4)
 
 
 def _dots(points: np.ndarray, width: float) -> dict[str, Any]:
-    """Show the points of a line that has few, and one that stands alone large."""
+    """Return the style of the points of a line: markers if they are few, a large marker for a single point."""
     size = max(width + 2, 4 * width / len(points))
     return {"marker": "o", "markersize": size, "markeredgewidth": 0} if len(points) <= _DOTTED else {}
 
 
-def draw_race(lanes: Mapping[str, list[Lane]], path: Path) -> None:
-    """Draw every surface with the paths of its race into one PNG of four panels."""
+def draw_race(races: Mapping[str, list[Trajectory]], path: Path) -> None:
+    """Draw every surface with the paths of the rules, in four panels."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(18, 12), layout="constrained")
-        compared = all({"sgd", "momentum"} <= {lane.name for lane in race} for race in lanes.values())
+        compared = all({"sgd", "momentum"} <= {one.name for one in race} for race in races.values())
         for axes, (key, surface) in zip(figure.subplots(2, 2).flat, SURFACES.items(), strict=True):
-            _draw_land(axes, surface)
-            for k, lane in enumerate(lanes[key]):
-                _draw_lane(axes, lane, width=_width(k))
+            _draw_contours(axes, surface)
+            for k, one in enumerate(races[key]):
+                _draw_path(axes, one, width=_width(k))
             _draw_marks(axes, surface)
-            _draw_arrivals(axes, lanes[key], surface)
+            _draw_arrivals(axes, races[key], surface)
             axes.set(title=": ".join(_TITLES[key] if compared else _TITLES[key][:1]), xlabel="x", ylabel="y")
             axes.set(xlim=surface.x_range, ylim=surface.y_range)
         marks = [
@@ -182,20 +182,20 @@ _MARKS: dict[str, dict[str, Any]] = {
 }
 
 
-def _draw_land(axes: Axes, surface: Surface) -> None:
+def _draw_contours(axes: Axes, surface: Surface) -> None:
     x, y = np.meshgrid(np.linspace(*surface.x_range, 400), np.linspace(*surface.y_range, 400))
     heights = np.log10(surface.f(x, y) - surface.f(*surface.minima[0]) + 1e-3)
     levels = np.linspace(heights.min(), heights.max(), 24)
-    axes.contourf(x, y, heights, levels=levels, cmap=_LAND)
+    axes.contourf(x, y, heights, levels=levels, cmap=_CONTOURS)
     axes.contour(x, y, heights, levels=levels, colors="#6c8096", linewidths=0.4, linestyles="solid")
 
 
-def _draw_lane(axes: Axes, lane: Lane, width: float) -> None:
-    """Draw one path and, on the marks of those before it, a mark of its end as wide as the path in proportion."""
-    dots = _dots(lane.path, width)
-    axes.plot(*lane.path.T, color=colour(lane.name), linewidth=width, solid_joinstyle="round", **dots)
-    mark: dict[str, Any] = {**_MARKS["after the last step"], "color": colour(lane.name), "markersize": 4 * width}
-    axes.plot(*lane.path[-1], **mark)
+def _draw_path(axes: Axes, trajectory: Trajectory, width: float) -> None:
+    """Draw a path and a mark at its end, in proportion to its width, so that marks at the same point are visible."""
+    path, drawn = trajectory.path, colour(trajectory.name)
+    axes.plot(*path.T, color=drawn, linewidth=width, solid_joinstyle="round", **_dots(path, width))
+    mark: dict[str, Any] = {**_MARKS["after the last step"], "color": drawn, "markersize": 4 * width}
+    axes.plot(*path[-1], **mark)
 
 
 def _draw_marks(axes: Axes, surface: Surface) -> None:
@@ -204,15 +204,15 @@ def _draw_marks(axes: Axes, surface: Surface) -> None:
         axes.plot(*minimum, **_MARKS["minimum"])
 
 
-def _draw_arrivals(axes: Axes, lanes: list[Lane], surface: Surface) -> None:
-    """Say beside the panel, where it hides nothing, when each rule arrived and which paths leave the panel."""
+def _draw_arrivals(axes: Axes, race: list[Trajectory], surface: Surface) -> None:
+    """Write a legend beside the panel that says when each rule arrived and which paths leave the panel."""
     handles, ranges = [], (surface.x_range, surface.y_range)
-    for lane in lanes:
-        label = f"{title(lane.name)}  {'not yet' if lane.arrived is None else lane.arrived}"
-        if not all(np.all((low <= z) & (z <= high)) for z, (low, high) in zip(lane.path.T, ranges, strict=True)):
+    for one in race:
+        label = f"{title(one.name)}  {'not yet' if one.arrived is None else one.arrived}"
+        if not all(np.all((low <= z) & (z <= high)) for z, (low, high) in zip(one.path.T, ranges, strict=True)):
             label += "\n(leaves the panel)"
-        handles.append(Line2D([], [], color=colour(lane.name), linewidth=4, label=label))
-    heading = f"arrived at step,\nof {len(lanes[0].path) - 1}"
+        handles.append(Line2D([], [], color=colour(one.name), linewidth=4, label=label))
+    heading = f"arrived at step,\nof {len(race[0].path) - 1}"
     axes.legend(
         handles=handles, title=heading, loc="upper left", bbox_to_anchor=(1, 1), frameon=False, alignment="left"
     )

@@ -1,7 +1,8 @@
-"""Races of update rules down the surfaces: which settings each runs with, the path it takes, when it arrives."""
+"""Minimize the functions in surfaces.py with several rules: their settings, their paths, and when they arrive."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -28,10 +29,10 @@ RATES = {
         "adadelta": 0.03, "adamax": 0.3, "nadam": 0.1, "radam": 0.02, "lion": 0.01,
     },
 }  # fmt: skip
-"""Learning rates that do each rule justice. SGD's is near the largest it is stable at, and momentum has the same.
-Another rule takes its own default."""
+"""Learning rates that suit each rule. SGD's is near the largest stable one, and momentum has the same, to compare them.
+Rules that are not listed use their default."""
 
-_FORMS: dict[str, dict[str, Any]] = {
+_SETTINGS: dict[str, dict[str, Any]] = {
     "momentum": {"dampening": 0.0},
     "rmsprop": {"alpha": 0.9},
     "adadelta": {"eps": 0.1},
@@ -40,14 +41,14 @@ _FORMS: dict[str, dict[str, Any]] = {
 
 
 NEAR = 0.01
-"""A rule has arrived when f stays within so much of the minimum's."""
+"""A rule has arrived when f stays within this distance of its minimum."""
 
 
-class Lane(NamedTuple):
-    """One rule's run: its path as rows (x, y) from the start on, f along it, and when it arrived, if it did.
+class Trajectory(NamedTuple):
+    """The path of a rule: `path` has a row (x, y) for the start and for each step, `heights` the values of f.
 
-    `arrived` is the step from which on f stays within `NEAR` of the minimum's, up to the last step of the race. A path
-    that only passes the minimum has not arrived.
+    `arrived` is the step from which on f stays within `NEAR` of its minimum up to the last step, or None. A path that
+    only passes the minimum has not arrived.
     """
 
     name: str
@@ -57,27 +58,27 @@ class Lane(NamedTuple):
     arrived: int | None
 
 
-def racer(name: str, surface: str) -> Any:
-    """Make the rule as it runs on that surface: momentum in the averaged form on the bowl, as heavy ball elsewhere."""
-    form = {} if (name, surface) == ("momentum", "bowl") else _FORMS.get(name, {})
+def make_rule(name: str, surface: str) -> Any:
+    """Make a rule with its settings for a surface; momentum is heavy-ball momentum except on the bowl."""
+    settings = {} if (name, surface) == ("momentum", "bowl") else _SETTINGS.get(name, {})
     rate = {"lr": RATES[surface][name]} if name in RATES[surface] else {}
-    return fastopt.RULES[name](**rate, **form)
+    return fastopt.RULES[name](**rate, **settings)
 
 
 def describe(rule: Any) -> str:
-    """Name a rule's learning rate and the settings that are not its defaults: "lr=0.05, dampening=0.0"."""
+    """Return a rule's learning rate and the settings that differ from the defaults: "lr=0.05, dampening=0.0"."""
     if isinstance(rule, fastopt.GradientNoise):
         return f"{describe(rule.rule)}, eta={rule.eta}"
     settings = [(f.name, getattr(rule, f.name), f.default) for f in fields(rule)]
     return ", ".join(f"{name}={value}" for name, value, default in settings if name == "lr" or value != default)
 
 
-def run(name: str, rule: Any, surface: Surface, *, steps: int, seed: int, backend: str) -> Lane:
-    """Take so many steps of `rule` from the surface's start, in float64."""
+def run(name: str, rule: Any, surface: Surface, *, steps: int, seed: int, backend: str) -> Trajectory:
+    """Take so many steps with `rule` from the start of the surface, in float64."""
     opt = fastopt.Optimizer(rule, {"xy": np.array(surface.start)}, backend=backend, seed=seed)
     path = np.empty((steps + 1, 2))
     path[0] = surface.start
-    with np.errstate(all="ignore"):  # a run that diverges shows it in its path
+    with np.errstate(all="ignore"):  # a run that diverges shows in its path
         for step in range(1, steps + 1):
             opt.grads["xy"][...] = surface.gradient(*opt.params["xy"])
             opt.step()
@@ -85,17 +86,29 @@ def run(name: str, rule: Any, surface: Surface, *, steps: int, seed: int, backen
         heights = surface.f(*path.T)
     near = heights - surface.f(*surface.minima[0]) <= NEAR
     arrived = int(np.flatnonzero(~near)[-1]) + 1
-    return Lane(name, rule, path, heights, arrived if arrived <= steps else None)
+    return Trajectory(name, rule, path, heights, arrived if arrived <= steps else None)
 
 
-def race(names: list[str], *, steps: int | None, seed: int, backend: str) -> dict[str, list[Lane]]:
-    """Run the rules down every surface; on the saddle SGD also runs with gradient noise."""
-    lanes: dict[str, list[Lane]] = {}
+def rows(races: Mapping[str, list[Trajectory]]) -> list[tuple[str, ...]]:
+    """Return a table's rows: surface, rule, settings, the step at which it arrived, and the final value of f."""
+    found = []
+    for surface, race in races.items():
+        for k, one in enumerate(race):
+            arrived = f"not in {len(one.path) - 1}" if one.arrived is None else str(one.arrived)
+            final = f"{one.heights[-1]:.3g}"
+            found.append((surface if k == 0 else "", one.name, describe(one.rule), arrived, final))
+    return found
+
+
+def race(names: list[str], *, steps: int | None, seed: int, backend: str) -> dict[str, list[Trajectory]]:
+    """Run the rules on every surface; on the saddle SGD also runs with gradient noise."""
+    found: dict[str, list[Trajectory]] = {}
     for key, surface in SURFACES.items():
-        racers = [(name, racer(name, key)) for name in names]
+        rules = [(name, make_rule(name, key)) for name in names]
         if key == "saddle" and "sgd" in names:
-            racers.insert(names.index("sgd") + 1, ("sgd + noise", fastopt.GradientNoise(racer("sgd", key), eta=0.3)))
-        lanes[key] = [
-            run(name, rule, surface, steps=steps or surface.steps, seed=seed, backend=backend) for name, rule in racers
+            noisy = fastopt.GradientNoise(make_rule("sgd", key), eta=0.3)
+            rules.insert(names.index("sgd") + 1, ("sgd + noise", noisy))
+        found[key] = [
+            run(name, rule, surface, steps=steps or surface.steps, seed=seed, backend=backend) for name, rule in rules
         ]
-    return lanes
+    return found

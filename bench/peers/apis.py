@@ -1,4 +1,4 @@
-"""fastopt's own ways to ask for a step, beside `Optimizer.step`: what the surface around the kernel costs."""
+"""fastopt's other APIs for one step, timed beside `Optimizer.step` to measure the overhead around the kernel."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from fastopt.kernels.rules.cases import CASES
 PERIOD = 1_000_000
 
 
-class Surface(Peer):
-    """`step(grads)`, a scheduled learning rate, the stateless `update`, or the kernel with nothing around it."""
+class Api(Peer):
+    """`step(grads)`, `step()` with a scheduled learning rate, the stateless `update`, or the compiled kernel alone."""
 
-    packages, apart, light = (), False, True
+    packages, own_process, light = (), False, True
 
     def __init__(self, name: str):
         self.name = name
 
     def cannot(self, case: Case) -> str | None:
-        """Refuse what is not one group in float32 on the CPU."""
+        """Refuse all but a single group in float32 on the CPU."""
         plain = case.storage == "f32" and case.groups == 1 and case.backend == "cpu"
-        return None if plain else "set up for one group in float32 on the CPU alone"
+        return None if plain else "the benchmark sets it up for one group in float32 on the CPU only"
 
     def load(self, threads: int) -> None:
-        """Do nothing: it is here."""
+        """Do nothing: fastopt is imported already."""
 
     def make(self, case: Case, problem: Problem) -> Contestant:
-        """Step another optimizer at the same parameters and gradients."""
+        """Make another optimizer with the same parameters and gradients."""
         rule = CASES[case.rule]
         if self.name == "lr scheduled":
             rule = type(rule)(**{**vars(rule), "lr": fastopt.schedules.Cosine(rule.lr, PERIOD).delayed(1)})
@@ -55,12 +55,12 @@ class Surface(Peer):
 
     @property
     def comparable(self) -> bool:
-        """Whether its steps lead where the reference's do: the kernel alone repeats its tenth step."""
+        """Whether its result can be compared with the reference: the kernel alone repeats step 10."""
         return self.name != "kernel alone"
 
 
-class Ours(Peer):
-    """`Optimizer.step` itself, for a process of its own."""
+class Fastopt(Peer):
+    """`Optimizer.step` itself, in its own process."""
 
     name, packages = "fastopt", ()
 
@@ -69,7 +69,7 @@ class Ours(Peer):
         fastopt.set_threads(threads)
 
     def problem(self, case: Case) -> Problem:
-        """Give nothing: the optimizer owns its memory."""
+        """Return an empty problem: the optimizer allocates its arrays."""
         return Problem({}, {}, {})
 
     def make(self, case: Case, problem: Problem) -> Contestant:
@@ -78,5 +78,5 @@ class Ours(Peer):
         return Contestant(opt.step, lambda: opt.master())
 
 
-OURS = Ours()
-SURFACES: dict[str, Peer] = {name: Surface(name) for name in ("step(grads)", "lr scheduled", "update", "kernel alone")}
+FASTOPT = Fastopt()
+APIS: dict[str, Peer] = {name: Api(name) for name in ("step(grads)", "lr scheduled", "update", "kernel alone")}
