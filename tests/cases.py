@@ -1,4 +1,4 @@
-"""What tests step with: the rules in all their forms, their buffers, and a walk along a gradient."""
+"""Rules to test (every rule in every variant), buffers for their first step, and a loop that steps along a gradient."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.rules.cases import CASES, halving, warming
 from fastopt.kernels.rules.rule import initial
 
-__all__ = ["CASES", "fresh_buffers", "halving", "walk", "warming"]
+__all__ = ["CASES", "fresh_buffers", "halving", "run_steps", "warming"]
 
 
 def fresh_buffers(rule: Any, p: Any) -> dict[str, np.ndarray]:
-    """Give the buffers of `rule` before its first step: a copy of p, no gradient yet, and the state it starts with."""
+    """Return the buffers of `rule` before its first step: a copy of p, a zero gradient, and the initial state."""
     p = np.array(p)
     start = initial(rule)
     state = {name: np.full_like(p, start.get(name, 0.0)) for name in trace(rule, p.dtype).state}
     return {"p": p, "g": np.zeros_like(p), **state}
 
 
-def walk(
-    rule: Any, p: Any, gradient: Callable[[np.ndarray, int], Any], steps: int, **how: Any
+def run_steps(
+    rule: Any, p: Any, gradient: Callable[[np.ndarray, int], Any], steps: int, **options: Any
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Step from p along `gradient(p, t)`, giving the buffers, always the same ones, after each step t = 1 … steps."""
+    """Start at p and take steps t = 1 … `steps` with `gradient(p, t)`; yield the buffers after each.
+
+    It is the same dict each time. `options` are passed to `fastopt.update`.
+    """
     buffers = fresh_buffers(rule, p)
     for t in range(1, steps + 1):
         buffers["g"][...] = gradient(buffers["p"], t)
-        fastopt.update(rule, t, buffers, **how)
+        fastopt.update(rule, t, buffers, **options)
         yield buffers

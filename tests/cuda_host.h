@@ -1,7 +1,8 @@
-// What printed CUDA kernels need to run on a CPU: the language's words, and a player of grids, blocks and warps.
+// Runs printed CUDA kernels on the host: defines the CUDA keywords they use, and runs grids, blocks and warps in turn.
 //
-// The 32 lanes of a warp are 32 contexts that run in turn, in either order. Each runs until it ends or meets a collective
-// operation, where it waits until all have come; a lane that ends while others wait is an error, as on a device it hangs.
+// The 32 lanes of a warp are 32 contexts that run one after the other, in ascending or descending order. Each runs until
+// it returns or reaches a warp-collective operation, where it waits until all lanes have reached it. If a lane returns
+// while others wait, the run aborts, because on a device the warp would hang.
 
 #include <ucontext.h>
 
@@ -20,10 +21,10 @@
 
 using std::ceil, std::copysign, std::fabs, std::floor, std::rint, std::sqrt, std::trunc;
 
-struct Place {
+struct Dim3 {
     unsigned x;
 };
-static Place threadIdx, blockIdx, gridDim;
+static Dim3 threadIdx, blockIdx, gridDim;
 
 inline unsigned __float_as_uint(float x) {
     unsigned bits;
@@ -51,59 +52,60 @@ struct Lane {
     ucontext_t context;
     std::vector<char> stack = std::vector<char>(STACK);
     bool ended, waiting;
-    int meetings;
-    unsigned given[2];  // at this meeting and the one before, which a slower lane may still be reading
+    int exchanges;      // number of collective operations so far
+    unsigned words[2];  // of this exchange and of the previous one, which another lane may not have read yet
 };
 
 static Lane lanes[LANES];
-static ucontext_t player;
+static ucontext_t scheduler;
 static int current;
 static void (*body)(void*);
 static void* argument;
 
-static void enter() {
+static void lane_main() {
     body(argument);
     lanes[current].ended = true;
 }
 
-// Give a word and wait until every lane has given one; returns which of the two given words is this meeting's.
-static int meet(unsigned word) {
+// Publish a word and wait until every lane of the warp has; return the index in `Lane::words` of this exchange's words.
+static int exchange(unsigned word) {
     Lane& own = lanes[current];
-    const int meeting = own.meetings++ % 2;
-    own.given[meeting] = word;
+    const int slot = own.exchanges++ % 2;
+    own.words[slot] = word;
     own.waiting = true;
-    swapcontext(&own.context, &player);
-    return meeting;
+    swapcontext(&own.context, &scheduler);
+    return slot;
 }
 
-// Run one warp, the first `count` of its lanes, in ascending or descending order.
-static void play(unsigned first_thread, int count, bool descending) {
+// Run the first `count` lanes of a warp, in ascending or descending order.
+static void run_warp(unsigned first_thread, int count, bool descending) {
     for (Lane& lane : lanes) {
         getcontext(&lane.context);
         lane.context.uc_stack.ss_sp = lane.stack.data();
         lane.context.uc_stack.ss_size = STACK;
-        lane.context.uc_link = &player;
+        lane.context.uc_link = &scheduler;
         lane.ended = lane.waiting = false;
-        lane.meetings = 0;
-        makecontext(&lane.context, enter, 0);
+        lane.exchanges = 0;
+        makecontext(&lane.context, lane_main, 0);
     }
     for (int running = count; running;) {
         for (int k = 0; k < count; ++k) {
             current = descending ? count - 1 - k : k;
             threadIdx.x = first_thread + current;
             lanes[current].waiting = false;
-            swapcontext(&player, &lanes[current].context);
+            swapcontext(&scheduler, &lanes[current].context);
         }
         running = 0;
         for (const Lane& lane : lanes) running += lane.waiting;
         if (running % count) {
-            fprintf(stderr, "a lane ended while others of its warp wait for it\n");
+            fprintf(stderr, "a lane returned while others of its warp wait at a collective operation\n");
             abort();
         }
     }
 }
 
-// Run the blocks of a grid from `first` on, as cuLaunchKernel does: `arguments` points to each argument.
+// Run the blocks of a grid, from number `first` on. As for cuLaunchKernel, `arguments` is an array of pointers, one to
+// each argument.
 template <typename... A, size_t... I>
 void launch(void (*kernel)(A...), unsigned blocks, unsigned first, int threads, void** arguments, bool descending,
             std::index_sequence<I...>) {
@@ -113,7 +115,7 @@ void launch(void (*kernel)(A...), unsigned blocks, unsigned first, int threads, 
     gridDim.x = blocks;
     for (unsigned k = 0; k < blocks - first; ++k) {
         blockIdx.x = descending ? blocks - 1 - k : first + k;
-        for (int t = 0; t < threads; t += LANES) play(t, std::min(LANES, threads - t), descending);
+        for (int t = 0; t < threads; t += LANES) run_warp(t, std::min(LANES, threads - t), descending);
     }
     argument = nullptr;
 }
@@ -125,16 +127,16 @@ void launch(void (*kernel)(A...), unsigned blocks, unsigned first, int threads, 
 
 }  // namespace host
 
-inline void __syncwarp() { host::meet(0); }
+inline void __syncwarp() { host::exchange(0); }
 
 inline unsigned __shfl_xor_sync(unsigned, unsigned x, int distance) {
-    const int meeting = host::meet(x);
-    return host::lanes[host::current ^ distance].given[meeting];
+    const int slot = host::exchange(x);
+    return host::lanes[host::current ^ distance].words[slot];
 }
 
 inline unsigned __reduce_max_sync(unsigned, unsigned x) {
-    const int meeting = host::meet(x);
+    const int slot = host::exchange(x);
     unsigned largest = 0;
-    for (const host::Lane& lane : host::lanes) largest = std::max(largest, lane.given[meeting]);
+    for (const host::Lane& lane : host::lanes) largest = std::max(largest, lane.words[slot]);
     return largest;
 }

@@ -1,9 +1,9 @@
-"""A stand-in for CuPy on machines without a GPU: arrays in host memory, kernels played on the CPU by cuda_player.
+"""A fake CuPy for machines without a GPU: arrays are in host memory, and cuda_host runs the kernels on the host.
 
-It has what fastopt uses of CuPy and nothing else, so a use of anything more fails, and it is as strict as a device: an
-array does not turn into a NumPy array, a kernel runs only while its arrays' device is the current one, and while a
-stream is being captured launches are kept instead of run. It proves what fastopt does around a kernel (which device,
-stream, grid and arguments, in what order); that CuPy and a GPU behave like this is for tests/device to show.
+It has only what fastopt uses of CuPy, so that any other use fails, and it is as strict as a device: an array does not
+convert to a NumPy array, a kernel runs only while its arrays' device is the current one, and while a stream is being
+captured launches are recorded instead of run. It tests what fastopt does around a kernel (which device, stream, grid
+and arguments, in what order). That CuPy and a GPU behave like this is tested in tests/device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cuda_player import compile_library
+from cuda_host import compile_library
 
 from fastopt.kernels.cuda.nvrtc import OPTIONS
 
@@ -27,7 +27,7 @@ _state = types.SimpleNamespace(
 
 
 class CUDARuntimeError(RuntimeError):
-    """What CuPy raises for an error of the CUDA runtime."""
+    """Raised by CuPy for errors of the CUDA runtime."""
 
 
 class Device:
@@ -50,7 +50,7 @@ class Device:
         return str(_state.capability)
 
     def synchronize(self) -> None:
-        assert not get_current_stream().is_capturing(), "a capture forbids to wait"
+        assert not get_current_stream().is_capturing(), "synchronized while a stream is captured"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Device) and other.id == self.id
@@ -65,18 +65,18 @@ class Device:
 
 
 class Graph:
-    """Launches that were captured, with the argument bytes they had then."""
+    """Captured launches, with the argument bytes they had when they were captured."""
 
     def __init__(self, launches: list):
         self._launches = launches
 
     def launch(self) -> None:
-        for kernel, shape, held in self._launches:
-            kernel.play(shape, held)
+        for kernel, shape, values in self._launches:
+            kernel.run_on_host(shape, values)
 
 
 class Stream:
-    """A stream; `with` makes it the current one, and then that of the `with` around it, whatever `use` did."""
+    """A stream. `with` makes it current; at its end the stream of the enclosing `with` is current, even after `use`."""
 
     def __init__(self, name: str = "", non_blocking: bool = False):
         self.name, self.device_id = name, -1 if name.startswith("external") else _state.device
@@ -123,7 +123,7 @@ def get_current_stream() -> Stream:
 
 
 class Memory:
-    """Where an array lies."""
+    """The address of an array."""
 
     def __init__(self, ptr: int):
         self.ptr = ptr
@@ -132,7 +132,7 @@ class Memory:
         return Memory(self.ptr + offset)
 
     def copy_from_host_async(self, source: int, size: int) -> None:
-        assert not get_current_stream().is_capturing(), "pageable memory is copied while a stream is captured"
+        assert not get_current_stream().is_capturing(), "pageable memory was copied while a stream is captured"
         ctypes.memmove(self.ptr, source, size)
 
 
@@ -151,7 +151,7 @@ class ndarray:  # noqa: N801 — CuPy's name
         return ndarray(self._host[key], self.device.id)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        assert not isinstance(value, np.ndarray), "NumPy arrays go to a device by set"
+        assert not isinstance(value, np.ndarray), "NumPy arrays are copied to a device by `set`"
         if isinstance(value, ndarray):
             assert value.device == self.device
             value = value._host
@@ -190,7 +190,8 @@ class ndarray:  # noqa: N801 — CuPy's name
         return int(self._host)
 
 
-def _lent(value: Any) -> ndarray:
+def _adopt(value: Any) -> ndarray:
+    """Return an array that shares the memory of another library's array."""
     found = value.__cuda_array_interface__
     size = int(np.prod(found["shape"])) * np.dtype(found["typestr"]).itemsize
     raw: Any = (ctypes.c_char * size).from_address(found["data"][0])
@@ -201,12 +202,12 @@ def asarray(value: Any) -> ndarray:
     if isinstance(value, ndarray):
         return value
     if hasattr(value, "__cuda_array_interface__"):
-        return _lent(value)
+        return _adopt(value)
     return ndarray(np.array(value))
 
 
 def from_dlpack(value: Any) -> ndarray:
-    return _lent(value.__dlpack__())
+    return _adopt(value.__dlpack__())
 
 
 def empty(shape: Any, dtype: Any = np.float64) -> ndarray:
@@ -231,27 +232,27 @@ class RawKernel:
     @property
     def kernel(self) -> RawKernel:
         self._module.library()
-        assert not get_current_stream().is_capturing(), "a module is loaded while a stream is captured"
+        assert not get_current_stream().is_capturing(), "a module was loaded while a stream is captured"
         return self
 
     def __call__(self, grid: tuple, block: tuple, args: tuple) -> None:
-        held = [_argument(a) for a in args]
+        values = [_argument(a) for a in args]
         stream = get_current_stream()
         _state.launches.append((self._name, grid, _state.device, stream))
         shape = (grid[0], block[0])
         if stream._captured is not None:
-            stream._captured.append((self, shape, held))
+            stream._captured.append((self, shape, values))
         else:
-            self.play(shape, held)
+            self.run_on_host(shape, values)
 
-    def play(self, shape: tuple[int, int], held: list[np.ndarray]) -> None:
-        pointers = (ctypes.c_void_p * len(held))(*[a.ctypes.data for a in held])
+    def run_on_host(self, shape: tuple[int, int], values: list[np.ndarray]) -> None:
+        pointers = (ctypes.c_void_p * len(values))(*[a.ctypes.data for a in values])
         run = getattr(self._module.library(), f"run_{self._name}")
         run(ctypes.c_longlong(shape[0]), shape[1], pointers)
 
 
 def _argument(x: Any) -> np.ndarray:
-    """Give the bytes that CuPy passes: of an array its address, of a scalar its own, of a Python number 64 bits."""
+    """Return what CuPy passes to a kernel: an array's address, a NumPy scalar as it is, a Python number in 64 bits."""
     if isinstance(x, ndarray):
         assert x.device.id == _state.device, "an array of another device than the current one"
         return np.atleast_1d(np.uint64(x.data.ptr))
@@ -260,7 +261,7 @@ def _argument(x: Any) -> np.ndarray:
 
 
 class RawModule:
-    """Machine code that `nvrtc` below "compiled", which is the source, and what g++ makes of it."""
+    """The "machine code" that `_Nvrtc` below produces, which is the source text; g++ compiles it for the host."""
 
     _libraries: dict[str, ctypes.CDLL] = {}  # noqa: RUF012
     _folder = tempfile.TemporaryDirectory(prefix="fake-cupy-")
@@ -277,12 +278,12 @@ class RawModule:
             entries = re.findall(
                 r"__global__ [^{]*?(\w+)\s*\(\s*[a-zA-Z]", source.replace("__launch_bounds__(THREADS) ", "")
             )
-            played = [
+            wrappers = [
                 f'extern "C" void run_{e}(long long blocks, int threads, void** arguments)'
                 f" {{ host::launch({e}, blocks, 0, threads, arguments, false); }}"
                 for e in entries
             ]
-            text = "\n".join(['#include "cuda_host.h"', source, *played])
+            text = "\n".join(['#include "cuda_host.h"', source, *wrappers])
             self._libraries[name] = compile_library(text, Path(self._folder.name) / f"{name}.so")
         return self._libraries[name]
 
@@ -291,11 +292,11 @@ class RawModule:
 
 
 class CUDADriverError(RuntimeError):
-    """What CuPy raises for an error of the CUDA driver."""
+    """Raised by CuPy for errors of the CUDA driver."""
 
 
 class _Nvrtc:
-    """CuPy's NVRTC: the "machine code" is the source behind a line that says for which architecture."""
+    """A fake of CuPy's NVRTC: its "machine code" is a line that names the architecture, followed by the source."""
 
     class NVRTCError(RuntimeError):
         pass
@@ -331,7 +332,7 @@ class _Nvrtc:
 
 
 def install() -> types.ModuleType:
-    """Make a module of this, as `import cupy` finds it; forget what was launched before."""
+    """Return this as a module, for `import cupy` to find in sys.modules, with its state and recorded launches reset."""
     _state.device, _state.count, _state.broken, _state.capability, _state.compiled = 0, 2, None, 90, 0
     _state.streams, _state.launches, _state.current = [], [], {}
     module = types.ModuleType("cupy")
@@ -358,8 +359,11 @@ def _count() -> int:
     return _state.count
 
 
-def lent(host: np.ndarray, device: int = 0, *, dlpack: bool = False, read_only: bool = False) -> Any:
-    """Make an object of "another library" that lends device memory by one of the two protocols."""
+def foreign_array(host: np.ndarray, device: int = 0, *, dlpack: bool = False, read_only: bool = False) -> Any:
+    """Make an array of "another library" that exposes device memory by one protocol.
+
+    The protocol is `__cuda_array_interface__`, or DLPack if `dlpack` is set.
+    """
     interface = {"shape": host.shape, "typestr": host.dtype.str, "data": (host.ctypes.data, read_only), "version": 3}
     tensor = types.SimpleNamespace(device_number=device, shape=host.shape, __cuda_array_interface__=interface)
     if not dlpack:

@@ -1,4 +1,4 @@
-"""The path that a rule takes in PyTorch and optax, by their own implementations of it."""
+"""Trajectories of PyTorch's and optax's own implementations of the rules, on one test problem."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ START = 1 - (_INDEX % 5) / 2  # from −1 to 1
 
 
 def gradient(p: np.ndarray, t: int) -> np.ndarray:
-    """Give the gradient at step t: an ill-conditioned quadratic, a saturating term, a coupling, and one rough in t.
+    """Return the gradient at step t.
 
-    Only + − × ÷ on elements: it has the same bits on every machine.
+    It is the sum of an ill-conditioned quadratic, a saturating term, a term that couples neighbours, and one that
+    varies irregularly with t. Only + − × ÷ are used, so it has the same bits on every machine.
     """
-    rough = ((7 * t + 5 * _INDEX) % 11 - 5) / 8
-    return _CURVATURE * (p - 0.5) + 3 * p / (1 + p * p) + (np.roll(p, 1) - p) / 4 + rough
+    irregular = ((7 * t + 5 * _INDEX) % 11 - 5) / 8
+    return _CURVATURE * (p - 0.5) + 3 * p / (1 + p * p) + (np.roll(p, 1) - p) / 4 + irregular
 
 
 class Path(NamedTuple):
-    """Where an optimizer went: the learning rate of each step, p at the steps STORED, the state after the last."""
+    """An optimizer's trajectory: the learning rate of each step, p after the steps STORED, the state after the last."""
 
     lr: np.ndarray
     p: np.ndarray
@@ -34,7 +35,7 @@ class Path(NamedTuple):
 
 
 def path(peer: Row) -> Path:
-    """Run `peer` for STEPS steps in float64; needs its library."""
+    """Run `peer` for STEPS steps in float64. Its library must be installed."""
     return (_torch_path if peer.library == "torch" else _optax_path)(peer)
 
 
@@ -42,7 +43,7 @@ def _torch_path(peer: Row) -> Path:
     import torch  # pyright: ignore[reportMissingImports]
 
     default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # the type in which torch's NAdam keeps its product of momenta
+    torch.set_default_dtype(torch.float64)  # the type in which torch's NAdam stores its product of momenta
     try:
         p = torch.nn.Parameter(torch.tensor(START))
         optimizer = peer.make(torch, p)
@@ -69,7 +70,7 @@ def _optax_path(peer: Row) -> Path:
     jax.config.update("jax_enable_x64", True)
     try:
         schedule = peer.schedule(optax)
-        # Counts start at 0; they are int32, and of those optax's schedules compute a float32.
+        # optax counts from 0 in int32, for which its schedules compute a float32.
         lrs = [float(schedule(jax.numpy.int32(t))) for t in range(STEPS)]
         optimizer = peer.make(optax, lrs[0] if len(set(lrs)) == 1 else schedule)
         p = jax.numpy.asarray(START)
@@ -86,7 +87,7 @@ def _optax_path(peer: Row) -> Path:
 
 
 def _find(state: Any, field: str) -> Any:
-    """Find the named field in the nested tuples that optax keeps its state in."""
+    """Return the named field from the nested tuples that are optax's state."""
     if not isinstance(state, tuple):
         return None
     if field in getattr(state, "_fields", ()):

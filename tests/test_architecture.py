@@ -1,4 +1,4 @@
-"""Which way imports run, and what importing fastopt costs."""
+"""Which part of the library imports which others, and which packages `import fastopt` loads."""
 
 import ast
 import re
@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# The units of the library, each with all that it imports of ours, no more and no less. A row names rows above it alone.
-# "launch" is what all backends need; "surface" is what `import fastopt` offers; "commands" are programs.
+# unit → all units that it imports. A row names only rows above it, so that imports have one direction. "launch" is
+# shared by all backends, "api" is what `import fastopt` exports, "commands" are command-line programs.
 MAY_IMPORT = {
     "errors": set(),
     "formats": set(),
@@ -23,13 +23,13 @@ MAY_IMPORT = {
     "reference": {"errors", "formats", "rules", "compiler", "launch"},
     "cpu": {"formats", "compiler", "launch"},
     "cuda": {"errors", "formats", "compiler", "launch"},
-    "backends": {"errors", "compiler", "launch"},  # the table, which names the three above and loads them when asked
+    "backends": {"errors", "compiler", "launch"},  # a table with the names of the three above, imported when used
     "arrays": {"errors", "formats", "launch"},
     "store": {"formats", "compiler", "arrays"},
-    "surface": {"errors", "formats", "rules", "compiler", "launch", "backends", "arrays", "store"},
-    "torch": {"errors", "formats", "rules", "compiler", "launch", "backends", "arrays", "store", "surface"},
+    "api": {"errors", "formats", "rules", "compiler", "launch", "backends", "arrays", "store"},
+    "torch": {"errors", "formats", "rules", "compiler", "launch", "backends", "arrays", "store", "api"},
     "commands": {
-        "errors", "formats", "rules", "compiler", "launch", "cpu", "cuda", "backends", "arrays", "surface",
+        "errors", "formats", "rules", "compiler", "launch", "cpu", "cuda", "backends", "arrays", "api",
     },
 }  # fmt: skip
 UNIT_OF = {
@@ -42,9 +42,9 @@ UNIT_OF = {
     "fastopt.store": "store",
     "fastopt.torch": "torch",
     **{f"fastopt.{name}": "commands" for name in ("bench", "demo", "cli")},
-    "fastopt": "surface",
+    "fastopt": "api",
 }
-# a heavy package → the modules that import it
+# package that is slow to import or optional → the modules that import it
 HEAVY = {
     "numba": {f"fastopt.{name}" for name in ("kernels.jit", "kernels.cpu.intrinsics", "kernels.cpu.wait",
                                              "torch.check_tensors")},
@@ -66,6 +66,7 @@ HEAVY = {
 
 
 def modules() -> dict[str, Path]:
+    """Return every module of fastopt by its full name, with its file."""
     found = {}
     for folder, package in (("fastopt", "fastopt"), ("kernels", "fastopt.kernels"), ("bench", "fastopt.bench")):
         for path in (
@@ -79,7 +80,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """Return the full names of what a module imports, wherever in it, each of a package's names by itself."""
+    """Return what a module imports, anywhere in its code: `from a import b, c` is {"a.b", "a.c"}."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -91,7 +92,7 @@ def imports(path: Path) -> set[str]:
 
 
 def imported_modules() -> dict[str, set[str]]:
-    """Return the modules of ours that each module imports."""
+    """Return, for each module of fastopt, the modules of fastopt that it imports."""
     known = modules()
     return {
         module: {n if n in known else n.rpartition(".")[0] for n in imports(path)} & known.keys() - {module}
@@ -106,20 +107,20 @@ def unit_of(module: str) -> str:
 
 
 @pytest.mark.parametrize("unit", MAY_IMPORT)
-def test_a_unit_imports_what_its_row_says(unit):
+def test_a_unit_imports_exactly_what_its_row_lists(unit):
     found = {unit_of(target) for m, targets in imported_modules().items() if unit_of(m) == unit for target in targets}
     assert found - {unit} == MAY_IMPORT[unit]
     units = list(MAY_IMPORT)
     assert MAY_IMPORT[unit] <= set(units[: units.index(unit)])
 
 
-def test_modules_import_one_another_without_a_circle():
+def test_there_are_no_circular_imports():
     order = list(TopologicalSorter(imported_modules()).static_order())
     assert len(order) == len(modules())
 
 
 @pytest.mark.parametrize("package", HEAVY)
-def test_heavy_packages_are_imported_where_they_are_listed(package):
+def test_a_heavy_package_is_imported_only_by_the_listed_modules(package):
     found = {m for m, path in modules().items() if package in {name.split(".")[0] for name in imports(path)}}
     assert found == HEAVY[package]
 
@@ -145,9 +146,9 @@ def test_importing_fastopt_imports_nothing_heavy():
     }
 
 
-def test_the_demo_lists_every_package_that_it_imports():
+def test_the_extra_demo_lists_every_package_that_the_demo_imports():
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["demo"]
     listed = {re.split(r"[<>=]", requirement)[0].replace("scikit-learn", "sklearn") for requirement in extra}
-    listed -= {"fastopt[bf16]"}  # by way of an Optimizer
+    listed -= {"fastopt[bf16]"}  # ml_dtypes is imported by fastopt.arrays, not by the demo
     used = {name.split(".")[0] for module, path in modules().items() if ".demo" in module for name in imports(path)}
     assert used & set(HEAVY) - {"llvmlite"} == listed

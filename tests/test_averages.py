@@ -1,4 +1,4 @@
-"""EWA: the weighted sum in exact arithmetic, other libraries' formulas, arrays, and what it refuses."""
+"""EWA compared with the weighted sum in exact arithmetic and with other libraries; arrays; state; refused arguments."""
 
 import math
 import pickle
@@ -20,7 +20,7 @@ SERIES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 
 
 def exact(series: list[float], beta: float, corrected: bool) -> Fraction:
-    """Σ (1 − β) βᵗ⁻ⁱ θ_i without any rounding, over Σ (1 − β) βᵗ⁻ⁱ where the bias is corrected."""
+    """Return Σ (1 − β) βᵗ⁻ⁱ θ_i without rounding, divided by Σ (1 − β) βᵗ⁻ⁱ if the bias is corrected."""
     b, t = Fraction(beta), len(series)
     weights = [(1 - b) * b ** (t - i) for i in range(1, t + 1)]
     total = sum((w * Fraction(x) for w, x in zip(weights, series, strict=True)), Fraction(0))
@@ -28,12 +28,13 @@ def exact(series: list[float], beta: float, corrected: bool) -> Fraction:
 
 
 def bound(series: list[float], beta: float, u: float) -> float:
-    """How far an average may be from the exact one, with roundings of relative size u and M = max |θ| ≥ |v|.
+    """Return the largest error of an average, with roundings of relative size u and M = max |θ| ≥ |v|.
 
-    A step rounds β and its product with v, 2u·β·M, then 1 − β (twice: in float64, to the dtype) and its product with θ,
-    3u·(1 − β)·M, then their sum, u·M: 4u·M together, and no later step makes it larger, so v_t is within 4t·u·M. The
-    correction divides by 1 − βᵗ, at least 1 − β. The power is off by 2u at most, which puts the quotient off by
-    2u·M/(1 − β) more, and rounding the divisor and the quotient by 2u·M. Each product and the quotient may underflow.
+    A step rounds β and its product with v, at most 2u·β·M; 1 − β (twice: in float64, to the dtype) and its product with
+    θ, 3u·(1 − β)·M; and their sum, u·M. Together that is at most 4u·M, which later steps do not amplify, so the error
+    of v_t is at most 4t·u·M. The bias correction divides by 1 − βᵗ, which is at least 1 − β. The power has an error of
+    at most 2u, which adds 2u·M/(1 − β) to the error of the quotient; rounding divisor and quotient adds 2u·M. Each
+    product and the quotient may also underflow.
     """
     t, top = len(series), max(map(abs, series))
     return ((4 * t + 4) * u * top + 4 * t * (5e-324 if u < 1e-10 else 1.5e-45)) / (1 - beta)
@@ -67,7 +68,7 @@ def test_arrays_are_averaged_element_by_element(series, beta, corrected, dtype):
         assert abs(Fraction(float(average.raw[i, 0])) - exact(column, beta, False)) <= bound(column, beta, u)
 
 
-def test_by_hand():
+def test_values_computed_by_hand():
     average = EWA(beta=0.5)
     assert [average.update(x) for x in (4.0, 1.0, 1.0)] == [4.0, 2.0, 1.25 / 0.875]
     assert (average.raw, average.t, average.window) == (1.25, 3, 2.0)
@@ -81,7 +82,7 @@ def test_by_hand():
 
 @untimed
 @given(SERIES, BETAS)
-def test_pandas_formula(series, beta):
+def test_over_equals_the_formula_of_pandas(series, beta):
     """Pandas documents ewm(adjust=True) as Σ (1 − α)ⁱ x_{t−i} / Σ (1 − α)ⁱ; the factor α cancels."""
     values = EWA.over(series, beta)
     for t in range(1, len(series) + 1):
@@ -91,7 +92,7 @@ def test_pandas_formula(series, beta):
 
 
 @pytest.mark.parametrize("corrected", [True, False])
-def test_optax_agrees(corrected):
+def test_update_matches_optax(corrected):
     optax = pytest.importorskip("optax", reason="compares with optax.ema")
     series = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
     theirs = optax.ema(0.9, debias=corrected)
@@ -112,7 +113,7 @@ def test_a_constant_is_its_own_average(x, beta, steps):
 
 
 def test_one_minus_beta_is_not_computed_in_float32():
-    # The float32 nearest to 1 − 0.999 is off by half an ulp, 6e-8 of it; 1 − float32(0.999) would be by 1.3e-5.
+    # The float32 nearest to 1 − 0.999 has a relative error of at most 6e-8; 1 − float32(0.999) would have 1.3e-5.
     average = EWA(0.999, bias_correction=False)
     assert average.update(np.ones(1, np.float32)) == np.float32(1 - 0.999)
 
@@ -129,7 +130,7 @@ def test_numbers_are_averaged_in_float64(kind):
 def test_integer_arrays_become_float64(dtype):
     average = EWA(0.5)
     average.update(np.array([100, 3], dtype))
-    value = average.update(np.array([0.0, 1.0]))  # of the same layout then
+    value = average.update(np.array([0.0, 1.0]))  # float64, the layout after the first update
     assert value.dtype == np.float64
     assert average.raw.tolist() == [25.0, 1.25]
 
@@ -147,7 +148,7 @@ def test_arrays_of_any_shape_and_order(shape, corrected):
     assert np.all(average.update(np.ones((*shape, 2), np.float32)[..., 0]) == (1.0 if corrected else 0.875))
 
 
-def test_arrays_are_copies_and_the_buffer_stays():
+def test_returned_arrays_are_copies_and_the_buffer_is_reused():
     average, x = EWA(0.5), np.ones(3)
     first = average.update(x)
     buffer = average._v
@@ -176,7 +177,7 @@ def test_before_the_first_update_and_after_reset():
 
 
 @pytest.mark.parametrize("layout", [float, lambda x: np.array([x, 1.0]), lambda x: np.array([x, 1.0], np.float32)])
-def test_nan_and_infinity_stay(layout):
+def test_nan_and_infinity_persist_until_reset(layout):
     for wrong, then in ((math.nan, math.nan), (math.inf, math.inf), (-math.inf, -math.inf)):
         average = EWA(0.5)
         average.update(layout(1.0))
@@ -192,12 +193,12 @@ def test_nan_and_infinity_stay(layout):
 
 @untimed
 @given(SERIES, BETAS, st.booleans())
-def test_over_is_update_after_update(series, beta, corrected):
+def test_over_equals_repeated_updates(series, beta, corrected):
     average = EWA(beta, corrected)
     assert EWA.over(series, beta, corrected).tolist() == [average.update(x) for x in series]
 
 
-def test_over_arrays():
+def test_over_a_series_of_arrays():
     rows = np.arange(12, dtype=np.float32).reshape(4, 3)
     average = EWA(0.5)
     values = EWA.over(rows, 0.5)
@@ -211,7 +212,7 @@ def test_over_arrays():
 
 
 @pytest.mark.parametrize("layout", [float, lambda x: np.array([x, -x], np.float32)])
-def test_state_goes_round(layout):
+def test_state_dict_and_pickle_round_trip(layout):
     first, second = EWA(0.9), EWA(0.9)
     second.load_state_dict(first.state_dict())
     assert second.t == 0
@@ -247,22 +248,22 @@ def test_bias_correction_is_checked(choice):
         EWA(0.9, choice)
 
 
-NOTHING_TO_AVERAGE: list[Any] = [
+NOT_NUMBERS: list[Any] = [
     *("1", None, True, 1j, [1.0], (1.0,), {"a": 1.0}, np.True_),
     *(np.array([True]), np.array([1j]), np.array(["1"]), np.array([None])),
     *(np.ones(2, np.float16), np.ones(2, np.longdouble), np.ones(2, ">f4"), np.ones(2, "m8[s]"), np.ones(2, "M8[s]")),
 ]
 
 
-@pytest.mark.parametrize("x", NOTHING_TO_AVERAGE, ids=repr)
-@pytest.mark.parametrize("before", [0, 1])
-def test_what_is_no_number_is_refused(x, before):
+@pytest.mark.parametrize("x", NOT_NUMBERS, ids=repr)
+@pytest.mark.parametrize("updates", [0, 1])
+def test_a_value_that_is_not_a_number_is_refused(x, updates):
     average = EWA(0.5)
-    for _ in range(before):
+    for _ in range(updates):
         average.update(2.0)
     with pytest.raises(LayoutError, match=r"(?s)EWA.update: .*got .*expected  a real number, or a NumPy array"):
         average.update(x)
-    assert (average.t, average.raw) == (before, float(before))
+    assert (average.t, average.raw) == (updates, float(updates))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ def test_another_layout_is_refused(x):
 
 
 @pytest.mark.parametrize("values", [1.0, None, "123", ["1"], [None], [True, False], [1j], [[1.0], [1.0, 2.0]], {1, 2}])
-def test_over_refuses_what_is_no_series(values):
+def test_over_refuses_a_value_that_is_not_a_series_of_numbers(values):
     with pytest.raises(LayoutError, match=r"(?s)EWA.over: .*got .*expected"):
         EWA.over(values)
 
@@ -331,7 +332,7 @@ def test_a_wrong_state_is_refused(state, error, words):
     ],
     ids=repr,
 )
-def test_state_goes_through_an_npz_file(series, tmp_path):
+def test_state_round_trips_through_an_npz_file(series, tmp_path):
     first, second = EWA(0.9), EWA(0.9)
     for _ in range(2):
         np.savez(tmp_path / "average.npz", **first.state_dict())

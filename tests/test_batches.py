@@ -1,4 +1,4 @@
-"""Batches: every sample once an epoch, the same ones of every array, replayable; and the choice of a batch size."""
+"""minibatches: every sample once per epoch, the same samples of every array, replayable. And suggest_batch_size."""
 
 import math
 from fractions import Fraction
@@ -22,57 +22,57 @@ EPOCHS = st.integers(0, 2**40)
 
 @untimed
 @given(SAMPLES, SIZES, SEEDS, EPOCHS, st.booleans())
-def test_an_epoch(n, size, seed, epoch, drop_last):
+def test_an_epoch_has_each_sample_once_and_can_be_replayed(n, size, seed, epoch, drop_last):
     x, y = np.arange(n), np.arange(2 * n).reshape(n, 2)
-    epoch_of = minibatches(x, y, size=size, seed=seed, epoch=epoch, drop_last=drop_last)
-    got = list(epoch_of)
+    batches = minibatches(x, y, size=size, seed=seed, epoch=epoch, drop_last=drop_last)
+    got = list(batches)
     size = n if size is None else min(size, n)
 
-    # The batches are as many and as large as they must be.
-    kept = n // size * size if drop_last else n
-    sizes = [size] * (kept // size) + ([kept % size] if kept % size else [])
-    assert len(epoch_of) == len(got) == len(sizes) >= 1
+    # The number of batches and their sizes.
+    used = n // size * size if drop_last else n
+    sizes = [size] * (used // size) + ([used % size] if used % size else [])
+    assert len(batches) == len(got) == len(sizes) >= 1
     assert [len(bx) for bx, _ in got] == sizes
 
-    # Each sample comes once, with its own partner.
+    # Each sample comes once, and rows of x and y stay paired.
     seen = np.concatenate([bx for bx, _ in got])
-    assert len(np.unique(seen)) == len(seen) == kept
+    assert len(np.unique(seen)) == len(seen) == used
     assert all(np.array_equal(by, y[bx]) for bx, by in got)
-    assert seed is not None or np.array_equal(seen, x[:kept])
+    assert seed is not None or np.array_equal(seen, x[:used])
 
     # The epoch can be replayed, by the same iterable and by a new one with other arrays of the same length.
     again = minibatches(x, size=size, seed=seed, epoch=epoch, drop_last=drop_last)
     assert np.array_equal(np.concatenate(list(again)), seen)
-    assert np.array_equal(np.concatenate([bx for bx, _ in epoch_of]), seen)
-    assert np.array_equal(np.concatenate(list(minibatches(-x, size=size, seed=seed, epoch=epoch)))[:kept], -seen)
+    assert np.array_equal(np.concatenate([bx for bx, _ in batches]), seen)
+    assert np.array_equal(np.concatenate(list(minibatches(-x, size=size, seed=seed, epoch=epoch)))[:used], -seen)
 
 
-def order(seed: int, epoch: int, n: int = 100) -> tuple[int, ...]:
+def epoch_order(seed: int, epoch: int, n: int = 100) -> tuple[int, ...]:
     return tuple(np.concatenate(list(minibatches(np.arange(n), size=7, seed=seed, epoch=epoch))).tolist())
 
 
 def test_every_seed_and_epoch_has_its_own_order():
-    # Of 100! orders, two of these are the same by chance with a probability of 1e-152. (0, 1) and (2³², 0) are among
-    # them: SeedSequence([seed, epoch]) would confuse those two.
+    # There are 100! orders: the probability that two of these are equal by chance is 1e-152. The keys include (0, 1)
+    # and (2³², 0), which SeedSequence([seed, epoch]) would confuse.
     keys = [(seed, epoch) for seed in (0, 1, 2, 2**32, 2**64) for epoch in (0, 1, 2, 3, 2**32)]
-    assert len({order(*key) for key in keys} | {tuple(range(100))}) == len(keys) + 1
+    assert len({epoch_order(*key) for key in keys} | {tuple(range(100))}) == len(keys) + 1
 
 
 def test_the_order_is_that_of_the_documented_generator():
     bits = np.random.PCG64(np.random.SeedSequence(7, spawn_key=(3,)))
-    assert order(7, 3) == tuple(np.random.Generator(bits).permutation(100).tolist())
+    assert epoch_order(7, 3) == tuple(np.random.Generator(bits).permutation(100).tolist())
 
 
-def test_shuffling_neither_reads_nor_moves_the_global_generator():
+def test_shuffling_neither_reads_nor_advances_the_global_generator():
     np.random.seed(0)  # noqa: NPY002
     before = np.random.get_state()[1].tolist()  # noqa: NPY002  # type: ignore[index]
-    first = order(1, 2)
+    first = epoch_order(1, 2)
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002  # type: ignore[index]
     np.random.seed(1)  # noqa: NPY002
-    assert order(1, 2) == first
+    assert epoch_order(1, 2) == first
 
 
-def test_full_mini_and_stochastic():
+def test_full_batch_mini_batches_and_single_samples():
     x = np.arange(10)
     for size in (None, 10, 11, 10**12, np.int64(10)):
         for drop_last in (False, True):
@@ -84,7 +84,7 @@ def test_full_mini_and_stochastic():
     assert np.array_equal(sorted(next(iter(minibatches(x, seed=0)))), x)
 
 
-def test_one_array_or_a_tuple_of_views_or_copies():
+def test_batches_are_views_or_copies_if_shuffled():
     x, y = np.arange(6.0), np.arange(12).reshape(6, 2)
     for batch in minibatches(x, size=4):
         assert isinstance(batch, np.ndarray)
@@ -117,15 +117,15 @@ def test_wrong_arrays_are_refused_at_once(arrays: Any, words):
         minibatches(*arrays)
 
 
-COUNT = [-1, 1.0, math.nan, "3", True, [2]]
+NOT_COUNTS = [-1, 1.0, math.nan, "3", True, [2]]
 
 
 @pytest.mark.parametrize(
     ("name", "bad"),
     [
-        *(("size", bad) for bad in (0, *COUNT)),
-        *(("seed", bad) for bad in COUNT),
-        *(("epoch", bad) for bad in (None, *COUNT)),
+        *(("size", bad) for bad in (0, *NOT_COUNTS)),
+        *(("seed", bad) for bad in NOT_COUNTS),
+        *(("epoch", bad) for bad in (None, *NOT_COUNTS)),
         *(("drop_last", bad) for bad in (0, None, "no")),
     ],
 )
@@ -138,15 +138,15 @@ def test_wrong_settings_are_refused_at_once(name, bad: Any):
     ("arguments", "expected"),
     [
         ((1, 1, 1), 1),
-        ((1_999, 1, 1_999), 1_999),  # the full batch, to the byte
-        ((1_999, 1, 1_998), 512),  # it does not fit
+        ((1_999, 1, 1_999), 1_999),  # the full batch fits exactly
+        ((1_999, 1, 1_998), 512),  # the full batch does not fit
         ((2_000, 1, 1e9), 512),
         ((10**9, 0.5, 256), 512),
         ((10**9, 0.5, 255.9), 256),
         ((10**9, 3, 3 * 256), 256),
         ((10**9, 3, 3 * 256 - 1), 128),
         ((10**9, 3, 3 * 64), 64),
-        ((500, 1, 499), 256),  # never more than there are
+        ((500, 1, 499), 256),  # never more than there are samples
         ((64, 1, 64), 64),
         ((100, 1, 99), 64),
         ((60_000, np.int32(10_000_000), 1e9), 64),
@@ -156,7 +156,7 @@ def test_wrong_settings_are_refused_at_once(name, bad: Any):
         ((60_000, np.float32(0.5), np.float16(64)), 128),
     ],
 )
-def test_suggested_sizes_by_hand(arguments, expected):
+def test_suggested_sizes_computed_by_hand(arguments, expected):
     size = suggest_batch_size(*arguments)
     assert type(size) is int
     assert size == expected
@@ -178,7 +178,7 @@ def test_a_suggested_size_is_the_largest_that_fits(samples, each, memory):
 @pytest.mark.parametrize(
     ("name", "bad"),
     [
-        *(("samples", bad) for bad in (0, None, *COUNT)),
+        *(("samples", bad) for bad in (0, None, *NOT_COUNTS)),
         *(("bytes_per_sample", bad) for bad in (0, -1, math.nan, math.inf, "1", None, True)),
         *(("memory", bad) for bad in (0, -1.5, math.nan, math.inf, "8 GB", None, True)),
     ],

@@ -1,4 +1,4 @@
-"""Checkpoints of 0.1 load, and training goes on to the bits to which 0.1 went on."""
+"""Checkpoints written by fastopt 0.1 load, and training continues to the same bits that 0.1 reached from them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 import checkpoints
 import numpy as np
 import pytest
-from checkpoints import ADAPTERS, AFTER, OPTIMIZERS
+from checkpoints import AFTER, OPTIMIZERS, TORCH_OPTIMIZERS
 
 
 @cache
-def written() -> Any:
+def stored() -> Any:
+    """Return what `checkpoints.main` of 0.1 wrote: saved state, pickle and later parameters of each case."""
     return pickle.loads(lzma.decompress(checkpoints.FILE.read_bytes()))
 
 
 @pytest.mark.parametrize("how", ["state_dict", "pickle"])
 @pytest.mark.parametrize("case", OPTIMIZERS, ids=" ".join)
-def test_a_checkpoint_of_an_optimizer_goes_on(case, how):
-    state, pickled, expected = written()[case]
+def test_an_optimizer_resumes_from_a_checkpoint_of_0_1(case, how):
+    state, pickled, expected = stored()[case]
     if how == "pickle":
         opt = pickle.loads(pickled)
     else:
@@ -34,15 +35,15 @@ def test_a_checkpoint_of_an_optimizer_goes_on(case, how):
 
 
 @pytest.mark.parametrize("how", ["state_dict", "pickle"])
-@pytest.mark.parametrize("case", ADAPTERS, ids=lambda case: " ".join(map(str, case)))
-def test_a_checkpoint_of_fastopt_torch_goes_on(case, how):
+@pytest.mark.parametrize("case", TORCH_OPTIMIZERS, ids=lambda case: " ".join(map(str, case)))
+def test_fastopt_torch_resumes_from_a_checkpoint_of_0_1(case, how):
     torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastopt[torch]'")
-    saved, pickled, expected = written()[case]
+    saved, pickled, expected = stored()[case]
     if how == "pickle":
         params, opt = pickle.loads(pickled)
     else:
         loaded = torch.load(io.BytesIO(saved))
-        params, opt = checkpoints.adapter(*case, params=loaded["params"])
+        params, opt = checkpoints.torch_optimizer(*case, params=loaded["params"])
         opt.load_state_dict(loaded["state"])
-    for found, value in zip(checkpoints.advance_adapter(params, opt, AFTER), expected, strict=True):
+    for found, value in zip(checkpoints.advance_torch(params, opt, AFTER), expected, strict=True):
         assert np.array_equal(found, value)

@@ -1,7 +1,7 @@
-"""The complete printed CUDA kernels, run on the CPU, equal the reference bit for bit. No GPU takes part.
+"""The complete printed CUDA kernels, run on the host without a GPU, equal the reference bit for bit.
 
-What is run is the text that NVRTC compiles, loads, tails, grid and all; g++ compiles it behind `cuda_host.h`, which
-plays threads, warps and blocks.
+The text is the one that NVRTC compiles, with its loads, tails and indexing by threads and blocks. g++ compiles it
+together with `cuda_host.h`, which runs threads, warps and blocks in turn.
 """
 
 import ctypes
@@ -10,9 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from cases import CASES
-from cuda_player import COMPILER, Player, compile_library
+from cuda_host import COMPILER, HostKernels, compile_library
 from test_vocabulary import OPERATIONS, Operation
-from values import SIZES, assert_same_bits, filled, guarded, guards_intact, nasty, special, step
+from values import (
+    SIZES,
+    adversarial_buffers,
+    adversarial_values,
+    assert_same_bits,
+    guarded,
+    guards_intact,
+    special_values,
+    step,
+)
 
 import fastopt
 from fastopt.bench import elementwise
@@ -25,12 +34,12 @@ from fastopt.kernels.rules.rule import signature
 
 DTYPES = (np.float32, np.float64)
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++, which plays the GPU's part")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++, which compiles the kernels for the host")
 
 
 @dataclass(frozen=True)
 class AwkwardNames:
-    """Scalars and state named like C++'s words, the kernel's own variables, and in other scripts."""
+    """A rule whose scalars and state are named like C++ keywords or the kernel's variables, or in other scripts."""
 
     def scalars(self, t):
         names = ("float_", "NULL", "count", "i", "x0", "p_new", "place", "row", "n", "Word", "η", "uη", "p_tile",
@@ -50,7 +59,10 @@ RULES = [*CASES.values(), *map(Operation, OPERATIONS), AwkwardNames()]
 
 @dataclass(frozen=True)
 class Shuffled:
-    """State that is overwritten, left alone, exchanged, the same for all elements, or huge beyond the last of them."""
+    """A rule whose state buffers are overwritten, unchanged, swapped, constant, or huge where g is 0.
+
+    The last must not raise the maximum of a tile: elements past the end of the arrays are loaded as 0.
+    """
 
     lr: float = 0.1
 
@@ -76,14 +88,14 @@ STORED = {
 NARROW = [s.name for s in STORAGES.values() if s.computes == np.float32 and not s.plain]
 
 
-def everywhere(rule, name):
-    """Keep whatever a format may hold in it."""
+def store_all_in(rule, name):
+    """Return the layout of `rule` that stores in format `name` every buffer that the format can hold."""
     kinds = {b: b if b in ("p", "g") else "state" for b in signature(rule).buffers}
     return {b: name for b, kind in kinds.items() if kind in STORAGES[name].holds}
 
 
 LAYOUTS = {
-    **{f"{case}-{name}": (rule, everywhere(rule, name)) for case, rule in STORED.items() for name in NARROW},
+    **{f"{case}-{name}": (rule, store_all_in(rule, name)) for case, rule in STORED.items() for name in NARROW},
     **{
         f"{case}-preset-{name}": (rule, name)
         for case, rule in STORED.items()
@@ -96,27 +108,28 @@ LAYOUTS = {
 
 
 @pytest.fixture(scope="module")
-def player(tmp_path_factory):
+def host_kernels(tmp_path_factory):
     programs = [trace(rule, dtype) for dtype in DTYPES for rule in RULES]
-    programs += [trace(rule, kept) for rule, kept in LAYOUTS.values()]
-    return Player(programs, tmp_path_factory.mktemp("cuda"))
+    programs += [trace(rule, storage) for rule, storage in LAYOUTS.values()]
+    return HostKernels(programs, tmp_path_factory.mktemp("cuda"))
 
 
 def noise(program, t, offset=0):
+    """Return the noise arguments of step t, () for programs without noise."""
     return (*noise_keys(5, t), offset) if program.noise else ()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
-def test_the_cuda_kernel_equals_the_reference(case, dtype, player):
+def test_the_cuda_kernel_equals_the_reference(case, dtype, host_kernels):
     rule, rng = CASES[case], np.random.default_rng(0)
     program = trace(rule, dtype)
     scalars = host_scalars(program, rule)
     for n in SIZES[1:]:
-        ours = filled(program, rng, n)
+        ours = adversarial_buffers(program, rng, n)
         truth = [a.copy() for a in ours.values()]
         for t in (1, 2, 100):
-            player.step(program, list(ours.values()), noise(program, t), scalars(t))
+            host_kernels.step(program, list(ours.values()), noise(program, t), scalars(t))
             step("reference", program, truth, noise(program, t), scalars(t))
         for (name, array), expected in zip(ours.items(), truth, strict=True):
             assert_same_bits(array, expected, f"{case}, n = {n}, {name}")
@@ -127,13 +140,13 @@ def test_the_cuda_kernel_equals_the_reference(case, dtype, player):
 @pytest.mark.parametrize("descending", [False, True])
 @pytest.mark.parametrize("blocks", [1, 3, 1000])
 @pytest.mark.parametrize("case", ["adam-amsgrad-l2", "noise-adam"])
-def test_the_shape_of_the_grid_does_not_matter(case, blocks, descending, dtype, player):
+def test_results_do_not_depend_on_the_grid(case, blocks, descending, dtype, host_kernels):
     rule, rng, n = CASES[case], np.random.default_rng(1), 10_007
     program = trace(rule, dtype)
     scalars = host_scalars(program, rule)(3)
-    ours = filled(program, rng, n)
+    ours = adversarial_buffers(program, rng, n)
     truth = [a.copy() for a in ours.values()]
-    player.step(program, list(ours.values()), noise(program, 3), scalars, blocks=blocks, descending=descending)
+    host_kernels.step(program, list(ours.values()), noise(program, 3), scalars, blocks=blocks, descending=descending)
     step("reference", program, truth, noise(program, 3), scalars)
     for (name, array), expected in zip(ours.items(), truth, strict=True):
         assert_same_bits(array, expected, name)
@@ -141,16 +154,16 @@ def test_the_shape_of_the_grid_does_not_matter(case, blocks, descending, dtype, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_buffers_may_begin_at_any_element(dtype, player):
+def test_buffers_may_begin_at_any_element(dtype, host_kernels):
     rule, rng = CASES["adam"], np.random.default_rng(2)
     program = trace(rule, dtype)
     scalars = host_scalars(program, rule)(1)
     size = np.dtype(dtype).itemsize
     for shifts in ([0] * 4, *([size * (k * j % 16) for j in range(1, 5)] for k in range(1, 16)), [0, 0, 0, size]):
-        ours = [guarded(nasty(rng, 1003, dtype), shift) for shift in shifts]
+        ours = [guarded(adversarial_values(rng, 1003, dtype), shift) for shift in shifts]
         assert [a.ctypes.data % 64 for a in ours] == [shift % 64 for shift in shifts]
         truth = [a.copy() for a in ours]
-        player.step(program, ours, (), scalars)
+        host_kernels.step(program, ours, (), scalars)
         step("reference", program, truth, (), scalars)
         for array, expected in zip(ours, truth, strict=True):
             assert_same_bits(array, expected, f"at {shifts}")
@@ -159,22 +172,22 @@ def test_buffers_may_begin_at_any_element(dtype, player):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_is_the_same_printed_in_cuda(name, dtype, player):
-    x, y = (a.ravel().copy() for a in np.meshgrid(special(dtype), special(dtype)))
+def test_a_printed_operation_equals_numpy(name, dtype, host_kernels):
+    x, y = (a.ravel().copy() for a in np.meshgrid(special_values(dtype), special_values(dtype)))
     with np.errstate(all="ignore"):
         expected = np.broadcast_to(OPERATIONS[name](x.copy(), y.copy()), x.shape)
-    player.step(trace(Operation(name), dtype), [x, y], (), ())
+    host_kernels.step(trace(Operation(name), dtype), [x, y], (), ())
     assert_same_bits(x, expected, name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_rules_own_names_may_be_any(dtype, player):
+def test_a_rules_names_may_collide_with_names_in_the_kernel(dtype, host_kernels):
     rule, rng = AwkwardNames(), np.random.default_rng(0)
     program = trace(rule, dtype)
     ours = [rng.standard_normal(300).astype(dtype) for _ in program.buffers]
     truth = [a.copy() for a in ours]
     scalars = host_scalars(program, rule)(1)
-    player.step(program, ours, (), scalars)
+    host_kernels.step(program, ours, (), scalars)
     step("reference", program, truth, (), scalars)
     for array, expected in zip(ours, truth, strict=True):
         assert_same_bits(array, expected)
@@ -182,47 +195,47 @@ def test_a_rules_own_names_may_be_any(dtype, player):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
-def test_steps_from_a_table_equal_steps_from_arguments(case, dtype, player):
+def test_captured_steps_equal_plain_steps(case, dtype, host_kernels):
     rule, rng, n, steps = CASES[case], np.random.default_rng(3), 1003, 5
     program = trace(rule, dtype)
     scalars = host_scalars(program, rule)
-    ours = list(filled(program, rng, n).values())
+    ours = list(adversarial_buffers(program, rng, n).values())
     truth = [a.copy() for a in ours]
     table = np.array([scalars(t) for t in range(1, steps + 1)], dtype)
     keys = np.array([noise_keys(5, t) for t in range(1, steps + 1)], np.uint32)
     row = np.zeros(1, np.int64)
     for t in range(1, steps + 1):
-        player.captured_step(program, ours, keys, 7 * TILE, table, row, steps)
-        player.step(program, truth, noise(program, t, 7 * TILE), scalars(t))
+        host_kernels.captured_step(program, ours, keys, 7 * TILE, table, row, steps)
+        host_kernels.step(program, truth, noise(program, t, 7 * TILE), scalars(t))
         for array, expected in zip(ours, truth, strict=True):
             assert_same_bits(array, expected, f"t = {t}")
         row += 1
-    player.captured_step(program, ours, keys, 7 * TILE, table, row, steps)  # no row is left: nothing happens
+    host_kernels.captured_step(program, ours, keys, 7 * TILE, table, row, steps)  # past the last row: writes nothing
     for array, expected in zip(ours, truth, strict=True):
         assert_same_bits(array, expected)
 
 
-def test_elements_beyond_two_to_the_32_are_reached(player):
+def test_elements_beyond_two_to_the_32_are_reached(host_kernels):
     rule, n, rng = fastopt.GradientNoise(fastopt.SGD(lr=1.0)), 2**33 + 2**31 + 1003, np.random.default_rng(4)
     program = trace(rule, np.float32)
     scalars = host_scalars(program, rule)(1)
     size = 2048 + 1003
-    ours = list(filled(program, rng, size).values())
+    ours = list(adversarial_buffers(program, rng, size).values())
     truth = [a.copy() for a in ours]
-    player.step(program, ours, noise(program, 1, 11 * TILE), scalars, tail_of=n)
+    host_kernels.step(program, ours, noise(program, 1, 11 * TILE), scalars, tail_of=n)
     step("reference", program, truth, noise(program, 1, 11 * TILE + n - size), scalars)
     for array, expected in zip(ours, truth, strict=True):
         assert_same_bits(array, expected)
         assert guards_intact(array)
 
 
-def test_the_grid_never_has_more_blocks_than_a_device_takes():
+def test_the_grid_never_has_more_blocks_than_a_device_allows():
     assert [blocks(n) for n in (1, 1024, 1025, 2**40)] == [1, 1, 2, 2**30]
     assert blocks(2**60) == 2**31 - 1
 
 
 @pytest.mark.parametrize("architecture", [750, 800])  # with shuffles, and with one reduction
-def test_a_warps_maximum_is_in_all_lanes(architecture, tmp_path):
+def test_warp_max_returns_the_maximum_in_all_lanes(architecture, tmp_path):
     text = """
         #include "cuda_host.h"
         #include "tile.cuh"
@@ -250,9 +263,9 @@ def test_a_warps_maximum_is_in_all_lanes(architecture, tmp_path):
 @pytest.mark.parametrize(
     "rule", [fastopt.Momentum(), fastopt.RMSprop(), fastopt.Adam()], ids=lambda r: type(r).__name__
 )
-def test_the_forms_written_by_hand_equal_the_reference(rule, dtype, tmp_path):
-    form, program = elementwise.CLASSIC[type(rule).__name__], trace(rule, dtype)
-    read, written = form.read.removeprefix("T g, "), form.written.removeprefix("T p, ").replace("T ", "T* ")
+def test_hand_written_kernels_equal_the_reference(rule, dtype, tmp_path):
+    kernel, program = elementwise.CLASSIC[type(rule).__name__], trace(rule, dtype)
+    read, written = kernel.read.removeprefix("T g, "), kernel.written.removeprefix("T p, ").replace("T ", "T* ")
     text = f"""
         #include "cuda_host.h"
         typedef {"float" if dtype == np.float32 else "double"} T;
@@ -261,14 +274,14 @@ def test_the_forms_written_by_hand_equal_the_reference(rule, dtype, tmp_path):
             for (Py_ssize i = 0; i < n; ++i) {{
                 T g = g_[i], &p = p_[i];
                 T {", ".join(f"&{name} = {name}_[i]" for name in program.state)};
-                {form.body}
+                {kernel.body}
             }}
         }}
     """.replace("Py_ssize", "long long")
     assert read == ", ".join(f"T {name}" for name in program.scalars)
-    library = compile_library(text, tmp_path / "form.so")
+    library = compile_library(text, tmp_path / "hand_written.so")
     rng, n = np.random.default_rng(6), 1003
-    ours = list(filled(program, rng, n).values())
+    ours = list(adversarial_buffers(program, rng, n).values())
     truth = [a.copy() for a in ours]
     for t in (1, 2, 50):
         scalars = host_scalars(program, rule)(t)
@@ -280,21 +293,21 @@ def test_the_forms_written_by_hand_equal_the_reference(rule, dtype, tmp_path):
         assert_same_bits(array, expected)
 
 
-def patterns(program, rng, n):
-    """Give each plane random bits, every pattern there is."""
+def random_bits(program, rng, n):
+    """Return the planes of a program's buffers, filled with random bits."""
     return [rng.integers(0, 256, b.size(n) * b.dtype.itemsize, np.uint8).view(b.dtype) for b in program.buffers]
 
 
-def encoded(program, rng, n):
-    """Give planes that hold values of widely different sizes, special ones among them."""
-    held = {}
+def encoded_values(program, rng, n):
+    """Return the planes of a program's buffers, filled with encoded values of very different magnitudes."""
+    planes = {}
     for b, storage in program.formats.items():
-        packed = pack(storage, nasty(rng, n, np.float32))
-        held |= dict(zip(storage.plane_names(b), packed, strict=True))
-    return [held[b.name] for b in program.buffers]
+        packed = pack(storage, adversarial_values(rng, n, np.float32))
+        planes |= dict(zip(storage.plane_names(b), packed, strict=True))
+    return [planes[b.name] for b in program.buffers]
 
 
-def require_same(program, ours, truth, what=""):
+def assert_same_buffers(program, ours, truth, what=""):
     for b, array, expected in zip(program.buffers, ours, truth, strict=True):
         if b.dtype.kind == "f":
             assert_same_bits(array, expected, f"{what} {b.name}")
@@ -305,21 +318,21 @@ def require_same(program, ours, truth, what=""):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_kernel_of_any_storage_equals_the_reference(layout, player):
-    rule, kept = LAYOUTS[layout]
-    program, rng = trace(rule, kept), np.random.default_rng(0)
+def test_a_kernel_of_any_storage_equals_the_reference(layout, host_kernels):
+    rule, storage = LAYOUTS[layout]
+    program, rng = trace(rule, storage), np.random.default_rng(0)
     scalars = host_scalars(program, rule)
     for n in (1, 255, 256, 257, 1003, 10_007):
-        for fill in (patterns, encoded):
+        for fill in (random_bits, encoded_values):
             ours = [guarded(a) for a in fill(program, rng, n)]
             truth = [a.copy() for a in ours]
             for t in (1, 2, 100):
-                player.step(program, ours, noise(program, t, 5 * TILE), scalars(t))
+                host_kernels.step(program, ours, noise(program, t, 5 * TILE), scalars(t))
                 step("reference", program, truth, noise(program, t, 5 * TILE), scalars(t))
-                require_same(program, ours, truth, f"n = {n}, t = {t}")
+                assert_same_buffers(program, ours, truth, f"n = {n}, t = {t}")
 
 
-SOME = [
+SELECTED = [
     "adam-preset-8bit", "adam-preset-split_8bit", "adam-preset-mixed_bf16", "adam-preset-bf16_kahan", "adam-split24",
     "shuffled-f8", "shuffled-uf8", "noise-adam-preset-bf16_8bit",
 ]  # fmt: skip
@@ -327,61 +340,61 @@ SOME = [
 
 @pytest.mark.parametrize("descending", [False, True])
 @pytest.mark.parametrize("blocks", [1, 3, 100])
-@pytest.mark.parametrize("layout", SOME)
-def test_the_shape_of_the_grid_does_not_matter_to_storages(layout, blocks, descending, player):
-    rule, kept = LAYOUTS[layout]
-    program, rng = trace(rule, kept), np.random.default_rng(1)
+@pytest.mark.parametrize("layout", SELECTED)
+def test_results_of_storages_do_not_depend_on_the_grid(layout, blocks, descending, host_kernels):
+    rule, storage = LAYOUTS[layout]
+    program, rng = trace(rule, storage), np.random.default_rng(1)
     scalars = host_scalars(program, rule)(3)
-    ours = [guarded(a) for a in encoded(program, rng, 10_007)]
+    ours = [guarded(a) for a in encoded_values(program, rng, 10_007)]
     truth = [a.copy() for a in ours]
-    player.step(program, ours, noise(program, 3), scalars, blocks=blocks, descending=descending)
+    host_kernels.step(program, ours, noise(program, 3), scalars, blocks=blocks, descending=descending)
     step("reference", program, truth, noise(program, 3), scalars)
-    require_same(program, ours, truth)
+    assert_same_buffers(program, ours, truth)
 
 
-@pytest.mark.parametrize("layout", SOME)
-def test_planes_may_begin_at_any_element(layout, player):
-    rule, kept = LAYOUTS[layout]
-    program, rng = trace(rule, kept), np.random.default_rng(2)
+@pytest.mark.parametrize("layout", SELECTED)
+def test_planes_may_begin_at_any_element(layout, host_kernels):
+    rule, storage = LAYOUTS[layout]
+    program, rng = trace(rule, storage), np.random.default_rng(2)
     scalars = host_scalars(program, rule)(1)
-    sizes, planes_ = [b.dtype.itemsize for b in program.buffers], range(len(program.buffers))
-    alone = [[size * (j == k) for j, size in enumerate(sizes)] for k in planes_]
-    for shifts in (*alone, *([size * (k * (j + 1) % 16) for j, size in enumerate(sizes)] for k in range(16))):
-        ours = [guarded(a, shift) for a, shift in zip(encoded(program, rng, 1003), shifts, strict=True)]
+    sizes = [b.dtype.itemsize for b in program.buffers]
+    one_shifted = [[size * (j == k) for j, size in enumerate(sizes)] for k in range(len(sizes))]
+    for shifts in (*one_shifted, *([size * (k * (j + 1) % 16) for j, size in enumerate(sizes)] for k in range(16))):
+        ours = [guarded(a, shift) for a, shift in zip(encoded_values(program, rng, 1003), shifts, strict=True)]
         assert [a.ctypes.data % 64 for a in ours] == shifts
         truth = [a.copy() for a in ours]
-        player.step(program, ours, noise(program, 1), scalars)
+        host_kernels.step(program, ours, noise(program, 1), scalars)
         step("reference", program, truth, noise(program, 1), scalars)
-        require_same(program, ours, truth, f"at {shifts}")
+        assert_same_buffers(program, ours, truth, f"at {shifts}")
 
 
-@pytest.mark.parametrize("layout", SOME)
-def test_steps_of_storages_from_a_table_equal_the_reference(layout, player):
-    rule, kept = LAYOUTS[layout]
-    program, rng, n, steps = trace(rule, kept), np.random.default_rng(3), 1003, 3
+@pytest.mark.parametrize("layout", SELECTED)
+def test_captured_steps_of_storages_equal_the_reference(layout, host_kernels):
+    rule, storage = LAYOUTS[layout]
+    program, rng, n, steps = trace(rule, storage), np.random.default_rng(3), 1003, 3
     scalars = host_scalars(program, rule)
-    ours = [guarded(a) for a in encoded(program, rng, n)]
+    ours = [guarded(a) for a in encoded_values(program, rng, n)]
     truth = [a.copy() for a in ours]
     table = np.array([scalars(t) for t in range(1, steps + 1)], np.float32)
     keys = np.array([noise_keys(5, t) for t in range(1, steps + 1)], np.uint32)
     row = np.zeros(1, np.int64)
     for t in range(1, steps + 1):
-        player.captured_step(program, ours, keys, 7 * TILE, table, row, steps)
+        host_kernels.captured_step(program, ours, keys, 7 * TILE, table, row, steps)
         step("reference", program, truth, noise(program, t, 7 * TILE), scalars(t))
-        require_same(program, ours, truth, f"t = {t}")
+        assert_same_buffers(program, ours, truth, f"t = {t}")
         row += 1
-    player.captured_step(program, ours, keys, 7 * TILE, table, row, steps)  # no row is left: nothing happens
-    require_same(program, ours, truth)
+    host_kernels.captured_step(program, ours, keys, 7 * TILE, table, row, steps)  # past the last row: writes nothing
+    assert_same_buffers(program, ours, truth)
 
 
-@pytest.mark.parametrize("layout", SOME)
-def test_elements_of_storages_beyond_two_to_the_33_are_reached(layout, player):
-    rule, kept = LAYOUTS[layout]
-    program, rng = trace(rule, kept), np.random.default_rng(4)
+@pytest.mark.parametrize("layout", SELECTED)
+def test_elements_of_storages_beyond_two_to_the_33_are_reached(layout, host_kernels):
+    rule, storage = LAYOUTS[layout]
+    program, rng = trace(rule, storage), np.random.default_rng(4)
     scalars, size = host_scalars(program, rule)(1), 2048 + 1003
-    n, before = 2**33 + 2**31 + 1003, 2**41  # elements before these arrays: the number of a tile has more than 32 bits
-    ours = [guarded(a) for a in encoded(program, rng, size)]
+    n, before = 2**33 + 2**31 + 1003, 2**41  # noise offset of the first element: tile numbers need more than 32 bits
+    ours = [guarded(a) for a in encoded_values(program, rng, size)]
     truth = [a.copy() for a in ours]
-    player.step(program, ours, noise(program, 1, before), scalars, tail_of=n)
+    host_kernels.step(program, ours, noise(program, 1, before), scalars, tail_of=n)
     step("reference", program, truth, noise(program, 1, before + n - size), scalars)
-    require_same(program, ours, truth)
+    assert_same_buffers(program, ours, truth)

@@ -1,4 +1,4 @@
-"""Every printed CUDA kernel compiles to machine code for every architecture, as wide and as exact as meant."""
+"""Every printed CUDA kernel compiles for every architecture: no spills, no contraction, accesses of full width."""
 
 import csv
 import re
@@ -22,52 +22,54 @@ pytest.importorskip("cupy", reason="NVRTC is called through CuPy, which this pla
 PROGRAMS = [p for dtype in (np.float32, np.float64) for p in all_programs(dtype)]
 
 
-# The bytes that a thread keeps in local memory, of one entry point: ptxas squeezes it into 80 registers, so that six
-# blocks fit a multiprocessor, at the price of two words. See docs/decisions/0009.
-SPILLED = {("adam_amsgrad_pbf16_sr_gbf16_mbf16_sr_vbf16_sr_vmaxbf16_sr", 120): {8}}
+# (kernel, architecture) → allowed bytes of stack. In this kernel ptxas spills two words of one entry point, so that it
+# needs only 80 registers and six blocks fit a multiprocessor. See docs/decisions/0009.
+STACK_BYTES = {("adam_amsgrad_pbf16_sr_gbf16_mbf16_sr_vbf16_sr_vmaxbf16_sr", 120): {8}}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles_without_spilling(architecture):
-    # Storage is the same text on all architectures: to save time, those that differ most compile it.
+    # To save time, programs of other storages compile only for the architectures that differ most.
     programs = PROGRAMS + (storage_programs() if architecture in (75, 90, 120) else [])
     made = compile_all(programs, architecture)
     for program in programs:
         name, compiled = entry_of(program), made[program.name]
         assert compiled.cubin[:4] == b"\x7fELF", name
         assert set(compiled.registers) == {name, f"{name}_captured"}
-        allowed = {0} | SPILLED.get((name, architecture), set())
-        assert set(compiled.stack.values()) <= allowed, f"{name} keeps values in local memory"
-        # A multiprocessor has 65,536 registers: with at most 128 a thread it holds four blocks of 128 threads. The
-        # float64 kernels with five buffers, 80 registers of data, may take more.
+        allowed = {0} | STACK_BYTES.get((name, architecture), set())
+        assert set(compiled.stack.values()) <= allowed, f"{name} spills to local memory"
+        # A multiprocessor has 65,536 registers: with at most 128 per thread four blocks of 128 threads are resident.
+        # float64 kernels may use more: those with five buffers need 80 registers for their data alone.
         assert max(compiled.registers.values()) <= (128 if program.dtype == np.float32 else 160), name
         if architecture == 90:
-            require_exact_and_wide(program, compiled.ptx)
+            assert_uncontracted_and_wide(program, compiled.ptx)
 
 
-def require_exact_and_wide(program, ptx):
+def assert_uncontracted_and_wide(program, ptx):
+    """Assert that PTX has no fused or approximate operations, and exactly the loads and stores of the widest packs."""
     assert not re.search(r"\b(fma|mad)\.(rn\.)?f(32|64)", ptx), f"{program.name}: contracted"
     assert ".ftz" not in ptx
     assert ".approx" not in ptx
     assert ".local" not in ptx
-    # Of each array that plays a part a lane moves 8 elements, in packs or one by one; of one with an element for each
-    # tile, that. A pack of the widest has 16 bytes, and the others have as many elements.
+    # A lane loads or stores 8 elements of each array that is used, in packs or, in another branch, one by one; of an
+    # array with one element for each tile, that element. A pack is 16 bytes of the array with the widest elements, and
+    # as many elements of the other arrays.
     pack = 16 // max(b.dtype.itemsize for b in program.buffers if not b.tiled)
     used = {node.value for node in walk(program.results.values()) if node.op in ("buffer", "tile")}
-    expected, wide_and_only_read = Counter(), 0
+    expected, wide_read_only = Counter(), 0
     for b in program.buffers:
         size = b.dtype.itemsize
-        for kind, plays in (("ld", b.name in used), ("st", b.written)):
-            if plays:
+        for kind, accessed in (("ld", b.name in used), ("st", b.written)):
+            if accessed:
                 expected[kind, size if b.tiled else pack * size] += 1 if b.tiled else 8 // pack
                 expected[kind, size] += 0 if b.tiled else 8
-        wide_and_only_read += (8 // pack) * (not b.written and b.name in used and pack * size >= 8)
+        wide_read_only += (8 // pack) * (not b.written and b.name in used and pack * size >= 8)
     parts = re.split(r"\.entry (\w+)", ptx)[1:]
     found = {name: accesses(text) for name, text in zip(parts[::2], parts[1::2], strict=True)}
     name = entry_of(program)
     for entry in (name, f"{name}_captured"):
         wide = {key: times for key, times in found[entry].items() if key.size > 8 or key.vector}
-        assert sum(times for key, times in wide.items() if key.only_read) == wide_and_only_read, entry
+        assert sum(times for key, times in wide.items() if key.read_only) == wide_read_only, entry
     plain = Counter()
     for access, times in found[name].items():
         plain[access.kind, access.size] += times
@@ -75,29 +77,30 @@ def require_exact_and_wide(program, ptx):
 
 
 class Access(NamedTuple):
-    """A load ("ld") or store ("st"): whether nobody writes what it loads, whether of several elements, its bytes."""
+    """A load ("ld") or store ("st"): whether it is a load of read-only data (.nc), whether a vector, its bytes."""
 
     kind: str
-    only_read: bool
+    read_only: bool
     vector: bool
     size: int
 
 
 def accesses(ptx):
+    """Count the accesses to global memory."""
     found = re.findall(r"\b(ld|st)\.global(\.nc)?(?:\.v(\d))?\.[bfus](\d+)\b", ptx)
     return Counter(Access(kind, bool(nc), bool(v), int(v or 1) * int(bits) // 8) for kind, nc, v, bits in found)
 
 
-def test_a_kernel_that_contracts_would_be_noticed():
+def test_a_contracted_kernel_fails_the_check():
     source = print_source(trace(fastopt.Adam(), np.float32))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nvrtc, "OPTIONS", ("-std=c++17",))
         contracted = compile_source(source, 90).ptx
     with pytest.raises(AssertionError, match="contracted"):
-        require_exact_and_wide(trace(fastopt.Adam(), np.float32), contracted)
+        assert_uncontracted_and_wide(trace(fastopt.Adam(), np.float32), contracted)
 
 
-def test_the_registers_of_every_kernel_are_recorded():
+def test_the_recorded_table_has_every_kernel():
     with REGISTERS.open() as file:
         head, *rows = csv.reader(file)
     assert head[1:] == COLUMNS
@@ -106,5 +109,5 @@ def test_the_registers_of_every_kernel_are_recorded():
     )
 
 
-def test_the_kernel_that_counts_replays_compiles():
+def test_the_kernel_that_advances_the_row_compiles():
     assert compile_source(ADVANCE, 75).registers["advance_row"] <= 16

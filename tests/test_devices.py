@@ -1,4 +1,4 @@
-"""What fastopt does around a CUDA kernel, on a stand-in for CuPy that plays kernels on the CPU (see fake_cupy)."""
+"""What fastopt does around a CUDA kernel, tested with a fake CuPy that runs kernels on the host (see fake_cupy)."""
 
 import copy
 import pickle
@@ -11,7 +11,7 @@ import fake_cupy
 import numpy as np
 import pytest
 from cases import CASES, fresh_buffers
-from cuda_player import COMPILER
+from cuda_host import COMPILER
 from values import assert_same_bits
 
 import fastopt
@@ -21,7 +21,7 @@ from fastopt.kernels import cache
 from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.cuda import nvrtc
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++, which plays the GPU's part")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++, which compiles the kernels for the host")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def buffers(n=1000, seed=0):
 
 @pytest.mark.parametrize("backend", ["auto", "cuda"])
 @pytest.mark.parametrize("case", ["adam", "noise-adam", "rmsprop-centered-momentum"])
-def test_update_steps_arrays_on_a_device_as_the_reference_does(case, backend, cupy):
+def test_update_on_a_device_equals_the_reference(case, backend, cupy):
     rng, rule = np.random.default_rng(0), CASES[case]
     truth = fresh_buffers(rule, rng.standard_normal((10, 100)).astype(np.float32))
     truth["g"][...] = rng.standard_normal((10, 100))
@@ -66,7 +66,7 @@ def test_update_steps_arrays_on_a_device_as_the_reference_does(case, backend, cu
 
 
 @pytest.mark.parametrize("preset", ["bf16", "split_8bit", "mixed_f16"])
-def test_storages_on_a_device_are_those_of_the_cpu(preset, cupy):
+def test_storages_on_a_device_equal_the_reference(preset, cupy):
     rng = np.random.default_rng(1)
     values = {"w": rng.standard_normal((30, 20)).astype(np.float32), "b": rng.standard_normal(7).astype(np.float32)}
     ours = fastopt.Optimizer(ADAM, values, storage=preset, backend="cuda", seed=2)
@@ -82,10 +82,10 @@ def test_storages_on_a_device_are_those_of_the_cpu(preset, cupy):
             truth.assign({"b": new})
         ours.step()
         truth.step()
-    kept = ours.state_dict()
-    assert kept.keys() == truth.state_dict().keys()
+    state = ours.state_dict()
+    assert state.keys() == truth.state_dict().keys()
     for key, value in truth.state_dict().items():
-        assert np.array_equal(kept[key], value), key
+        assert np.array_equal(state[key], value), key
     master: Any = ours.master()
     v: Any = ours.state("v")
     for name in values:
@@ -94,7 +94,7 @@ def test_storages_on_a_device_are_those_of_the_cpu(preset, cupy):
         assert_same_bits(v[name].get(), truth.state("v")[name])
 
 
-def test_a_step_runs_on_the_arrays_device_and_the_current_stream(cupy):
+def test_a_step_runs_on_the_device_of_the_arrays_and_the_current_stream(cupy):
     ours = {name: on_device(cupy, a, device=1) for name, a in buffers().items()}
     with cupy.cuda.Device(1):  # each device has a current stream of its own
         stream = cupy.cuda.Stream("mine").use()
@@ -121,8 +121,8 @@ def test_a_step_runs_on_a_stream_that_is_passed_in(kind, cupy):
     assert not cupy.state.streams
 
 
-def test_a_stream_that_the_caller_made_current_stays_so(cupy):
-    """CuPy's own `with stream` would go back to the default stream."""
+def test_the_current_stream_of_the_caller_stays_current(cupy):
+    """With CuPy's own `with stream` the default stream would be current afterwards."""
     ours = {name: on_device(cupy, a) for name, a in buffers().items()}
     mine = cupy.cuda.Stream("mine").use()
     fastopt.update(ADAM, 1, ours, stream=SimpleNamespace(cuda_stream=1234))
@@ -131,7 +131,7 @@ def test_a_stream_that_the_caller_made_current_stays_so(cupy):
     assert cupy.state.launches[-1][3] is mine
 
 
-def test_what_is_no_stream_is_refused(cupy):
+def test_an_invalid_stream_is_refused(cupy):
     ours = {name: on_device(cupy, a) for name, a in buffers().items()}
     for stream in ("mine", True, 1.5):
         with pytest.raises(SettingError, match="not a CUDA stream"):
@@ -142,10 +142,9 @@ def test_what_is_no_stream_is_refused(cupy):
 
 
 @pytest.mark.parametrize("dlpack", [False, True])
-def test_memory_that_another_library_lends_is_updated_in_place(dlpack, cupy):
+def test_device_memory_of_another_library_is_updated_in_place(dlpack, cupy):
     host, truth = buffers(), buffers()
-    lent = {name: fake_cupy.lent(a, dlpack=dlpack) for name, a in host.items()}
-    fastopt.update(ADAM, 1, lent)
+    fastopt.update(ADAM, 1, {name: fake_cupy.foreign_array(a, dlpack=dlpack) for name, a in host.items()})
     fastopt.update(ADAM, 1, truth, backend="reference")
     assert len(cupy.state.launches) == 1
     for name, array in host.items():
@@ -153,15 +152,15 @@ def test_memory_that_another_library_lends_is_updated_in_place(dlpack, cupy):
 
 
 class Jax:
-    """An array of a library whose arrays never change."""
+    """An array of JAX, whose arrays are immutable."""
 
 
 Jax.__module__ = "jaxlib.something"
 
 
-def jax(host):
+def jax_array(host):
     made = Jax()
-    made.__dict__.update(vars(fake_cupy.lent(host)))
+    made.__dict__.update(vars(fake_cupy.foreign_array(host)))
     return made
 
 
@@ -177,13 +176,13 @@ def misaligned(cupy, array):
 
 REFUSED = {
     "on two devices": (lambda cupy, b: {**b, "m": on_device(cupy, np.zeros(1000, np.float32), 1)}, "on cuda:1"),
-    "in two places": (lambda cupy, b: {**b, "v": np.zeros(1000, np.float32)}, "'v' does not match"),
+    "on a device and on the CPU": (lambda cupy, b: {**b, "v": np.zeros(1000, np.float32)}, "'v' does not match"),
     "strided": (lambda cupy, b: {**b, "g": strided(cupy, buffers()["g"])}, "contiguous"),
     "misaligned": (lambda cupy, b: {**b, "g": misaligned(cupy, buffers()["g"])}, "misaligned"),
     "overlapping": (lambda cupy, b: {**b, "v": b["m"]}, "overlap"),
     "ints": (lambda cupy, b: {**b, "p": on_device(cupy, np.zeros(1000, np.int32))}, "cannot be updated in place"),
-    "read-only": (lambda cupy, b: {**b, "p": fake_cupy.lent(buffers()["p"], read_only=True)}, "read-only"),
-    "jax": (lambda cupy, b: {**b, "p": jax(buffers()["p"])}, "read-only"),
+    "read-only": (lambda cupy, b: {**b, "p": fake_cupy.foreign_array(buffers()["p"], read_only=True)}, "read-only"),
+    "jax": (lambda cupy, b: {**b, "p": jax_array(buffers()["p"])}, "read-only"),
 }
 
 
@@ -195,7 +194,7 @@ def test_bad_buffers_are_refused_and_nothing_is_launched(case, cupy):
     assert not cupy.state.launches
 
 
-def test_a_backend_that_does_not_reach_the_arrays_is_refused(cupy):
+def test_a_backend_for_another_device_is_refused(cupy):
     ours = {name: on_device(cupy, a) for name, a in buffers().items()}
     for backend in ("cpu", "reference"):
         with pytest.raises(BackendError, match="not for arrays that live there"):
@@ -206,15 +205,15 @@ def test_a_backend_that_does_not_reach_the_arrays_is_refused(cupy):
         fastopt.update(ADAM, 1, buffers(), backend="cuda")
 
 
-def pair(cupy, *, device=0, where="device", **how):
-    """Give an optimizer on a device, made from values there or in the CPU's memory, and the same one on the CPU."""
+def device_and_reference(cupy, *, device=0, memory="device", **options):
+    """Make an optimizer on a device, from values in `memory` "device" or "cpu", the same on the CPU, and gradients."""
     rng = np.random.default_rng(1)
     values = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
     rule = fastopt.GradientNoise(fastopt.Adam(lr=lambda t: 0.1 / t, weight_decay=0.1))
     groups = {"*.bias": {"weight_decay": 0.0}}
     with cupy.cuda.Device(device):
-        given = {n: on_device(cupy, v, device) for n, v in values.items()} if where == "device" else values
-        ours = fastopt.Optimizer(rule, given, groups=groups, seed=9, backend="cuda", **how)
+        given = {n: on_device(cupy, v, device) for n, v in values.items()} if memory == "device" else values
+        ours = fastopt.Optimizer(rule, given, groups=groups, seed=9, backend="cuda", **options)
     truth = fastopt.Optimizer(rule, values, groups=groups, seed=9, backend="reference")
     grads = [{name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()} for _ in range(6)]
     return ours, truth, grads
@@ -231,9 +230,9 @@ def assert_equal(ours, truth):
         assert_same_bits(ours.master()[name].get(), expected, name)
 
 
-@pytest.mark.parametrize("where", ["device", "cpu"])
-def test_an_optimizer_on_a_device_takes_the_same_steps(where, cupy):
-    ours, truth, grads = pair(cupy, device=1, where=where)
+@pytest.mark.parametrize("memory", ["device", "cpu"])
+def test_an_optimizer_on_a_device_equals_the_reference(memory, cupy):
+    ours, truth, grads = device_and_reference(cupy, device=1, memory=memory)
     cupy.state.launches.clear()
     for k, g in enumerate(grads):
         if k % 2:
@@ -250,7 +249,7 @@ def test_an_optimizer_on_a_device_takes_the_same_steps(where, cupy):
 
 
 def test_gradients_must_be_on_the_device(cupy):
-    ours, _, grads = pair(cupy)
+    ours, _, grads = device_and_reference(cupy)
     before = ours.master()
     for wrong in (grads[0], {name: on_device(cupy, value, 1) for name, value in grads[0].items()}):
         with pytest.raises(LayoutError, match="does not match its parameter"):
@@ -260,23 +259,23 @@ def test_gradients_must_be_on_the_device(cupy):
         assert_same_bits(ours.params[name].get(), value.get())
 
 
-def test_parameters_in_two_places_are_refused(cupy):
+def test_parameters_on_two_devices_are_refused(cupy):
     values = {"a": np.ones(3, np.float32), "b": on_device(cupy, np.ones(3, np.float32))}
     with pytest.raises(LayoutError, match="different devices"):
         fastopt.Optimizer(ADAM, values)
 
 
 def test_a_checkpoint_moves_between_a_device_and_the_cpu(cupy):
-    ours, truth, grads = pair(cupy)
+    ours, truth, grads = device_and_reference(cupy)
     for g in grads[:3]:
         ours.step({name: on_device(cupy, value) for name, value in g.items()})
         truth.step(g)
-    kept, kept_truth = ours.state_dict(), truth.state_dict()
-    assert all(not isinstance(x, cupy.ndarray) for x in kept.values())
-    assert kept.keys() == kept_truth.keys()
-    other, other_truth, _ = pair(cupy)
-    other.load_state_dict(kept_truth)
-    other_truth.load_state_dict(kept)
+    state, state_truth = ours.state_dict(), truth.state_dict()
+    assert all(not isinstance(x, cupy.ndarray) for x in state.values())
+    assert state.keys() == state_truth.keys()
+    other, other_truth, _ = device_and_reference(cupy)
+    other.load_state_dict(state_truth)
+    other_truth.load_state_dict(state)
     assert_equal(other, truth)
     for g in grads[3:]:
         other.step({name: on_device(cupy, value) for name, value in g.items()})
@@ -300,8 +299,8 @@ def test_copies_stay_on_the_device(how, cupy):
     assert twin.t == 2
 
 
-def test_a_captured_step_replays_with_its_own_t_and_learning_rate(cupy):
-    ours, truth, grads = pair(cupy)
+def test_a_captured_step_replays_with_the_next_t_and_learning_rate(cupy):
+    ours, truth, grads = device_and_reference(cupy)
     ours.step({name: on_device(cupy, value) for name, value in grads[0].items()})
     truth.step(grads[0])
     ours.capturable(4)
@@ -315,14 +314,14 @@ def test_a_captured_step_replays_with_its_own_t_and_learning_rate(cupy):
         graph.launch()
         truth.step()
     assert_equal(ours, truth)
-    ours.step()  # not captured, it goes on counting on the device
+    ours.step()  # a step without a graph also counts on the device
     truth.step()
     assert_equal(ours, truth)
     assert_same_bits(ours.state_dict()["p/a.weight"], truth.state_dict()["p/a.weight"])
 
 
 def test_replays_beyond_the_prepared_steps_change_nothing_and_are_reported(cupy):
-    ours, truth, _ = pair(cupy)
+    ours, truth, _ = device_and_reference(cupy)
     ours.capturable(2)
     for _ in range(5):
         ours.step()
@@ -341,8 +340,8 @@ def test_replays_beyond_the_prepared_steps_change_nothing_and_are_reported(cupy)
     assert ours.t == 3
 
 
-def test_the_number_of_prepared_steps_is_fixed_and_a_captured_graph_goes_on_with_the_next_ones(cupy):
-    ours, truth, _ = pair(cupy)
+def test_a_captured_graph_continues_with_newly_prepared_steps_of_the_same_number(cupy):
+    ours, truth, _ = device_and_reference(cupy)
     ours.capturable(2)
     stream = cupy.cuda.Stream()
     with stream:
@@ -361,7 +360,7 @@ def test_the_number_of_prepared_steps_is_fixed_and_a_captured_graph_goes_on_with
     assert_equal(ours, truth)
 
 
-def test_a_preparation_that_fails_leaves_the_optimizer_as_it_was(cupy):
+def test_a_failed_preparation_leaves_the_optimizer_unchanged(cupy):
     opt = fastopt.Optimizer(ADAM, {"w": on_device(cupy, buffers()["p"])})
     cupy.state.broken = "out of order"
     with pytest.raises(BackendError, match="out of order"):
@@ -374,8 +373,8 @@ def test_a_preparation_that_fails_leaves_the_optimizer_as_it_was(cupy):
     assert opt.t == 2
 
 
-def test_loading_a_state_prepares_its_steps_anew(cupy):
-    ours, truth, _ = pair(cupy)
+def test_loading_a_state_prepares_the_steps_again(cupy):
+    ours, truth, _ = device_and_reference(cupy)
     for _ in range(3):
         truth.step()
     ours.capturable(2)
@@ -386,7 +385,7 @@ def test_loading_a_state_prepares_its_steps_anew(cupy):
     assert_equal(ours, truth)
 
 
-def test_an_unprepared_step_is_not_captured(cupy):
+def test_an_unprepared_step_cannot_be_captured(cupy):
     opt = fastopt.Optimizer(ADAM, {"w": on_device(cupy, buffers()["p"])})
     stream = cupy.cuda.Stream()
     with stream:
@@ -400,7 +399,7 @@ def test_an_unprepared_step_is_not_captured(cupy):
     assert not cupy.state.launches
 
 
-def test_capturable_is_for_devices(cupy):
+def test_capturable_needs_a_device_and_a_positive_number_of_steps(cupy):
     with pytest.raises(BackendError, match="CUDA"):
         fastopt.Optimizer(ADAM, {"w": np.ones(3)}).capturable(10)
     opt = fastopt.Optimizer(ADAM, {"w": on_device(cupy, buffers()["p"])})
@@ -410,7 +409,7 @@ def test_capturable_is_for_devices(cupy):
             opt.capturable(steps)
 
 
-def test_a_schedule_that_fails_later_is_reported_when_it_is_prepared(cupy):
+def test_a_schedule_that_fails_at_a_later_step_is_reported_by_capturable(cupy):
     rule = fastopt.SGD(lr=lambda t: 0.1 if t < 5 else -1.0)
     opt = fastopt.Optimizer(rule, {"w": on_device(cupy, buffers()["p"])})
     with pytest.raises(SettingError, match="lr"):
@@ -418,7 +417,7 @@ def test_a_schedule_that_fails_later_is_reported_when_it_is_prepared(cupy):
     opt.capturable(4)
 
 
-def test_a_missing_device_compiler_or_cupy_is_one_clear_error(cupy, monkeypatch):
+def test_a_missing_device_compiler_or_cupy_is_a_clear_error(cupy, monkeypatch):
     cupy.state.count = 0
     with pytest.raises(BackendError, match=r"no GPU that it can use.*\n.*cudaErrorNoDevice(.*\n)+.*install the driver"):
         fastopt.Optimizer(ADAM, {"w": np.ones(3, np.float32)}, backend="cuda")
@@ -430,7 +429,7 @@ def test_a_missing_device_compiler_or_cupy_is_one_clear_error(cupy, monkeypatch)
         fastopt.Optimizer(ADAM, {"w": np.ones(3, np.float32)}, backend="cuda")
 
 
-def test_info_names_the_device_and_how_long_a_kernel_takes_or_what_is_missing(cupy):
+def test_info_names_the_device_and_the_compile_time_or_what_is_missing(cupy):
     assert re.fullmatch(
         r"a stand-in, sm_90, 80 GiB; CuPy 0 \(a stand-in\); float32 Adam compiled, .* in \d\.\d\d s", machine.cuda()
     )
@@ -445,8 +444,8 @@ def test_a_second_process_compiles_nothing_and_damaged_code_is_replaced(cupy, tm
     nvrtc.function.cache_clear()
     fastopt.update(ADAM, 2, ours)
     assert cupy.state.compiled == 1
-    (kept,) = tmp_path.iterdir()
-    kept.write_text("half")
+    (cached,) = tmp_path.iterdir()
+    cached.write_text("truncated")
     nvrtc.function.cache_clear()
     with pytest.warns(fastopt.CacheWarning, match="compiled again"):
         fastopt.update(ADAM, 3, ours)
@@ -466,12 +465,12 @@ def test_a_newer_device_than_the_compiler_gets_ptx_and_a_too_old_one_an_error(cu
         fastopt.update(ADAM, 1, {name: on_device(cupy, a) for name, a in buffers().items()})
 
 
-def test_what_waits_for_the_device_is_refused_in_a_capture(cupy):
-    ours, truth, _ = pair(cupy)
+def test_calls_that_synchronize_are_refused_during_a_capture(cupy):
+    ours, truth, _ = device_and_reference(cupy)
     ours.capturable(3)
-    kept = ours.state_dict()
+    state = ours.state_dict()
     stream = cupy.cuda.Stream()
-    for use in (lambda: ours.t, ours.state_dict, lambda: ours.load_state_dict(kept), lambda: ours.capturable(3)):
+    for use in (lambda: ours.t, ours.state_dict, lambda: ours.load_state_dict(state), lambda: ours.capturable(3)):
         with stream:
             stream.begin_capture()
             with pytest.raises(BackendError, match="captured into a CUDA graph, and this waits"):
@@ -492,7 +491,7 @@ def test_a_stream_of_another_device_is_refused(cupy):
         fastopt.update(ADAM, 1, {name: on_device(cupy, a) for name, a in buffers().items()}, stream=stream)
 
 
-def test_the_stand_in_has_the_kinds_of_things_that_cupy_has(cupy, monkeypatch):
+def test_every_attribute_of_the_fake_exists_in_cupy(cupy, monkeypatch):
     monkeypatch.delitem(sys.modules, "cupy")
     real = pytest.importorskip("cupy")
     pairs = [
@@ -501,11 +500,11 @@ def test_the_stand_in_has_the_kinds_of_things_that_cupy_has(cupy, monkeypatch):
         (fake_cupy.Graph, real.cuda.Graph), (cupy.RawModule, real.RawModule), (fake_cupy.RawKernel, real.RawKernel),
     ]  # fmt: skip
     for ours, theirs in pairs:
-        for name in {n for n in dir(ours) if not n.startswith("_")} - {"state", "library", "play"}:
+        for name in {n for n in dir(ours) if not n.startswith("_")} - {"state", "library", "run_on_host"}:
             assert callable(getattr(ours, name)) == callable(getattr(theirs, name)), f"{theirs}.{name}"
 
 
-def test_no_elements_launch_nothing(cupy):
+def test_empty_arrays_launch_no_kernel(cupy):
     empty = {name: on_device(cupy, np.zeros(0, np.float32)) for name in ("p", "g", "m", "v")}
     fastopt.update(ADAM, 1, empty)
     opt = fastopt.Optimizer(ADAM, {"w": empty["p"]})

@@ -1,4 +1,4 @@
-"""Every example in a docstring, in README, in CONTRIBUTING and in docs/storage.md runs and prints what it says."""
+"""The examples in docstrings, README, CONTRIBUTING and docs/storage.md run and print the output that is shown."""
 
 import doctest
 import importlib
@@ -18,7 +18,7 @@ from fastopt.kernels import cache
 from fastopt.kernels.cuda import nvrtc
 
 ROOT = Path(__file__).parent.parent
-HAVE_EXAMPLES = {"fastopt.averages", "fastopt.batches", "fastopt.bench.ceiling", "fastopt.schedules.decay"}
+WITH_EXAMPLES = {"fastopt.averages", "fastopt.batches", "fastopt.bench.ceiling", "fastopt.schedules.decay"}
 
 
 @pytest.mark.parametrize("name", modules())
@@ -27,10 +27,10 @@ def test_docstring_examples(name):
         pytest.importorskip("torch", reason="torch is not installed")
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
-    assert result.attempted or name not in HAVE_EXAMPLES
+    assert result.attempted or name not in WITH_EXAMPLES
 
 
-def test_every_rule_and_public_call_shows_an_example():
+def test_every_rule_and_public_function_has_an_example():
     import fastopt
 
     shown = [*fastopt.RULES.values(), fastopt.GradientNoise, fastopt.Optimizer, fastopt.update, fastopt.EWA]
@@ -44,47 +44,47 @@ def test_python_blocks_of_documents_run_in_order(document, tmp_path, monkeypatch
     blocks = re.findall(r"^(?:<!-- needs (a GPU|torch) -->\n)?```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert blocks
     monkeypatch.chdir(tmp_path)
-    space: dict = {"__name__": document}
+    namespace: dict = {"__name__": document}
     for needs, block in blocks:
         if needs == "torch" and importlib.util.find_spec("torch") is None:
-            continue  # the other blocks run all the same; test_the_example_for_torch_runs says that this one did not
+            continue  # the other blocks still run; test_the_torch_example_is_not_skipped reports this one as skipped
         if needs == "a GPU":
-            with pytest.MonkeyPatch.context() as patch:  # the stand-in for CuPy plays the kernels on the CPU
+            with pytest.MonkeyPatch.context() as patch:  # the fake CuPy runs kernels on the host
                 patch.setitem(sys.modules, "cupy", fake_cupy.install())
                 patch.setattr(cache, "folder", lambda kind: tmp_path)
                 nvrtc.function.cache_clear()
-                exec(compile(block, document, "exec"), space)
-                assert space["opt"].t == 2
+                exec(compile(block, document, "exec"), namespace)
+                assert namespace["opt"].t == 2
                 nvrtc.function.cache_clear()
             continue
         if ">>>" in block:
-            test = doctest.DocTestParser().get_doctest(block, space, document, document, 0)
+            test = doctest.DocTestParser().get_doctest(block, namespace, document, document, 0)
             runner = doctest.DocTestRunner()
             runner.run(test, clear_globs=False)
             assert runner.failures == 0
-            space.update(test.globs)
+            namespace.update(test.globs)
         else:
-            exec(compile(block, document, "exec"), space)
+            exec(compile(block, document, "exec"), namespace)
 
 
-def test_the_example_for_torch_runs():
-    pytest.importorskip("torch", reason="torch is not installed: README's example for it did not run")
+def test_the_torch_example_is_not_skipped():
+    pytest.importorskip("torch", reason="torch is not installed: the example for torch in README was skipped")
     assert "<!-- needs torch -->" in (ROOT / "README.md").read_text()
 
 
-def test_an_mmap_is_bytes_and_is_updated_in_place_as_numbers():
+def test_an_mmap_is_refused_as_bytes_and_updated_in_place_as_floats():
     import fastopt
 
     with mmap.mmap(-1, 16) as memory:
         g = np.ones(4, np.float32)
         with pytest.raises(fastopt.LayoutError, match="uint8"):
             fastopt.update(fastopt.SGD(lr=0.5), 1, {"p": memory, "g": g})
-        with memoryview(memory) as lent, lent.cast("f") as p:
+        with memoryview(memory) as view, view.cast("f") as p:
             fastopt.update(fastopt.SGD(lr=0.5), 1, {"p": p, "g": g})
         assert np.frombuffer(memory[:], np.float32).tolist() == [-0.5] * 4
 
 
-def test_settings_and_defaults_are_those_of_torch_where_it_has_the_rule():
+def test_settings_and_defaults_equal_torchs():
     import inspect
 
     import fastopt

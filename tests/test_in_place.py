@@ -1,4 +1,4 @@
-"""Operators in place, on names that stand for one array, do to a kernel what they do to NumPy's arrays."""
+"""In-place operators in a traced rule behave as on NumPy arrays, also where several names refer to the same array."""
 
 import operator
 import random
@@ -26,7 +26,7 @@ NUMPY = {name: f for f, name in reversed(VOCABULARY.items())} | {
 
 
 def evaluate(program: Program, p: np.ndarray, g: np.ndarray, *scalars: float) -> np.ndarray:
-    """Compute what a program without state makes of p, by NumPy, as a second backend would."""
+    """Return the new p of a program without state, computed with NumPy directly from the graph."""
     inputs = {"p": p, "g": g, **dict(zip(program.scalars, map(p.dtype.type, scalars), strict=True))}
     values: dict[int, Any] = {}
     with np.errstate(all="ignore"):
@@ -42,7 +42,7 @@ IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 
 def random_lines(rng: random.Random) -> list[tuple]:
-    """Draw some lines of a rule: what to do, with which of the values so far, and whose name the result gets."""
+    """Return random lines of a rule: the kind of operation, its two operands, the target name, and the operator."""
     kinds = ["alias", "new", "copy", "ones", "where", "number", "power", *["in place"] * 5, "bits"]
     return [
         (rng.choice(kinds), rng.randrange(10**6), rng.randrange(10**6), rng.randrange(10**6), rng.randrange(4))
@@ -51,9 +51,9 @@ def random_lines(rng: random.Random) -> list[tuple]:
 
 
 def run_lines(lines: list[tuple], p: Any, g: Any, c: Any) -> Any:
-    """Run the lines on arrays or on symbols: Python's names and references, and NumPy's operators."""
+    """Run the lines on NumPy arrays or on the tracer's symbols, with Python's semantics of names and references."""
     values = [p, g, c]
-    for kind, a, b, place, which in lines:
+    for kind, a, b, target, which in lines:
         x, y = values[a % len(values)], values[b % len(values)]
         if kind == "alias":
             result = x
@@ -77,16 +77,16 @@ def run_lines(lines: list[tuple], p: Any, g: Any, c: Any) -> Any:
             result = bits.view(np.float32) * x
         else:
             result = IN_PLACE[which](x, y)
-        if place % 3:
+        if target % 3:
             values.append(result)
         else:
-            values[place % len(values)] = result
+            values[target % len(values)] = result
     for value in values:
         p = p * 0.5 + value
     return p
 
 
-def test_operators_in_place_do_what_numpys_do():
+def test_in_place_operators_equal_numpys():
     x, y = np.array([[1.5, -2.0, 0.3], [0.7, 3.0, -1.1]], np.float32)
     changed = 0
     for seed in range(400):
@@ -100,7 +100,7 @@ def test_operators_in_place_do_what_numpys_do():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_an_alias_sees_an_operation_in_place(backend):
+def test_an_in_place_operation_is_visible_through_an_alias(backend):
     def update(self, p, g, m, mask, *, lr):
         old, decayed = m, g
         m *= 0.5

@@ -1,4 +1,4 @@
-"""Random bits are uniform, noise is normal, both uncorrelated and keyed by seed, step and element, and nothing else."""
+"""Random bits are uniform, noise is normal, both are uncorrelated and depend only on the seed, step and element."""
 
 import math
 from collections.abc import Callable
@@ -30,12 +30,12 @@ def noise(seed: int = 0, t: int = 1, first: int = 0, count: int = N) -> np.ndarr
     return normal(random_bits(element_bits(*noise_keys(seed, t), first, count))).astype(np.float64)
 
 
-def test_the_map_from_bits_is_the_inverse_of_the_normal_distribution_function():
+def test_bits_are_mapped_by_the_inverse_of_the_normal_distribution_function():
     every = normal(np.arange(2**23, dtype=np.uint32) << 9).astype(np.float64)
     assert np.array_equal(every, -every[::-1]), "not symmetric, so not zero-mean"
     assert np.all(np.diff(every) >= 0)
-    # Φ(z) must give back the uniform number. Its slope is at most 0.4, so a relative error of 5e-5 in z shows as at
-    # most max(0.4 e^(−z²/2) z) · 5e-5 < 1.3e-5.
+    # Φ(z) must be the uniform number. Φ' is 0.4 e^(−z²/2), so a relative error of 5e-5 in z becomes an error of at most
+    # max(0.4 e^(−z²/2) z) · 5e-5 < 1.3e-5.
     sample = np.linspace(0, 2**23 - 1, 20_001).astype(int)
     uniform = (2 * sample + 1) / 2**24
     found = np.array([0.5 * math.erfc(-z / math.sqrt(2)) for z in every[sample]])
@@ -63,7 +63,7 @@ def test_one_element_over_many_steps_is_independent_too():
     assert np.all(np.abs((z[:-1] * z[1:]).mean(0)) < 5 / math.sqrt(len(z)))
 
 
-def test_sums_over_a_tile_and_of_its_squares_are_those_of_independent_normal_numbers():
+def test_sums_over_a_tile_have_the_moments_of_sums_of_independent_normal_numbers():
     z = np.concatenate([noise(t=t) for t in range(1, 9)]).reshape(-1, TILE)
     tiles = len(z)
     # Of k independent numbers the sum over √k is normal, with a variance that has the standard error √(2/tiles) and a
@@ -75,7 +75,7 @@ def test_sums_over_a_tile_and_of_its_squares_are_those_of_independent_normal_num
         assert abs((x**4).mean() / variance**2 - kurtosis) < 6 * math.sqrt(24 / tiles)
 
 
-def test_elements_of_a_tile_have_different_bits_and_those_of_all_as_many_equal_ones_as_chance():
+def test_bits_are_distinct_within_a_tile_and_collide_as_often_as_random_words_over_all_tiles():
     words = element_bits(*noise_keys(3, 4), 0, N)
     tiles = np.sort(words.reshape(-1, TILE), axis=1)
     assert np.all(tiles[:, 1:] != tiles[:, :-1])
@@ -83,49 +83,50 @@ def test_elements_of_a_tile_have_different_bits_and_those_of_all_as_many_equal_o
     assert abs(N - len(np.unique(words)) - chance) < 5 * math.sqrt(chance)
 
 
-# Bits for rounding: for each element random over the steps, in both halves of a word, any two uncorrelated.
+# Bits for stochastic rounding. An element's word is split in two halves, one for each of two buffers. Over the steps
+# each half of each element is uniform, and any two are uncorrelated.
 
 STEPS = 1 << 15
 
 
 @cache
-def _keys(seed: int, first: int, steps: int) -> np.ndarray:
+def _step_keys(seed: int, first: int, steps: int) -> np.ndarray:
     return np.array([noise_keys(seed, t) for t in range(first, first + steps)], np.uint32).T
 
 
-def dither(seed: int = 0, first: int = 1, tile: int = 0, steps: int = STEPS) -> np.ndarray:
-    """Give the words of one tile's elements: a row for each step, a column for each place."""
-    key0, key1 = _keys(seed, first, steps)
+def rounding_words(seed: int = 0, first: int = 1, tile: int = 0, steps: int = STEPS) -> np.ndarray:
+    """Return the words of one tile: a row for each step, a column for each index in the tile."""
+    key0, key1 = _step_keys(seed, first, steps)
     of_tile = tile_bits(key0, key1, np.uint32(tile & 0xFFFFFFFF), np.uint32(tile >> 32))
     return dither_bits(of_tile[:, None], np.arange(TILE, dtype=np.uint32))
 
 
 def halves(words: np.ndarray) -> np.ndarray:
-    """Give the two halves of each word as uniform numbers in (0, 1): first all upper ones, then all lower ones."""
+    """Return the halves of each word as numbers in (0, 1): columns of all upper halves, then of all lower halves."""
     return (np.hstack([words >> 16, words & 0xFFFF]).astype(np.float32) + 0.5) / 65536
 
 
 def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Correlate the columns of two tables, in standard errors of what independent columns show."""
+    """Return the correlations of the columns of x with those of y, in standard errors of independent columns."""
     x, y = ((a - a.mean(0)) / a.std(0) for a in (x, y))
     return x.T @ y / math.sqrt(len(x))
 
 
-def test_bits_of_elements_are_the_hash_of_their_tile_and_place():
+def test_bits_of_an_element_are_the_hash_of_its_tile_and_index():
     for tile in (0, 5, 2**32 - 1, 2**32, 2**54):
         words = element_bits(*noise_keys(0, 1), tile * TILE, TILE + 3)
-        assert np.array_equal(words[:TILE], dither(tile=tile, steps=1)[0])
-        assert np.array_equal(words[TILE:], dither(tile=tile + 1, steps=1)[0, :3])
+        assert np.array_equal(words[:TILE], rounding_words(tile=tile, steps=1)[0])
+        assert np.array_equal(words[TILE:], rounding_words(tile=tile + 1, steps=1)[0, :3])
 
 
-def test_bits_for_rounding_are_uniform_over_the_steps_at_each_place_in_both_halves():
-    bins = (halves(dither()) * 256).astype(np.int64)
-    for place in range(2 * TILE):
-        counts = np.bincount(bins[:, place], minlength=256)
+def test_bits_for_rounding_are_uniform_over_the_steps_at_each_index_in_both_halves():
+    bins = (halves(rounding_words()) * 256).astype(np.int64)
+    for index in range(2 * TILE):
+        counts = np.bincount(bins[:, index], minlength=256)
         chi2 = ((counts - STEPS / 256) ** 2).sum() / (STEPS / 256)
-        # The cube root of χ²/k is normal but for its mean, 1 − 2/9k, and variance, 2/9k (Wilson & Hilferty 1931).
+        # The cube root of χ²/k is nearly normal, with mean 1 − 2/9k and variance 2/9k (Wilson & Hilferty 1931).
         z = ((chi2 / 255) ** (1 / 3) - (1 - 2 / (9 * 255))) / math.sqrt(2 / (9 * 255))
-        assert abs(z) < 5, f"place {place % TILE}, {'lower' if place >= TILE else 'upper'} half"
+        assert abs(z) < 5, f"index {index % TILE}, {'lower' if index >= TILE else 'upper'} half"
 
 
 ROUNDINGS: dict[str, Callable] = {
@@ -136,36 +137,36 @@ ROUNDINGS: dict[str, Callable] = {
 
 
 @pytest.mark.parametrize("what", ROUNDINGS)
-def test_any_two_places_of_a_tile_are_uncorrelated_in_and_across_halves(what):
-    x = ROUNDINGS[what](halves(dither()))
+def test_bits_for_rounding_at_any_two_indices_are_uncorrelated(what):
+    x = ROUNDINGS[what](halves(rounding_words()))
     found = correlations(x, x) - math.sqrt(STEPS) * np.eye(2 * TILE)
-    # 130,816 different pairs: the largest of as many normal numbers is beyond 6 once in 4,000 times.
+    # There are 130,816 distinct pairs: the largest of so many normal numbers exceeds 6 with probability 1/4,000.
     assert np.abs(found).max() < 6
-    assert (
-        abs(found[~np.eye(2 * TILE, dtype=bool)].std() - 1) < 0.02
-    )  # as broad as chance makes them, 1 ± 1/√(2·130,816)
+    # The standard deviation for independent words is 1 ± 1/√(2·130,816).
+    assert abs(found[~np.eye(2 * TILE, dtype=bool)].std() - 1) < 0.02
 
 
 OTHERS: dict[str, Callable[[], np.ndarray]] = {
-    "the next tile": lambda: dither(tile=1),
-    "a tile far away": lambda: dither(tile=2**32),
-    "the next step": lambda: dither(first=2),
-    "another seed": lambda: dither(seed=1),
-    "the same element's second word": lambda: more_bits(dither()),
+    "the next tile": lambda: rounding_words(tile=1),
+    "a tile far away": lambda: rounding_words(tile=2**32),
+    "the next step": lambda: rounding_words(first=2),
+    "another seed": lambda: rounding_words(seed=1),
+    "the same element's second word": lambda: more_bits(rounding_words()),
 }
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_bits_for_rounding_are_uncorrelated_with_those_of(other):
-    # 262,144 pairs, as above; for the second word the pairs of one element are among them.
-    assert np.abs(correlations(halves(dither()), halves(OTHERS[other]()))).max() < 6
+def test_bits_for_rounding_are_uncorrelated_with_others(other):
+    # 262,144 pairs, bound as above. For the second word they include the pairs of an element with itself.
+    assert np.abs(correlations(halves(rounding_words()), halves(OTHERS[other]()))).max() < 6
 
 
 RULE = fastopt.GradientNoise(fastopt.SGD(lr=1.0), eta=1.0)
 PROGRAM = trace(RULE, np.float32)
 
 
-def stepped(n: int, *, seed: int = 7, t: int = 3, offset: int = 0, backend: str = "cpu") -> np.ndarray:
+def noisy_step(n: int, *, seed: int = 7, t: int = 3, offset: int = 0, backend: str = "cpu") -> np.ndarray:
+    """Return p after one step of noise alone, from p = 0 with gradient 0."""
     p, g = np.zeros(n, np.float32), np.zeros(n, np.float32)
     step(backend, PROGRAM, [p, g], (*noise_keys(seed, t), offset), host_scalars(PROGRAM, RULE)(t))
     return p
@@ -180,15 +181,15 @@ def test_the_standard_deviation_is_the_annealed_one():
         assert abs(p.std() / expected - 1) < 5 / math.sqrt(2 * N) + 1e-4
 
 
-def test_it_replays_and_depends_on_seed_and_step():
-    assert_same_bits(stepped(1000), stepped(1000))
-    assert not np.any(stepped(1000) == stepped(1000, seed=8))
-    assert not np.any(stepped(1000) == stepped(1000, t=4))
+def test_noise_is_reproducible_and_depends_on_seed_and_step():
+    assert_same_bits(noisy_step(1000), noisy_step(1000))
+    assert not np.any(noisy_step(1000) == noisy_step(1000, seed=8))
+    assert not np.any(noisy_step(1000) == noisy_step(1000, t=4))
 
 
-def test_how_a_buffer_is_divided_between_tiles_does_not_matter():
-    whole = stepped(1000)
-    parts = [stepped(256), stepped(512, offset=256), stepped(232, offset=768)]
+def test_noise_does_not_depend_on_how_a_buffer_is_divided_at_tile_boundaries():
+    whole = noisy_step(1000)
+    parts = [noisy_step(256), noisy_step(512, offset=256), noisy_step(232, offset=768)]
     assert_same_bits(np.concatenate(parts), whole)
 
 
@@ -196,16 +197,15 @@ def test_how_a_buffer_is_divided_between_tiles_does_not_matter():
 def test_elements_and_tiles_beyond_32_bits(offset, monkeypatch):
     monkeypatch.setattr(tuning, "PARALLEL_FROM", 0)
     monkeypatch.setattr(tuning, "CHUNK", 256)
-    assert_same_bits(stepped(2000, offset=offset), stepped(2000, offset=offset, backend="reference"))
-    assert not np.any(
-        stepped(500, offset=offset) == stepped(500, offset=offset + 2**40)
-    )  # 2³² tiles: only the upper half
-    assert not np.any(stepped(500, offset=offset) == stepped(500, offset=offset % 2**32 + 2**50))
+    assert_same_bits(noisy_step(2000, offset=offset), noisy_step(2000, offset=offset, backend="reference"))
+    # 2⁴⁰ elements are 2³² tiles: the tile numbers differ only in their upper 32 bits.
+    assert not np.any(noisy_step(500, offset=offset) == noisy_step(500, offset=offset + 2**40))
+    assert not np.any(noisy_step(500, offset=offset) == noisy_step(500, offset=offset % 2**32 + 2**50))
 
 
-def test_noise_leaves_a_saddle_that_gradient_descent_never_leaves():
+def test_noise_escapes_a_saddle_point_that_gradient_descent_does_not():
     def distance(rule) -> float:
-        p = np.array([1.0, 0.0])  # f = x² − y² from the ridge: y has no gradient at all
+        p = np.array([1.0, 0.0])  # f = x² − y², started where the gradient in y is exactly 0
         for t in range(1, 101):
             fastopt.update(rule, t, {"p": p, "g": np.array([2 * p[0], -2 * p[1]])})
         return abs(p[1])

@@ -1,4 +1,4 @@
-"""The stateful surface: packing, views, groups, steps, checkpoints, and errors that change nothing."""
+"""fastopt.Optimizer: flat memory and views, groups, steps, checkpoints, and errors that change nothing."""
 
 import copy
 import dataclasses
@@ -31,8 +31,8 @@ def gradients(t: int, dtype: Any = np.float32) -> dict[str, np.ndarray]:
     return {name: rng.standard_normal(shape).astype(dtype) for name, shape in SHAPES.items()}
 
 
-def everything(opt: fastopt.Optimizer) -> dict[str, object]:
-    """Give all that a step may change, as something that can be compared."""
+def snapshot(opt: fastopt.Optimizer) -> dict[str, object]:
+    """Return everything that a step may change, in a form that can be compared with ==."""
     flat = {k: v.tobytes() if isinstance(v, np.ndarray) else v for k, v in opt.state_dict().items()}
     return {**flat, "grads": opt.flat_grads.tobytes()}
 
@@ -41,7 +41,7 @@ def everything(opt: fastopt.Optimizer) -> dict[str, object]:
 @pytest.mark.parametrize(
     "case", ["sgd", "adam", "adam-amsgrad", "rmsprop-centered-momentum", "adagrad-initial", "lion"]
 )
-def test_steps_equal_update_on_each_parameter(case, dtype):
+def test_a_step_equals_update_on_each_parameter(case, dtype):
     rule = CASES[case]
     opt = fastopt.Optimizer(rule, values(dtype))
     start = initial(rule)
@@ -63,13 +63,13 @@ def test_steps_equal_update_on_each_parameter(case, dtype):
             assert_same_bits(opt.state(s)[name], buffers[s], f"{s} of {name}")
 
 
-def test_backends_agree():
+def test_backends_give_the_same_bits():
     first = fastopt.Optimizer(CASES["adam"], values(), backend="cpu")
     second = fastopt.Optimizer(CASES["adam"], values(), backend="reference")
     for t in range(1, 4):
         first.step(gradients(t))
         second.step(gradients(t))
-    assert everything(first) == everything(second)
+    assert snapshot(first) == snapshot(second)
 
 
 def test_params_and_grads_are_views_of_flat_memory():
@@ -87,7 +87,7 @@ def test_params_and_grads_are_views_of_flat_memory():
         opt.params["b"] = before  # type: ignore[index]
 
 
-def test_the_given_values_are_copied():
+def test_given_and_returned_values_are_copies():
     given = values()
     opt = fastopt.Optimizer(fastopt.SGD(lr=1.0), given)
     opt.step(gradients(1))
@@ -99,7 +99,7 @@ def test_the_given_values_are_copied():
     assert np.any(opt.params["w"] != 0)
 
 
-def test_parameters_in_any_order_of_memory_are_taken():
+def test_parameters_and_gradients_may_have_any_memory_order():
     given = {"w": np.asfortranarray(values()["head.w"]), "s": values()["head.w"][::2, ::3]}
     opt = fastopt.Optimizer(fastopt.SGD(lr=1.0), given)
     opt.step({"w": np.asfortranarray(given["w"]), "s": given["s"]})
@@ -130,12 +130,12 @@ def test_groups_have_their_own_settings_and_rules():
     assert list(opt.params) == list(SHAPES)
 
 
-def test_parameters_with_equal_settings_are_one_pass():
+def test_groups_with_equal_settings_are_merged():
     opt = fastopt.Optimizer(fastopt.Adam(), values(), groups={"b": {"lr": 1e-3}, "head.b": {"weight_decay": 0.0}})
     assert len(opt._groups) == 1
 
 
-def test_noise_depends_on_the_element_alone_and_not_on_a_group_of_its_own():
+def test_noise_depends_only_on_the_element_and_not_on_its_group():
     rule = fastopt.GradientNoise(fastopt.SGD(lr=1.0), eta=1.0)
     opt = fastopt.Optimizer(
         rule, {"a": np.zeros(300), "b": np.zeros(300)}, groups={"b": {"eta": 4.0, "gamma": 0.0}}, seed=9
@@ -145,7 +145,8 @@ def test_noise_depends_on_the_element_alone_and_not_on_a_group_of_its_own():
     fastopt.update(rule, 1, whole, seed=9)
     assert_same_bits(opt.params["a"], whole["p"][:300])
     assert len(set(opt.params["a"]) | set(opt.params["b"])) == 600
-    np.testing.assert_allclose(opt.params["b"], whole["p"][512:] * 2 * 2**0.275, rtol=1e-14)  # √(4/(1/2^γ)), a few ulps
+    scale = 2 * 2**0.275  # √(4/(1/2^γ)) with γ = 0.55
+    np.testing.assert_allclose(opt.params["b"], whole["p"][512:] * scale, rtol=1e-14)  # a few ulps
 
 
 @pytest.mark.parametrize("storage", ["f32", "f64"])
@@ -158,38 +159,38 @@ def test_storage_chooses_the_precision(storage):
 REFUSED = {
     "no parameters": (lambda: ({}, {}), LayoutError, "no parameters"),
     "a list": (lambda: ([np.ones(3)], {}), LayoutError, "go by name"),
-    "a name that is no string": (lambda: ({0: np.ones(3)}, {}), LayoutError, "is a string"),
+    "a name that is not a string": (lambda: ({0: np.ones(3)}, {}), LayoutError, "is a string"),
     "integers": (lambda: ({"w": np.ones(3, int)}, {}), LayoutError, "'w' has the wrong type"),
     "a number": (lambda: ({"w": 1.0}, {}), LayoutError, "does not expose its memory"),
     "mixed": (lambda: ({"w": np.ones(3), "b": np.ones(3, np.float32)}, {}), LayoutError, "different precisions"),
-    "storages": (lambda: (values(), {"storage": ("f32", "bf16")}), SettingError, "a name or a dict"),
-    "storage of nothing": (lambda: (values(), {"storage": {"w": "f32"}}), SettingError, "no buffer 'w'"),
-    "format": (lambda: (values(), {"storage": {"m": "f9"}}), SettingError, "'f8'"),
-    "format of another buffer": (lambda: (values(), {"storage": {"g": "f8"}}), SettingError, "a gradient"),
-    "half of it double": (lambda: (values(), {"storage": {"p": "f64", "m": "f8"}}), SettingError, "holds float32"),
-    "storage": (lambda: (values(), {"storage": "f23"}), SettingError, "'f32'"),
-    "pattern": (lambda: (values(), {"groups": {"heads.*": {}}}), SettingError, "'heads.\\*' fits no parameter"),
-    "setting": (lambda: (values(), {"groups": {"b": {"wieght_decay": 0}}}), SettingError, "'weight_decay'"),
-    "range": (lambda: (values(), {"groups": {"b": {"lr": -1}}}), SettingError, "lr is out of its range"),
-    "no dict": (lambda: (values(), {"groups": {"b": 0.1}}), SettingError, "a dict of settings, or a rule"),
+    "a tuple as storage": (lambda: (values(), {"storage": ("f32", "bf16")}), SettingError, "a name or a dict"),
+    "storage of an unknown buffer": (lambda: (values(), {"storage": {"w": "f32"}}), SettingError, "no buffer 'w'"),
+    "unknown format": (lambda: (values(), {"storage": {"m": "f9"}}), SettingError, "'f8'"),
+    "state format for the gradient": (lambda: (values(), {"storage": {"g": "f8"}}), SettingError, "a gradient"),
+    "float64 with 8 bits": (lambda: (values(), {"storage": {"p": "f64", "m": "f8"}}), SettingError, "holds float32"),
+    "unknown storage": (lambda: (values(), {"storage": "f23"}), SettingError, "'f32'"),
+    "unmatched": (lambda: (values(), {"groups": {"heads.*": {}}}), SettingError, "'heads.\\*' fits no parameter"),
+    "unknown setting": (lambda: (values(), {"groups": {"b": {"wieght_decay": 0}}}), SettingError, "'weight_decay'"),
+    "setting out of range": (lambda: (values(), {"groups": {"b": {"lr": -1}}}), SettingError, "lr is out of its range"),
+    "a number as group": (lambda: (values(), {"groups": {"b": 0.1}}), SettingError, "a dict of settings, or a rule"),
     "list of groups": (lambda: (values(), {"groups": [("b", {})]}), SettingError, "go by patterns"),
     "number as pattern": (lambda: (values(), {"groups": {1: {}}}), SettingError, "go by patterns"),
-    "seed": (lambda: (values(), {"seed": 0.5}), SettingError, "seed is out of its range"),
+    "fractional seed": (lambda: (values(), {"seed": 0.5}), SettingError, "seed is out of its range"),
     "large seed": (lambda: (values(), {"seed": 2**64}), SettingError, "seed is out of its range"),
     "low seed": (lambda: (values(), {"seed": -(2**63) - 1}), SettingError, "seed is out of its range"),
-    "backend": (lambda: (values(), {"backend": "cup"}), fastopt.BackendError, "'cpu'"),
+    "unknown backend": (lambda: (values(), {"backend": "cup"}), fastopt.BackendError, "'cpu'"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_built_is_refused(name):
+def test_invalid_arguments_are_refused(name):
     make, error, message = REFUSED[name]
     params, options = make()
     with pytest.raises(error, match=message):
         fastopt.Optimizer(fastopt.Adam(), params, **options)
 
 
-def test_settings_of_a_rule_in_a_rule_go_by_their_names_too():
+def test_a_group_may_set_settings_of_the_outer_and_the_inner_rule():
     inner = fastopt.Adam(lr=0.1, weight_decay=0.5)
     rule = fastopt.GradientNoise(inner, eta=0.3)
     groups = {"*b": {"weight_decay": 0.0, "eta": 0.0}, "head.w": {"rule": fastopt.SGD(), "lr": 0.5}}
@@ -212,12 +213,13 @@ def test_a_group_with_a_rule_that_is_not_hashable_is_refused():
             fastopt.Optimizer(fastopt.SGD(), {"b": np.ones(3)}, groups=groups)
 
 
-def test_a_pattern_may_be_a_name_with_brackets():
+def test_a_pattern_that_equals_a_name_with_brackets_matches_only_that_name():
     opt = fastopt.Optimizer(fastopt.SGD(), {"w[0]": np.ones(2), "w0": np.ones(3)}, groups={"w[0]": {"lr": 0.5}})
-    assert [group.plan.rule.lr for group in opt._groups] == [0.5]  # as a pattern of the shell it fits w0 too
+    assert [group.plan.rule.lr for group in opt._groups] == [0.5]  # as a shell pattern it would match w0
 
 
-def change(**changes):
+def changed_gradients(**changes):
+    """Return a function that makes the gradients of step 1 with some replaced, or left out where given as None."""
     return lambda: {
         **{k: v for k, v in gradients(1).items() if changes.get(k, 0) is not None},
         **{k: v for k, v in changes.items() if v is not None},
@@ -225,60 +227,60 @@ def change(**changes):
 
 
 BAD_GRADIENTS = {
-    "missing": (change(w=None), "'w' is missing"),
-    "misspelt": (lambda: {**change(b=None)(), "bb": np.zeros(5)}, "did you mean 'b'"),
-    "shape": (change(b=np.zeros(6, np.float32)), "'b' does not match"),
-    "type": (change(b=np.zeros(5)), "astype"),
-    "list": (change(b=[0.0] * 5), "does not expose"),
+    "missing": (changed_gradients(w=None), "'w' is missing"),
+    "misspelt": (lambda: {**changed_gradients(b=None)(), "bb": np.zeros(5)}, "did you mean 'b'"),
+    "shape": (changed_gradients(b=np.zeros(6, np.float32)), "'b' does not match"),
+    "type": (changed_gradients(b=np.zeros(5)), "astype"),
+    "list": (changed_gradients(b=[0.0] * 5), "does not expose"),
     "not a mapping": (lambda: [1], "go by name"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD_GRADIENTS)
-def test_bad_gradients_leave_everything_untouched(name):
+def test_bad_gradients_change_nothing(name):
     make, message = BAD_GRADIENTS[name]
     opt = fastopt.Optimizer(fastopt.Adam(), values())
     opt.step(gradients(1))
-    before = everything(opt)
+    before = snapshot(opt)
     with pytest.raises(LayoutError, match=message):
         opt.step(make())
-    assert everything(opt) == before
+    assert snapshot(opt) == before
 
 
-def test_a_failing_schedule_of_the_last_group_leaves_everything_untouched():
+def test_a_failing_schedule_of_the_last_group_changes_nothing():
     def runs_out(t: int) -> float:
         return 0.1 if t < 2 else float("nan")
 
     opt = fastopt.Optimizer(fastopt.Adam(), values(), groups={"head.*": {"lr": runs_out}})
     opt.step(gradients(1))
-    before = everything(opt)
+    before = snapshot(opt)
     with pytest.raises(SettingError, match="lr is out of its range"):
         opt.step()
-    assert everything(opt) == before
+    assert snapshot(opt) == before
 
 
-@pytest.mark.parametrize("way", ["pickle", "npz", "dict"])
+@pytest.mark.parametrize("saved_as", ["pickle", "npz", "dict"])
 @pytest.mark.parametrize(
     "case", ["adam-amsgrad", "nadam", "noise-adam", "adam-scheduled", "momentum-heavy-ball-dampening"]
 )
-def test_a_resumed_run_equals_an_uninterrupted_one(case, way):
+def test_a_resumed_run_equals_an_uninterrupted_one(case, saved_as):
     whole = fastopt.Optimizer(CASES[case], values(), seed=3)
     for t in range(1, 9):
         whole.step(gradients(t))
     first = fastopt.Optimizer(CASES[case], values(), seed=3)
     for t in range(1, 5):
         first.step(gradients(t))
-    kept = first.state_dict()
-    first.step(gradients(99))  # what is kept is a copy
-    if way == "pickle":
-        kept = pickle.loads(pickle.dumps(kept))
-    elif way == "npz":
+    state = first.state_dict()
+    first.step(gradients(99))  # does not change `state`, which is a copy
+    if saved_as == "pickle":
+        state = pickle.loads(pickle.dumps(state))
+    elif saved_as == "npz":
         file = io.BytesIO()
-        np.savez(file, **kept)
+        np.savez(file, **state)
         file.seek(0)
-        kept = np.load(file)
+        state = np.load(file)
     second = fastopt.Optimizer(CASES[case], {k: np.zeros_like(v) for k, v in values().items()})
-    second.load_state_dict(kept)
+    second.load_state_dict(state)
     for t in range(5, 9):
         second.step(gradients(t))
     for key, value in whole.state_dict().items():
@@ -286,25 +288,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one(case, way):
 
 
 @pytest.mark.parametrize(
-    "way", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["deepcopy", "pickle"]
+    "copy_by", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["deepcopy", "pickle"]
 )
-def test_a_copy_goes_on_by_itself(way):
+def test_a_copy_steps_independently(copy_by):
     first = fastopt.Optimizer(CASES["adam-scheduled"], values(), groups={"*b": {"lr": 0.5}}, storage="f64", seed=4)
     first.step(gradients(1, np.float64))
-    second = way(first)
-    assert everything(second) == everything(first)
-    before = everything(first)
+    second = copy_by(first)
+    assert snapshot(second) == snapshot(first)
+    before = snapshot(first)
     second.step()
-    assert everything(first) == before
+    assert snapshot(first) == before
     first.step()
-    assert everything(second) == everything(first)
+    assert snapshot(second) == snapshot(first)
 
 
 class Named(fastopt.Optimizer):
-    """A user's own kind of optimizer."""
+    """A subclass by a user."""
 
 
-def test_a_copy_is_of_the_same_class_and_built_of_the_groups_there_were():
+def test_a_copy_has_the_same_class_and_the_original_groups():
     groups: dict[str, Any] = {"*b": {"lr": 0.5}}
     first = Named(fastopt.Adam(), values(), groups=groups)
     first.step(gradients(1))
@@ -313,15 +315,15 @@ def test_a_copy_is_of_the_same_class_and_built_of_the_groups_there_were():
     for second in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
         assert type(second) is Named
         assert [group.plan.rule for group in second._groups] == [group.plan.rule for group in first._groups]
-        assert everything(second) == everything(first)
+        assert snapshot(second) == snapshot(first)
 
 
 OTHER_RULES = {
     "type": (fastopt.Lion(), fastopt.Momentum()),
-    "form": (fastopt.Momentum(), fastopt.Momentum(dampening=0.0)),
-    "choice": (fastopt.Momentum(), fastopt.Momentum(nesterov=True)),
+    "zero or not": (fastopt.Momentum(), fastopt.Momentum(dampening=0.0)),
+    "bool setting": (fastopt.Momentum(), fastopt.Momentum(nesterov=True)),
     "inner type": (fastopt.GradientNoise(fastopt.Adam()), fastopt.GradientNoise(fastopt.RAdam())),
-    "inner choice": (
+    "inner setting zero or not": (
         fastopt.GradientNoise(fastopt.Momentum(dampening=0.0)),
         fastopt.GradientNoise(fastopt.Momentum()),
     ),
@@ -332,23 +334,23 @@ OTHER_RULES = {
 @pytest.mark.parametrize("case", OTHER_RULES)
 def test_the_state_of_another_rule_is_refused(case):
     saved, other = (fastopt.Optimizer(rule, values()) for rule in OTHER_RULES[case])
-    before = everything(other)
+    before = snapshot(other)
     with pytest.raises(LayoutError, match="belongs to other rules"):
         other.load_state_dict(saved.state_dict())
-    assert everything(other) == before
+    assert snapshot(other) == before
 
 
-def test_numbers_may_differ_when_state_is_loaded():
+def test_number_settings_may_differ_when_state_is_loaded():
     saved = fastopt.Optimizer(fastopt.GradientNoise(fastopt.Adam(lr=0.1)), values())
     saved.step(gradients(1))
     rule = fastopt.GradientNoise(fastopt.Adam(lr=lambda t: 0.2, betas=(0.0, 0.5), weight_decay=0.1), eta=0.0)
     other = fastopt.Optimizer(rule, values())
     other.load_state_dict(saved.state_dict())
-    assert everything(other)["m/w"] == everything(saved)["m/w"]
+    assert snapshot(other)["m/w"] == snapshot(saved)["m/w"]
 
 
 @pytest.mark.parametrize("seed", [0, -1, -(2**63), 2**63, 2**64 - 1])
-def test_any_seed_of_64_bits_is_kept(seed):
+def test_any_64_bit_seed_is_saved_and_loaded(seed):
     opt = fastopt.Optimizer(fastopt.GradientNoise(fastopt.SGD()), values(), seed=seed)
     file = io.BytesIO()
     np.savez(file, **opt.state_dict())
@@ -358,7 +360,7 @@ def test_any_seed_of_64_bits_is_kept(seed):
     assert other.state_dict()["seed"] == seed
 
 
-def test_grouping_may_differ_when_state_is_loaded():
+def test_groups_may_differ_when_state_is_loaded():
     grouped = fastopt.Optimizer(fastopt.Adam(), values(), groups={"*b": {"weight_decay": 0.1}})
     grouped.step(gradients(1))
     plain = fastopt.Optimizer(fastopt.Adam(), values())
@@ -386,11 +388,11 @@ def test_a_bad_state_changes_nothing(name):
     opt.step(gradients(1))
     other = fastopt.Optimizer(fastopt.Adam(), values())
     other.step(gradients(2))
-    state, before = other.state_dict(), everything(opt)
+    state, before = other.state_dict(), snapshot(opt)
     spoil(state)
     with pytest.raises(LayoutError, match=message):
         opt.load_state_dict(state)
-    assert everything(opt) == before
+    assert snapshot(opt) == before
 
 
 def test_an_unknown_state_is_refused():
@@ -400,7 +402,7 @@ def test_an_unknown_state_is_refused():
         fastopt.Optimizer(fastopt.SGD(), values()).state("m")
 
 
-def test_nan_gradients_reach_the_parameters_they_belong_to_and_no_others():
+def test_a_nan_gradient_affects_only_its_own_element():
     opt = fastopt.Optimizer(fastopt.Adam(), values())
     opt.grads["b"][2] = np.nan
     opt.step()
@@ -408,7 +410,7 @@ def test_nan_gradients_reach_the_parameters_they_belong_to_and_no_others():
     assert not np.isnan(opt.params["head.w"]).any()
 
 
-def test_repr_says_what_it_holds():
+def test_repr_shows_rule_number_of_arrays_and_t():
     text = repr(fastopt.Optimizer(fastopt.SGD(lr=0.5), values()))
     assert "SGD(lr=0.5" in text
     assert "6 arrays" in text
@@ -416,7 +418,7 @@ def test_repr_says_what_it_holds():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_groups_whose_rules_are_equal_but_not_the_same_stay_apart(backend):
+def test_groups_whose_settings_differ_only_in_the_sign_of_zero_are_not_merged(backend):
     from test_program import rule
 
     signed = type(rule(lambda self, p, g, *, c: np.copysign(p, c), scalars=lambda self, t: {"c": self.c}, c=0.0))

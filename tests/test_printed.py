@@ -1,6 +1,6 @@
-"""Golden copies of a few printed kernels: a change of the generated text shows in a diff.
+"""Golden copies of a few printed kernels, so that a change of the generated text shows in a diff.
 
-`python tests/test_printed.py` writes them anew.
+`python tests/test_printed.py` updates them.
 """
 
 from pathlib import Path
@@ -21,24 +21,25 @@ GOLDEN = {
     "rmsprop-centered-momentum": "f32",
     "noise-sgd": "f32",
 }
-"""Cases, the first word of each, and the preset in which each is stored."""
+"""Name, whose first word is the case → the preset in which the rule is stored."""
 
 PRINTERS = {"cpu.py": print_source, "cuda.cu": print_kernel}
 
 
 def printed(case: str, kind: str) -> tuple[Path, str]:
+    """Return the path of a golden copy, and the text as it is printed now."""
     program = trace(CASES[case.split()[0]], GOLDEN[case])
     return FOLDER / f"{program.name}.{kind}", PRINTERS[kind](program)
 
 
 @pytest.mark.parametrize("kind", PRINTERS)
 @pytest.mark.parametrize("case", GOLDEN)
-def test_the_printed_text_is_the_golden_copy(case, kind):
+def test_the_printed_text_equals_the_golden_copy(case, kind):
     path, text = printed(case, kind)
-    assert path.read_text() == text, "generated text changed: if it should, run python tests/test_printed.py"
+    assert path.read_text() == text, "the generated text changed; if intended, run python tests/test_printed.py"
 
 
-def test_there_is_no_golden_copy_of_nothing():
+def test_there_are_no_stale_golden_copies():
     assert {p.name for p in FOLDER.iterdir()} == {printed(case, kind)[0].name for case in GOLDEN for kind in PRINTERS}
 
 

@@ -1,4 +1,4 @@
-"""What a rule may be: good ones are traced as their text says, bad ones refused with what is wrong and what to do."""
+"""Which rules are accepted: valid rules trace to the right program, invalid rules are refused with a helpful error."""
 
 import inspect
 import math
@@ -18,7 +18,7 @@ from fastopt.kernels.compiler.trace import trace
 
 
 def rule(update: Callable, name: str = "Mine", scalars: Callable | None = None, **settings: Any) -> Any:
-    """Make a rule from its update; scalars are 0.5 each unless given."""
+    """Make a rule from its update; each scalar is 0.5 unless `scalars` is given."""
     keywords = [p.name for p in inspect.signature(update).parameters.values() if p.kind is p.KEYWORD_ONLY]
     given = scalars or (lambda self, t: dict.fromkeys([k for k in keywords if k != "noise"], 0.5))
     fields = [(k, type(v), field(default=v)) for k, v in settings.items()]
@@ -26,7 +26,7 @@ def rule(update: Callable, name: str = "Mine", scalars: Callable | None = None, 
 
 
 def buffers_of(r: Any) -> dict[str, np.ndarray]:
-    """Give ones for every positional parameter of the rule's update."""
+    """Return an array of ones for each buffer, which is each positional parameter of the rule's update."""
     names = [p.name for p in inspect.signature(r.update).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     names = {"p", "g", *names} - {"args", "kwargs"}
     return {name: np.ones(5, np.float32) for name in names}
@@ -76,8 +76,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "round to digits": (rule(lambda self, p, g: round(g, 2)), "write np.rint"),
     "np.round": (rule(lambda self, p, g: np.round(g)), "write np.rint"),
     "math.trunc": (rule(lambda self, p, g: p - math.trunc(g)), "Python number"),
-    "integer beyond floats": (rule(lambda self, p, g: g * 10**400), "out of the range of float32"),
-    "filled with a word": (rule(lambda self, p, g: np.full_like(p, "x")), "neither a buffer nor a number"),
+    "integer too large for a float": (rule(lambda self, p, g: g * 10**400), "out of the range of float32"),
+    "filled with a string": (rule(lambda self, p, g: np.full_like(p, "x")), "neither a buffer nor a number"),
     "square root as a power": (rule(lambda self, p, g: g**0.5), "this power is not known"),
     "power of a scalar": (rule(lambda self, p, g, *, lr: p - lr**2 * g), "this power is not known"),
     "np.sum": (rule(lambda self, p, g: p - np.sum(g)), "not known|not elementwise"),
@@ -136,7 +136,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         rule(lambda self, p, g, *, lr: p - lr * g, scalars=lambda self, t: {1: 0.1}),
         "exactly the keyword-only",
     ),
-    "optional made anew": (
+    "optional state computed where it is None": (
         rule(lambda self, p, g, m=None: (p - g, np.zeros_like(p) if m is None else m)),
         "something else where it is None",
     ),
@@ -144,19 +144,28 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "power of a comparison": (rule(lambda self, p, g: np.where((g > 0) ** 2, p, g)), "this power is not known"),
     "float64 power": (rule(lambda self, p, g: p - g ** np.float64(2)), "this power is not known"),
     "square of a comparison": (rule(lambda self, p, g: np.where(np.square(g > 0), p, g)), "change the precision"),
-    "np.fabs of a word": (rule(lambda self, p, g: np.fabs(p.view(np.uint32)).view(np.float32)), "change the precision"),
-    "word or float": (rule(lambda self, p, g: np.where(g > 0, p.view(np.uint32), 1.5)), "change the precision"),
+    "fabs of a uint32": (
+        rule(lambda self, p, g: np.fabs(p.view(np.uint32)).view(np.float32)),
+        "change the precision",
+    ),
+    "uint32 or float": (rule(lambda self, p, g: np.where(g > 0, p.view(np.uint32), 1.5)), "change the precision"),
     "comparison or number": (
         rule(lambda self, p, g: np.where(np.where(g > 0, p > 0, 1), p, g)),
         "change the precision",
     ),
-    "negative word": (rule(lambda self, p, g: (p.view(np.uint32) & -1).view(np.float32)), "out of the range of uint32"),
-    "long word": (rule(lambda self, p, g: (p.view(np.uint32) ^ 2**33).view(np.float32)), "out of the range of uint32"),
-    "shift by less than nothing": (
+    "−1 as uint32": (
+        rule(lambda self, p, g: (p.view(np.uint32) & -1).view(np.float32)),
+        "out of the range of uint32",
+    ),
+    "2³³ as uint32": (
+        rule(lambda self, p, g: (p.view(np.uint32) ^ 2**33).view(np.float32)),
+        "out of the range of uint32",
+    ),
+    "negative shift": (
         rule(lambda self, p, g: (p.view(np.uint32) >> -1).view(np.float32)),
         "out of the range of uint32",
     ),
-    "key of a dict": (rule(lambda self, p, g: {p: 1}), "uses a value as a key"),
+    "value as a dict key": (rule(lambda self, p, g: {p: 1}), "uses a value as a key"),
     "attribute that is no field": (_with_attribute(), r"update reads self\.flip, which is not a field of Attributed"),
     "optional read, not written": (
         rule(lambda self, p, g, a=None: (p - g if a is None else p - a, a)),
@@ -167,7 +176,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_rule_that_cannot_be_traced_is_refused_and_writes_nothing(name, backend):
+def test_a_rule_that_cannot_be_traced_is_refused_and_nothing_is_written(name, backend):
     bad, message = REFUSED[name]
     buffers = buffers_of(bad)
     with pytest.raises(RuleError, match=message):
@@ -180,7 +189,7 @@ def test_a_rule_that_cannot_be_traced_is_refused_and_writes_nothing(name, backen
     [math.nan, math.inf, -math.inf, 1e39, 10**400, None, "much", "0.1", b"1", 1j, np.ones(1)],
     ids=lambda x: str(x)[:9],
 )
-def test_a_scalar_that_is_not_a_finite_float32_is_refused_and_writes_nothing(value):
+def test_a_scalar_that_is_not_a_finite_float32_is_refused_and_nothing_is_written(value):
     bad = rule(lambda self, p, g, *, lr: p - lr * g, scalars=lambda self, t: {"lr": value})
     buffers = buffers_of(bad)
     with pytest.raises(SettingError, match="the scalar lr is not a finite float32"):
@@ -189,7 +198,7 @@ def test_a_scalar_that_is_not_a_finite_float32_is_refused_and_writes_nothing(val
 
 
 def boosted(self, p, g, *, lr):
-    """Do something else for each answer that a setting may give inside an update."""
+    """Branch on every comparison of a number setting that is allowed inside an update."""
     if self.boost == 0:
         return p - lr * g
     if self.boost != 0 and self.boost != None and self.boost not in (0, None, "auto"):  # noqa: E711
@@ -207,7 +216,7 @@ def test_a_number_may_be_compared_with_zero_and_none(backend, boost, expected):
 
 @dataclass(frozen=True)
 class Tuned:
-    """A rule of a user who writes 1 for 1.0, and whose `times` is a choice."""
+    """A user's rule with ints as defaults of floats, and an int setting, `times`, that is compiled in."""
 
     lr: float = 1
     b: tuple[float, float] = (0.0, 1)
@@ -221,7 +230,7 @@ class Tuned:
         return p - lr * g * self.times
 
 
-def test_a_number_is_one_whatever_its_type():
+def test_a_number_setting_may_have_any_numeric_type():
     first = trace(Tuned(), np.float32)
     for same in (Tuned(lr=2), Tuned(lr=2.0), Tuned(b=(0, 2)), Tuned(b=(0.0, 0.5))):
         assert trace(same, np.float32) is first
@@ -234,7 +243,7 @@ def test_a_number_is_one_whatever_its_type():
 
 
 @pytest.mark.parametrize("order", [(3, 3.0), (3.0, 3)])
-def test_an_integer_setting_is_a_choice_whatever_came_first(order):
+def test_an_int_setting_is_compiled_in_even_if_given_as_a_float(order):
     kind = make_dataclass("Fresh", [], bases=(Tuned,), frozen=True)
     for times in order:
         buffers = buffers_of(kind(times=times))
@@ -259,14 +268,14 @@ def test_equal_settings_that_differ_in_sign_or_type_are_different_rules():
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_an_optional_buffer_that_no_setting_uses_is_none(backend):
-    asks = rule(lambda self, p, g, m=None: (p + g if m is None else p - g, m))
+    optional = rule(lambda self, p, g, m=None: (p + g if m is None else p - g, m))
     buffers = {"p": np.ones(3), "g": np.ones(3)}
-    fastopt.update(asks, 1, buffers, backend=backend)
+    fastopt.update(optional, 1, buffers, backend=backend)
     assert np.all(buffers["p"] == 2)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_a_field_that_a_rule_derives_may_follow_a_schedule(backend):
+def test_a_field_computed_in_post_init_may_be_a_schedule(backend):
     @dataclass(frozen=True)
     class Derived:
         lr: Any = 0.5
@@ -289,7 +298,7 @@ def test_a_field_that_a_rule_derives_may_follow_a_schedule(backend):
         assert np.all(buffers["p"] == 1 - 0.25 - 1.0)
 
 
-def test_a_reference_step_that_fails_leaves_all_groups_as_they_were():
+def test_a_failed_reference_step_changes_no_group():
     base = fastopt.SGD(lr=0.5)
     late = rule(lambda self, p, g: p - g.astype(np.float64) if isinstance(p, np.ndarray) else p - g)
     opt = fastopt.Optimizer(base, {k: np.ones(2, np.float32) for k in "ab"}, groups={"b": late}, backend="reference")
@@ -302,26 +311,26 @@ def test_a_reference_step_that_fails_leaves_all_groups_as_they_were():
 @pytest.mark.parametrize(
     "initial", [None, 5, {"m": "0.5"}, {"m": None}, {"m": np.ones(2)}, {"m": math.nan}, {"m": 1e300}, {1: 0.0}], ids=str
 )
-def test_initial_gives_numbers_by_name(initial):
+def test_an_invalid_initial_is_refused(initial):
     bad = rule(lambda self, p, g, m: (p - m, g))
     object.__setattr__(bad, "initial", lambda: initial)
     with pytest.raises(RuleError, match="initial"):
         fastopt.Optimizer(bad, {"w": np.ones(3, np.float32)})
 
 
-def test_gradient_noise_may_fade_to_nothing_at_once():
+def test_gradient_noise_may_underflow_to_zero():
     noisy = fastopt.GradientNoise(fastopt.SGD(lr=0.5), eta=1.0, gamma=1e9)
     buffers = {"p": np.ones(3), "g": np.ones(3)}
     fastopt.update(noisy, 1, buffers)
     assert np.all(buffers["p"] == 0.5)
 
 
-def test_names_that_an_npz_file_confuses_are_refused():
+def test_names_that_collide_in_an_npz_file_are_refused():
     with pytest.raises(fastopt.LayoutError, match=r"'w' and 'w\.npy' are the same"):
         fastopt.Optimizer(fastopt.SGD(), {"w.npy": np.ones(2), "w": np.ones(3)})
 
 
-def test_a_setting_left_out_of_comparisons_is_refused():
+def test_a_setting_excluded_from_comparison_is_refused():
     @dataclass(frozen=True)
     class Partial(Tuned):
         lr: float = field(default=0.1, compare=False)
@@ -336,7 +345,7 @@ def test_a_setting_left_out_of_comparisons_is_refused():
 
 
 @pytest.mark.parametrize("thing", [fastopt.Adam, "adam", None, 3])
-def test_what_is_not_a_rule_is_refused(thing):
+def test_a_value_that_is_not_a_rule_is_refused(thing):
     with pytest.raises(RuleError):
         fastopt.update(thing, 1, {"p": np.ones(1), "g": np.ones(1)})
 
@@ -360,7 +369,7 @@ def test_a_rule_that_is_not_frozen_or_not_hashable_is_refused():
         fastopt.Optimizer(rule(lambda self, p, g: p, table=(1, [2])), {"w": np.ones(1)})
 
 
-def test_an_error_inside_a_rule_reaches_the_caller_as_it_is():
+def test_an_error_inside_a_rule_reaches_the_caller_unchanged():
     def update(self, p, g):
         raise ZeroDivisionError("mine")
 
@@ -368,7 +377,7 @@ def test_an_error_inside_a_rule_reaches_the_caller_as_it_is():
         fastopt.update(rule(update), 1, {"p": np.ones(1), "g": np.ones(1)})
 
 
-def test_numbers_do_not_make_another_program_and_choices_do():
+def test_number_settings_share_a_program_and_other_settings_specialize_it():
     adam = fastopt.Adam
     first = trace(adam(lr=0.1), np.float32)
     assert trace(adam(lr=0.2, eps=1e-6, betas=(0.5, 0.6)), np.float32) is first
@@ -388,14 +397,14 @@ def test_bytes_per_parameter(case):
     assert trace(CASES[case], np.float64).bytes_per_parameter == 2 * BYTES[case]
 
 
-def test_optional_state_exists_only_where_a_setting_uses_it():
+def test_optional_state_exists_only_if_a_setting_uses_it():
     assert trace(fastopt.Adam(), np.float32).state == ("m", "v")
     assert trace(fastopt.Adam(amsgrad=True), np.float32).state == ("m", "v", "vmax")
     assert trace(fastopt.RMSprop(momentum=0.9), np.float32).state == ("v", "m")
     assert trace(fastopt.GradientNoise(fastopt.RMSprop(centered=True)), np.float32).state == ("v", "a")
 
 
-def test_a_buffer_returned_as_it_came_is_read_and_not_written():
+def test_a_buffer_returned_unchanged_is_not_written():
     masked = rule(lambda self, p, g, mask, *, lr: (p - lr * mask * g, mask), name="Masked")
     program = trace(masked, np.float32)
     assert [b.written for b in program.buffers] == [True, False, False]
@@ -406,7 +415,7 @@ def test_a_buffer_returned_as_it_came_is_read_and_not_written():
     assert p.tolist() == [1.0, 0.5]
 
 
-def test_kernel_names_tell_settings_apart():
+def test_kernel_names_identify_the_specialization():
     names = {case: trace(r, np.float32).name for case, r in CASES.items()}
     assert names["adam"] == "adam_pf32_gf32_mf32_vf32"
     assert names["adam-amsgrad-l2"] == "adam_weight_decay_no_decoupled_amsgrad_pf32_gf32_mf32_vf32_vmaxf32"
@@ -419,7 +428,7 @@ def test_kernel_names_tell_settings_apart():
         assert texts.setdefault(names[case], text) == text, f"{case}: one name, two kernels"
 
 
-def test_schedules_are_resolved_each_step_and_checked():
+def test_schedules_are_evaluated_and_checked_each_step():
     r = fastopt.Momentum(lr=lambda t: 1.0 / t, beta=lambda t: 0.5)
     program = trace(r, np.float32)
     given = dict(zip(program.scalars, host_scalars(program, r)(4), strict=True))
@@ -434,13 +443,13 @@ def test_schedules_are_resolved_each_step_and_checked():
         host_scalars(trace(fastopt.SGD(lr=lambda t: -1.0), np.float32), fastopt.SGD(lr=lambda t: -1.0))(1)
 
 
-def test_a_schedules_integer_beyond_floats_is_out_of_range():
+def test_a_schedule_value_too_large_for_a_float_is_refused():
     with pytest.raises(SettingError, match="lr is out of its range"):
         host_scalars(trace(fastopt.SGD(), np.float32), fastopt.SGD(lr=lambda t: 10**400))(1)
 
 
 @pytest.mark.parametrize("answer", [None, "0.1", np.ones(2), 1j])
-def test_a_schedule_gives_a_number(answer):
+def test_a_schedule_that_does_not_return_a_number_is_refused(answer):
     with pytest.raises(SettingError, match="returns no number at t=2"):
         host_scalars(trace(fastopt.SGD(), np.float32), fastopt.SGD(lr=lambda t: answer))(2)
 
@@ -464,7 +473,7 @@ OUT_OF_RANGE = [
 
 
 @pytest.mark.parametrize(("name", "settings"), OUT_OF_RANGE, ids=lambda x: str(x)[:40])
-def test_settings_out_of_range_are_refused_when_a_rule_is_made(name, settings):
+def test_settings_out_of_range_are_refused_by_the_constructor(name, settings):
     with pytest.raises(SettingError, match=next(iter(settings))):
         getattr(fastopt, name)(**settings)
 
@@ -476,14 +485,14 @@ def test_gradient_noise_needs_a_rule_and_can_be_added_once():
         fastopt.GradientNoise(fastopt.GradientNoise(fastopt.SGD()))
 
 
-def test_settings_are_kept_as_python_floats():
-    kept = fastopt.Adam(lr=np.float32(0.5), betas=[0, 0.5])  # type: ignore[arg-type]
-    assert type(kept.lr) is float
-    assert kept.betas == (0.0, 0.5)
-    assert hash(kept) == hash(fastopt.Adam(lr=0.5, betas=(0.0, 0.5)))
+def test_settings_are_converted_to_python_floats():
+    adam = fastopt.Adam(lr=np.float32(0.5), betas=[0, 0.5])  # type: ignore[arg-type]
+    assert type(adam.lr) is float
+    assert adam.betas == (0.0, 0.5)
+    assert hash(adam) == hash(fastopt.Adam(lr=0.5, betas=(0.0, 0.5)))
 
 
 @pytest.mark.parametrize("groups", [[], 0, "", False, ()], ids=repr)
-def test_groups_that_are_no_table_are_refused_though_empty(groups):
+def test_groups_that_are_not_a_mapping_are_refused_even_if_empty(groups):
     with pytest.raises(SettingError, match="go by patterns of names"):
         fastopt.Optimizer(fastopt.SGD(), {"w": np.ones(2)}, groups=groups)

@@ -1,4 +1,4 @@
-"""docs/storage.md says what was measured, and each part that measures works at a tiny size."""
+"""The tables in docs/storage.md match the stored results, and each measurement of storages runs at a tiny size."""
 
 import re
 import sys
@@ -15,14 +15,15 @@ ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "storage.md"
 
 
-def measured() -> Any:
+def documented_results() -> Any:
+    """Return the results that the document links to."""
     found = re.search(r"\]\((\.\./bench/results/quality-.*?)\)", DOCUMENT.read_text())
     assert found
     return command.results((DOCUMENT.parent / found[1]).resolve())
 
 
-def test_tables_are_those_of_the_results():
-    run, text = measured(), DOCUMENT.read_text()
+def test_the_document_has_the_tables_of_the_results():
+    run, text = documented_results(), DOCUMENT.read_text()
     marks = re.findall(r"<!-- table: (\w+) -->\n(.*?)<!-- end -->", text, re.DOTALL)
     assert dict(marks) == {name: f"{made}\n" for name, made in tables.tables(run).items()}
     assert len(marks) == text.count("<!-- end -->")
@@ -30,19 +31,19 @@ def test_tables_are_those_of_the_results():
         assert (DOCUMENT.parent / picture).is_file()
 
 
-def test_second_moments_in_8_bits_keep_what_they_promise():
-    claims = tables.claims(measured())
+def test_the_claims_about_8_bit_second_moments_hold():
+    claims = tables.claims(documented_results())
     assert len(claims) == 3
     assert all(claims.values()), claims
 
 
-def test_every_preset_and_format_has_a_row():
+def test_every_preset_and_format_has_a_row_in_the_document():
     text = DOCUMENT.read_text()
     rows = {name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
     assert set(fastopt.PRESETS) | set(fastopt.STORAGES) == rows
 
 
-def test_every_part_runs_at_a_tiny_size_without_peers(monkeypatch):
+def test_every_measurement_runs_at_a_tiny_size_without_peers(monkeypatch):
     for module in ("bitsandbytes.functional", "torchao.optim.quant_utils"):
         monkeypatch.setitem(sys.modules, module, None)
     for module, name, values in (

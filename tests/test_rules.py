@@ -1,4 +1,4 @@
-"""What holds for each rule as a class: its place in the tables, its defaults, its documented cost, what it refuses."""
+"""Each rule as a class: it has test cases, torch's defaults, its documented cost, and refuses invalid settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_docstring_states_the_bytes_that_the_kernel_moves(rule):
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES.values() if rule.__name__ not in ("Momentum", "Lion")])
-def test_defaults_are_torchs(rule):
+def test_defaults_equal_torchs(rule):
     optim = pytest.importorskip("torch", reason="torch is not installed: no defaults to compare").optim
     theirs = inspect.signature(getattr(optim, rule.__name__)).parameters
     for name, ours in inspect.signature(rule).parameters.items():
@@ -42,42 +42,43 @@ def test_defaults_are_torchs(rule):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_scalars_are_a_function_of_t_alone(case):
+def test_scalars_depend_only_on_t(case):
     rule = follow(CASES[case])(1)
     forwards = [rule.scalars(t) for t in range(1, 60)]
     assert forwards == [rule.scalars(t) for t in reversed(range(1, 60))][::-1]
 
 
-def at_once(t: int, *settings: float) -> float:
+def product_from_scratch(t: int, *settings: float) -> float:
+    """Return NAdam's product of momenta at step t, computed without the product of an earlier step."""
     nadam._latest.cache_clear()
     return nadam._product(t, *settings)
 
 
 @pytest.fixture
 def multiplied(monkeypatch):
-    """List the steps whose momentum is multiplied into NAdam's product."""
+    """Return a list that records the steps whose momentum is multiplied into NAdam's product."""
     steps, momentum = [], nadam._momentum
     monkeypatch.setattr(nadam, "_momentum", lambda k, *settings: steps.append(k) or momentum(k, *settings))
     return steps
 
 
 @pytest.mark.parametrize("settings", [(0.9, 4e-3), (0.99, 0.0), (0.0, 4e-3), (0.5, 1e6)])
-def test_nadams_product_is_the_same_step_by_step_and_at_once(settings):
+def test_nadams_product_is_the_same_step_by_step_and_from_scratch(settings):
     nadam._latest.cache_clear()
-    walked = [nadam._product(t, *settings) for t in range(1, 1000)]
-    assert walked == [at_once(t, *settings) for t in range(1, 1000)]
-    assert walked[:30] == [prod(nadam._momentum(k, *settings) for k in range(1, t + 1)) for t in range(1, 31)]
+    stepwise = [nadam._product(t, *settings) for t in range(1, 1000)]
+    assert stepwise == [product_from_scratch(t, *settings) for t in range(1, 1000)]
+    assert stepwise[:30] == [prod(nadam._momentum(k, *settings) for k in range(1, t + 1)) for t in range(1, 31)]
 
 
-def test_nadams_product_goes_on_from_the_last_step(multiplied):
-    at_once(20, 0.9, 4e-3)
+def test_nadams_product_continues_from_the_last_step(multiplied):
+    product_from_scratch(20, 0.9, 4e-3)
     multiplied.clear()
     nadam._product(21, 0.9, 4e-3)
     assert multiplied == [21]
 
 
-def test_nadams_product_stops_where_it_no_longer_shows(multiplied):
-    assert 1 - at_once(10**15, 0.9, 4e-3) == 1
+def test_nadams_product_stops_when_it_is_too_small_to_matter(multiplied):
+    assert 1 - product_from_scratch(10**15, 0.9, 4e-3) == 1
     nadam._product(10**15 + 1, 0.9, 4e-3)
     assert len(multiplied) < 38 / (1 - 0.9)  # 0.9ᵏ < 2⁻⁵⁴ after 356 steps, and every momentum is at most 0.9
 
@@ -88,7 +89,7 @@ def test_nadams_momenta_cannot_follow_a_schedule(setting):
         fastopt.NAdam(**setting)
 
 
-def test_nadams_other_settings_can():
+def test_nadams_other_settings_can_follow_a_schedule():
     rule = fastopt.NAdam(lr=halving, betas=(0.9, warming))
     assert follow(rule)(12).scalars(12) == fastopt.NAdam(lr=halving(12), betas=(0.9, warming(12))).scalars(12)
 

@@ -1,4 +1,4 @@
-"""Threads, forks, processes that start together, unwritable folders, full disks, interrupts: ordinary events."""
+"""Steps under threads, forks, concurrent processes, unwritable folders, full disks and interrupts."""
 
 import errno
 import math
@@ -23,12 +23,12 @@ from fastopt.kernels import cache
 from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.cpu.launch import compiled
 
-N = 700_001  # large enough that a step is shared among threads
+N = 700_001  # so large that a step uses several threads
 ADAM = CASES["adam"]
 
 
 def run(code: str, folder: Path, **environment: str) -> subprocess.Popen:
-    """Start a Python process with its kernel cache in a folder of its own."""
+    """Start a Python process whose kernel cache is in `folder`."""
     env = {**os.environ, "XDG_CACHE_HOME": str(folder), **environment}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -36,13 +36,14 @@ def run(code: str, folder: Path, **environment: str) -> subprocess.Popen:
 
 
 def output(process: subprocess.Popen) -> str:
+    """Wait for a process, assert that it succeeds, and return its standard output."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return out
 
 
 def steps(count: int, seed: int, backend: str = "cpu") -> np.ndarray:
-    """Take some steps on parameters that depend on the seed and give the result."""
+    """Take some steps on parameters and gradients that depend on the seed; return the parameters."""
     rng = np.random.default_rng(seed)
     opt = fastopt.Optimizer(ADAM, {"w": rng.standard_normal(N).astype(np.float32)}, backend=backend)
     opt.grads["w"][...] = rng.standard_normal(N)
@@ -65,7 +66,7 @@ def eight_threads():
 
 
 @pytest.mark.usefixtures("eight_threads")
-def test_python_threads_may_step_at_once(expected):
+def test_python_threads_may_step_concurrently(expected):
     found: dict[int, np.ndarray] = {}
     workers = [threading.Thread(target=lambda s=s: found.update({s: steps(5, s)})) for s in expected]
     for w in workers:
@@ -93,7 +94,7 @@ assert WORKERS._started > 0
 for seed in (1, 2):
     ours, theirs = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=child, args=(seed, theirs))
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it is what is tested
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # this fork is what is tested
         process.start()
     assert ours.poll(120), "the child hangs"
     found = np.frombuffer(ours.recv_bytes(), np.float32)
@@ -106,12 +107,12 @@ print("right")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_child_may_step_after_its_parent_has(tmp_path):
+def test_a_forked_child_can_step_after_its_parent_has_stepped(tmp_path):
     # In a process of its own: libraries that other tests import (JAX) must not be forked.
     assert output(run(FORK.format(tests=str(Path(__file__).parent)), tmp_path)) == "right\n"
 
 
-BORN_INSIDE_THE_COMPILER = """
+FORK_WHILE_COMPILING = """
 import os, signal, sys, threading
 import numpy as np
 import fastopt
@@ -145,8 +146,8 @@ print("right")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_child_that_is_forked_while_another_thread_compiles_may_step(tmp_path):
-    assert output(run(BORN_INSIDE_THE_COMPILER, tmp_path)) == "right\n"
+def test_a_child_forked_while_another_thread_compiles_can_step(tmp_path):
+    assert output(run(FORK_WHILE_COMPILING, tmp_path)) == "right\n"
 
 
 LAYERS = """
@@ -178,11 +179,11 @@ print("right")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
-def test_it_works_beside_a_started_numba_threading_layer(layer, tmp_path):
+def test_it_works_beside_a_running_numba_threading_layer(layer, tmp_path):
     process = run(LAYERS.format(layer=layer, tests=str(Path(__file__).parent)), tmp_path)
     out, err = process.communicate(timeout=300)
     if layer != "workqueue" and process.returncode and "No threading layer could be loaded" in err:
-        pytest.skip(f"Numba does not find the library of its layer {layer}: there is nothing to be hurt by")
+        pytest.skip(f"Numba cannot load the library of its threading layer {layer}")
     assert process.returncode == 0, err
     assert out.split() == [layer, "right"]
 
@@ -197,19 +198,19 @@ print(p[0].round(6), sum(stats.cache_hits.values()), sum(stats.cache_misses.valu
 """
 
 
-def test_processes_that_start_together_on_an_empty_cache_work_and_later_ones_compile_nothing(tmp_path):
+def test_concurrent_processes_can_fill_an_empty_cache_and_later_ones_compile_nothing(tmp_path):
     together = [run(ONE_STEP, tmp_path) for _ in range(4)]
     assert {output(process).split()[0] for process in together} == {"0.9"}
     assert output(run(ONE_STEP, tmp_path)).split() == ["0.9", "1", "0"]
     assert not list(tmp_path.rglob("*.part"))
 
 
-@pytest.mark.parametrize("place", ["a file stands in the way", "a file system that is not writable"])
-def test_a_cache_folder_that_cannot_be_written_is_reported_and_survived(place, tmp_path):
+@pytest.mark.parametrize("obstacle", ["a file has its name", "the file system is read-only"])
+def test_an_unwritable_cache_folder_is_a_warning(obstacle, tmp_path):
     folder = tmp_path / "file"
     folder.write_text("")
-    if place != "a file stands in the way":
-        folder = Path("/proc/self")  # nobody can make a folder there, the superuser included
+    if obstacle != "a file has its name":
+        folder = Path("/proc/self")  # not even root can create a folder there
         if not folder.exists():
             pytest.skip("this system has no /proc")
     process = run(ONE_STEP, folder)
@@ -222,7 +223,7 @@ def test_a_cache_folder_that_cannot_be_written_is_reported_and_survived(place, t
 
 
 def fresh_rule(name: str):
-    """Make a rule that no earlier test has compiled or written."""
+    """Make a rule with a random constant, so that its kernel is not in any cache."""
     from test_program import rule
 
     constant = float(np.random.default_rng().random())
@@ -234,7 +235,7 @@ def full_disk(*_, **__):
 
 
 @pytest.mark.parametrize("what", ["the module", "the compiled code"])
-def test_a_full_disk_is_reported_and_survived(what, monkeypatch, tmp_path):
+def test_a_full_disk_is_a_warning(what, monkeypatch, tmp_path):
     mine = fresh_rule("FullDisk" + what.split()[-1].title())
     if what == "the module":
         real = os.replace
@@ -268,7 +269,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_compiled_code_that_was_damaged_is_reported_once_and_replaced(damage, tmp_path):
+def test_damaged_compiled_code_is_reported_once_and_replaced(damage, tmp_path):
     output(run(ONE_STEP, tmp_path))
     suffix, spoil = DAMAGE[damage]
     (path,) = tmp_path.rglob(f"adam*.{suffix}")
@@ -284,17 +285,17 @@ def test_compiled_code_that_was_damaged_is_reported_once_and_replaced(damage, tm
     assert (out.split(), err) == (["0.9", "1", "0"], "")
 
 
-def test_a_package_and_a_home_that_cannot_be_written_are_survived(tmp_path):
+def test_an_unwritable_package_and_home_are_a_warning(tmp_path):
     root = Path(fastopt.__file__).parent.parent
-    nobodys = Path("/proc/self")  # nobody can make a folder there, the superuser included
-    if not nobodys.exists():
+    unwritable = Path("/proc/self")  # not even root can create a folder there
+    if not unwritable.exists():
         pytest.skip("this system has no /proc")
-    for name, place in (("fastopt", "fastopt"), ("kernels", "fastopt/kernels")):
+    for name, target in (("fastopt", "fastopt"), ("kernels", "fastopt/kernels")):
         ignore = shutil.ignore_patterns("__pycache__", "kernels", "demo")
-        shutil.copytree(root / name, tmp_path / place, ignore=ignore)
+        shutil.copytree(root / name, tmp_path / target, ignore=ignore)
     for folder in ("fastopt", "fastopt/kernels", "fastopt/kernels/rules"):
-        (tmp_path / folder / "__pycache__").write_text("")  # a file there is as good as a folder that is read-only
-    process = run(ONE_STEP, nobodys, HOME=str(nobodys), PYTHONPATH=str(tmp_path))
+        (tmp_path / folder / "__pycache__").write_text("")  # a file of that name has the effect of a read-only folder
+    process = run(ONE_STEP, unwritable, HOME=str(unwritable), PYTHONPATH=str(tmp_path))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out.startswith("0.9")
@@ -302,7 +303,7 @@ def test_a_package_and_a_home_that_cannot_be_written_are_survived(tmp_path):
 
 
 @pytest.mark.parametrize("length", [120, 260])
-def test_a_kernel_with_a_long_name_is_kept_like_any_other(length):
+def test_a_kernel_with_a_long_name_is_cached(length):
     from numba.core import event
 
     mine = fresh_rule("Long" * (length // 4))
@@ -318,7 +319,7 @@ def test_a_kernel_with_a_long_name_is_kept_like_any_other(length):
     assert not recorder.buffer
 
 
-def test_an_unfinished_module_is_never_imported(tmp_path):
+def test_a_truncated_module_is_rewritten(tmp_path):
     folder = tmp_path / "kind"
     folder.mkdir()
     path = folder / "m.py"
@@ -326,12 +327,12 @@ def test_an_unfinished_module_is_never_imported(tmp_path):
     stamp = path.stat().st_mtime
     cache._write(path, b"x = 1\n")
     assert path.stat().st_mtime == stamp
-    path.write_text("x =")  # left by a crash of some other program
+    path.write_text("x =")  # as a crash while writing would leave it
     cache._write(path, b"x = 1\n")
     assert path.read_text() == "x = 1\n"
 
 
-def test_two_steps_with_a_changing_learning_rate_compile_nothing():
+def test_steps_with_a_changing_learning_rate_compile_nothing():
     from numba.core import event
 
     opt = fastopt.Optimizer(fastopt.Adam(lr=fastopt.schedules.Cosine(0.1, steps=10)), {"w": np.ones(10)})
@@ -351,7 +352,7 @@ INTERRUPTS = 300
 
 @pytest.fixture
 def interrupt():
-    """Give a function that makes a KeyboardInterrupt come after so many seconds."""
+    """Return a function that raises a KeyboardInterrupt after so many seconds."""
 
     def raised(*_):
         raise KeyboardInterrupt
@@ -365,7 +366,7 @@ def interrupt():
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers that send signals")
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(("n", "backend"), [(1000, "cpu"), (N, "cpu"), (1000, "reference")])
-def test_an_interrupt_finds_a_step_taken_whole_or_not_at_all(n, backend, groups, interrupt):
+def test_an_interrupted_step_is_complete_or_has_not_begun(n, backend, groups, interrupt):
     lrs = {"a": 1.0, "b": 2.0} if groups == 2 else {"a": 1.0}
     grads = {name: np.ones(n) for name in lrs}
     zero = {name: np.zeros(n) for name in lrs}
@@ -377,7 +378,7 @@ def test_an_interrupt_finds_a_step_taken_whole_or_not_at_all(n, backend, groups,
     one = time.perf_counter() - start
     rng = np.random.default_rng(0)
     for k in range(INTERRUPTS):
-        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 — where it strikes is what is tested
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 — it may be raised at any point in the block
             interrupt(1e-4 + 3 * one * rng.random())
             while True:
                 opt.step(grads if k % 3 == 0 else None)
@@ -386,7 +387,7 @@ def test_an_interrupt_finds_a_step_taken_whole_or_not_at_all(n, backend, groups,
     assert opt.t > 2
 
 
-def test_an_interrupted_update_is_whole_or_has_not_begun(interrupt):
+def test_an_interrupted_update_is_complete_or_has_not_begun(interrupt):
     p, g, t = np.zeros(N), np.ones(N), 0
     rng = np.random.default_rng(0)
     for k in range(INTERRUPTS // 3):
@@ -399,7 +400,7 @@ def test_an_interrupted_update_is_whole_or_has_not_begun(interrupt):
     assert t < 0
 
 
-def test_a_step_of_several_groups_stops_before_it_writes_where_one_of_them_fails():
+def test_if_one_group_fails_no_group_is_written():
     @dataclass(frozen=True)
     class Wrong:
         lr: float = 1.0
@@ -421,7 +422,7 @@ def test_a_step_of_several_groups_stops_before_it_writes_where_one_of_them_fails
     assert np.all(opt.params["a"] == 1)
 
 
-def test_a_schedule_that_fails_leaves_the_gradients_as_they_were():
+def test_a_failing_schedule_does_not_change_the_gradients():
     def fails(t: int) -> float:
         return math.nan if t == 2 else 1.0
 
@@ -433,7 +434,7 @@ def test_a_schedule_that_fails_leaves_the_gradients_as_they_were():
     assert opt.t == 1
 
 
-def test_gradients_that_lie_in_each_others_place_are_taken_as_they_were():
+def test_gradients_that_overlap_the_gradient_buffers_are_copied_before_they_are_overwritten():
     opt = fastopt.Optimizer(fastopt.SGD(lr=1.0), {"a": np.zeros(3), "b": np.zeros(3)})
     opt.grads["a"][...], opt.grads["b"][...] = 1.0, 2.0
     opt.step({"a": opt.grads["b"], "b": opt.grads["a"][::-1]})
@@ -457,7 +458,7 @@ def test_a_number_of_threads_may_be_any_kind_of_integer():
     fastopt.set_threads(before)
 
 
-def test_many_small_optimizers_in_many_threads_do_not_disturb_each_other():
+def test_many_small_optimizers_in_threads_are_independent():
     def work(k: int) -> None:
         opt = fastopt.Optimizer(fastopt.SGD(lr=1.0), {"w": np.zeros(10)})
         opt.grads["w"][...] = k

@@ -1,4 +1,4 @@
-"""Every rule in every form and every storage format, on the CPU backend, equals the reference bit for bit."""
+"""On the CPU backend every rule, in every variant and every storage format, equals the reference bit for bit."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from cases import CASES
-from values import SIZES, assert_same_bits, filled, guarded, guards_intact, step
+from values import SIZES, adversarial_buffers, assert_same_bits, guarded, guards_intact, step
 
 import fastopt
 from fastopt.kernels.compiler.noise import noise_keys
@@ -20,12 +20,12 @@ from fastopt.kernels.formats import STORAGES, TILE
 from fastopt.kernels.rules.rule import signature
 
 DTYPES = (np.float32, np.float64)
-IN_STRIPS = 131_072 + 2 * 64 + 13  # so large that a step runs in prefetched strips, the last of them not a whole one
+IN_STRIPS = 131_072 + 2 * 64 + 13  # so large that a step runs in prefetched strips; the last strip is incomplete
 
 
 @dataclass(frozen=True)
 class SignMomentum:
-    """A rule that is not ours, with two states."""
+    """A rule that is not part of fastopt, with two state buffers."""
 
     lr: float = 0.01
     beta: float = 0.9
@@ -41,7 +41,7 @@ class SignMomentum:
         return p - lr * np.sign(m) * size, m, size
 
 
-MIXED = {
+PRESET_CASES = {
     "noise-adam-bf16_8bit": (CASES["noise-adam"], "bf16_8bit"),
     "adam-amsgrad-split_8bit": (CASES["adam-amsgrad"], "split_8bit"),
     "rmsprop-centered-momentum-8bit": (CASES["rmsprop-centered-momentum"], "8bit"),
@@ -52,18 +52,14 @@ MIXED = {
 }
 
 
-def preset(rule: Any, name: str) -> Program:
-    return trace(rule, name)
-
-
 def steps(program: Program, rule: Any, arrays: dict[str, np.ndarray], ts: Iterable[int], backend: str = "cpu") -> None:
-    """Take the steps ts on arrays that were `filled`, which are in the order of the program's buffers."""
+    """Take steps `ts` on arrays from `adversarial_buffers`, which are in the order of the program's buffers."""
     scalars = host_scalars(program, rule)
     for t in ts:
         step(backend, program, list(arrays.values()), (*noise_keys(5, t), 0) if program.noise else (), scalars(t))
 
 
-def assert_equals_the_reference(program: Program, rule: Any, ours: dict[str, np.ndarray], ts: Iterable[int]) -> None:
+def assert_cpu_equals_reference(program: Program, rule: Any, ours: dict[str, np.ndarray], ts: Iterable[int]) -> None:
     truth = {name: a.copy() for name, a in ours.items()}
     steps(program, rule, truth, ts, "reference")
     steps(program, rule, ours, ts)
@@ -73,8 +69,8 @@ def assert_equals_the_reference(program: Program, rule: Any, ours: dict[str, np.
 
 
 @pytest.fixture(autouse=True)
-def _prefetched(monkeypatch):
-    """Large steps in strips, also where this processor does better without."""
+def _use_prefetched_strips(monkeypatch):
+    """Run large steps in prefetched strips, also on processors where that is not the default."""
     monkeypatch.setattr(tuning, "processor_prefetches", lambda: True)
 
 
@@ -91,14 +87,14 @@ def test_the_cpu_kernel_equals_the_reference(case, dtype, monkeypatch):
     rule, rng = CASES[case], np.random.default_rng(0)
     program = trace(rule, dtype)
     for n in (*SIZES, IN_STRIPS):
-        assert_equals_the_reference(
-            program, rule, filled(program, rng, n), (1, 2, 3, 100) if n < IN_STRIPS else (1, 100)
+        assert_cpu_equals_reference(
+            program, rule, adversarial_buffers(program, rng, n), (1, 2, 3, 100) if n < IN_STRIPS else (1, 100)
         )
     monkeypatch.setattr(tuning, "processor_prefetches", lambda: False)
-    assert_equals_the_reference(program, rule, filled(program, rng, IN_STRIPS), (1, 100))
+    assert_cpu_equals_reference(program, rule, adversarial_buffers(program, rng, IN_STRIPS), (1, 100))
 
 
-# Together they keep each kind of buffer in every format that holds it; what is not named is float32.
+# layout → formats of p, g and all state. Together they use every format for each kind of buffer that it can store.
 LAYOUTS = {
     "bf16": ("bf16", "bf16", "bf16"),
     "f16": ("f16", "f16", "f16"),
@@ -110,52 +106,53 @@ LAYOUTS = {
     "f32_f16": ("f32_f16", "f16", "f8"),
     "split24": ("split24", "f32", "f32"),
 }
-RULED = {name: CASES[name] for name in ("momentum", "rmsprop-centered", "adam", "adam-amsgrad", "lion")}
-RULED["mine"] = SignMomentum()
+STORED = {name: CASES[name] for name in ("momentum", "rmsprop-centered", "adam", "adam-amsgrad", "lion")}
+STORED["mine"] = SignMomentum()
 
 
-def test_the_layouts_keep_each_kind_of_buffer_in_every_format_that_holds_it():
+def test_the_layouts_cover_every_format_for_each_kind_of_buffer():
     for k, kind in enumerate(("p", "g", "state")):
         formats = {name for name, s in STORAGES.items() if kind in s.holds and name not in ("f32", "f64")}
         assert formats <= {layout[k] for layout in LAYOUTS.values()}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", RULED)
+@pytest.mark.parametrize("case", STORED)
 def test_the_cpu_kernel_equals_the_reference_in_every_format(case, layout):
-    rule, rng = RULED[case], np.random.default_rng(1)
+    rule, rng = STORED[case], np.random.default_rng(1)
     p, g, state = LAYOUTS[layout]
     program = trace(rule, {b: {"p": p, "g": g}.get(b, state) for b in signature(rule).buffers})
     for n in (*SIZES, IN_STRIPS):
-        assert_equals_the_reference(program, rule, filled(program, rng, n), (1, 2, 3, 100) if n < 10_000 else (1, 2))
+        ours = adversarial_buffers(program, rng, n)
+        assert_cpu_equals_reference(program, rule, ours, (1, 2, 3, 100) if n < 10_000 else (1, 2))
 
 
-@pytest.mark.parametrize("case", MIXED)
+@pytest.mark.parametrize("case", PRESET_CASES)
 def test_the_cpu_kernel_equals_the_reference_in_presets(case):
-    rule, name = MIXED[case]
-    program, rng = preset(rule, name), np.random.default_rng(2)
+    rule, name = PRESET_CASES[case]
+    program, rng = trace(rule, name), np.random.default_rng(2)
     for n in (*SIZES, IN_STRIPS):
-        assert_equals_the_reference(program, rule, filled(program, rng, n), (1, 2, 3))
+        assert_cpu_equals_reference(program, rule, adversarial_buffers(program, rng, n), (1, 2, 3))
 
 
 @cache
-def _after_steps(case: str) -> tuple[Program, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Give a program, arrays, and what the reference makes of them."""
-    rule = MIXED[case][0] if case in MIXED else CASES[case]
-    program = preset(rule, MIXED[case][1]) if case in MIXED else trace(rule, np.float32)
-    before = filled(program, np.random.default_rng(1), IN_STRIPS)
+def _reference_steps(case: str) -> tuple[Program, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return a program, its arrays, and the same arrays after five steps on the reference backend."""
+    rule = PRESET_CASES[case][0] if case in PRESET_CASES else CASES[case]
+    program = trace(rule, PRESET_CASES[case][1]) if case in PRESET_CASES else trace(rule, np.float32)
+    before = adversarial_buffers(program, np.random.default_rng(1), IN_STRIPS)
     after = {name: a.copy() for name, a in before.items()}
     steps(program, rule, after, range(1, 6), "reference")
     return program, before, after
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-@pytest.mark.parametrize("case", ["sgd", "adam-amsgrad-l2", "rmsprop-centered-momentum", "noise-adam", *MIXED])
-def test_the_number_of_threads_does_not_matter(case, threads, monkeypatch):
+@pytest.mark.parametrize("case", ["sgd", "adam-amsgrad-l2", "rmsprop-centered-momentum", "noise-adam", *PRESET_CASES])
+def test_results_do_not_depend_on_the_number_of_threads(case, threads, monkeypatch):
     monkeypatch.setattr(tuning, "PARALLEL_FROM", 0)
     monkeypatch.setattr(tuning, "CHUNK", 512)
-    rule = MIXED[case][0] if case in MIXED else CASES[case]
-    program, before, after = _after_steps(case)
+    rule = PRESET_CASES[case][0] if case in PRESET_CASES else CASES[case]
+    program, before, after = _reference_steps(case)
     ours = {name: guarded(a) for name, a in before.items()}
     default = fastopt.get_threads()
     try:
@@ -170,14 +167,14 @@ def test_the_number_of_threads_does_not_matter(case, threads, monkeypatch):
 
 @pytest.mark.parametrize("misalignment", range(4, 64, 4))
 @pytest.mark.parametrize("case", ["adam-f32", "noise-adam-bf16_8bit", "adam-amsgrad-split_8bit"])
-def test_any_alignment_of_whole_elements_works(case, misalignment):
-    rule, name = MIXED.get(case, (CASES["adam"], "f32"))
-    program = preset(rule, name)
-    arrays = filled(program, np.random.default_rng(2), 1003)
+def test_results_do_not_depend_on_alignment(case, misalignment):
+    rule, name = PRESET_CASES.get(case, (CASES["adam"], "f32"))
+    program = trace(rule, name)
+    arrays = adversarial_buffers(program, np.random.default_rng(2), 1003)
     shifts = [(misalignment // 4 * a.itemsize * (k + 1)) % 64 for k, a in enumerate(arrays.values())]
     ours = {name: guarded(a, shift) for (name, a), shift in zip(arrays.items(), shifts, strict=True)}
     assert any(a.ctypes.data % 64 for a in ours.values())
-    assert_equals_the_reference(program, rule, ours, (1,))
+    assert_cpu_equals_reference(program, rule, ours, (1,))
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from fastopt import RuleError, ScaledGradient, SettingError
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("case", ["sgd-weight-decay", "adam-amsgrad-l2", "rmsprop-centered", "adagrad-initial"])
-def test_it_is_the_rule_on_the_scaled_gradient(case, backend):
+def test_it_equals_the_rule_on_the_scaled_gradient(case, backend):
     rng = np.random.default_rng(0)
     p = rng.standard_normal(300)
     scaled, plain = fresh_buffers(CASES[case], p), fresh_buffers(CASES[case], p)
@@ -25,7 +25,7 @@ def test_it_is_the_rule_on_the_scaled_gradient(case, backend):
                 assert_same_bits(scaled[name], plain[name], name)
 
 
-def test_it_keeps_what_the_inner_rule_says_of_its_state():
+def test_it_forwards_what_the_inner_rule_declares_about_its_state():
     inner = fastopt.RMSprop(centered=True)
     assert ScaledGradient(inner).exact == inner.exact
     assert ScaledGradient(inner).unsigned == inner.unsigned
@@ -36,7 +36,7 @@ def test_it_keeps_what_the_inner_rule_says_of_its_state():
     assert p.tolist() == [-6.0] * 3
 
 
-def test_bad_factors_and_rules_are_refused():
+def test_invalid_factors_and_rules_are_refused():
     for factor in (float("nan"), float("inf"), "2", None):
         with pytest.raises(SettingError, match="factor"):
             ScaledGradient(fastopt.SGD(), factor)

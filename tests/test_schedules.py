@@ -1,4 +1,4 @@
-"""Schedules: the formulas by hand, PyTorch's and optax's schedulers beside them, and what must hold of any of them."""
+"""Schedules: values computed by hand, comparison with PyTorch's and optax's, and properties of all schedules."""
 
 import math
 import pickle
@@ -35,7 +35,7 @@ untimed = settings(deadline=None)
 
 
 def near(value: float, expected: float, scale: float = 0.0) -> bool:
-    """Equal up to rounding: at most 8 operations, each off by at most an ulp of `scale`, the largest of the terms."""
+    """Whether two values are equal up to 8 roundings, each of at most an ulp of the largest term, `scale`."""
     return abs(value - expected) <= 8 * math.ulp(max(abs(expected), scale))
 
 
@@ -78,14 +78,14 @@ BY_HAND = [
 
 
 @pytest.mark.parametrize(("schedule", "values"), BY_HAND, ids=[repr(schedule) for schedule, _ in BY_HAND])
-def test_values_by_hand(schedule, values):
+def test_values_computed_by_hand(schedule, values):
     for t, expected in values.items():
         value = schedule(t)
         assert type(value) is float
         assert near(value, expected, scale=1.0), (t, value, expected)
 
 
-def test_one_cycle_against_stored_numbers():
+def test_one_cycle_equals_recorded_values_of_torch():
     # torch 2.13.0: OneCycleLR(SGD(lr=1, momentum=0), max_lr=0.1, total_steps=12, cycle_momentum=False)
     stored = [
         0.0040000000000000036,
@@ -105,7 +105,7 @@ def test_one_cycle_against_stored_numbers():
     assert all(near(schedule(t), expected, scale=0.1) for t, expected in enumerate(stored, start=1))
 
 
-# (ours, what makes torch's from its lr_scheduler module and an optimizer, torch's learning rate, steps compared)
+# (our schedule, function (lr_scheduler module, optimizer) → torch's scheduler, torch's base lr, number of steps)
 TORCH: dict[str, tuple[Schedule, Any, float, int]] = {
     "ExponentialLR": (Exponential(0.1, 0.9).delayed(1), lambda s, o: s.ExponentialLR(o, 0.9), 0.1, 40),
     "StepLR": (Step(0.1, 7, 0.5).delayed(1), lambda s, o: s.StepLR(o, 7, 0.5), 0.1, 40),
@@ -122,7 +122,7 @@ TORCH: dict[str, tuple[Schedule, Any, float, int]] = {
         Cosine(0.1, 30, end=0.01).delayed(1),
         lambda s, o: s.CosineAnnealingLR(o, 30, 0.01),
         0.1,
-        31,  # from here on torch's rises again
+        31,  # after that torch's schedule rises again
     ),
     "OneCycleLR": (OneCycle(0.1, 37), lambda s, o: s.OneCycleLR(o, 0.1, 37, cycle_momentum=False), 1.0, 37),
     "OneCycleLR, settings": (
@@ -144,21 +144,21 @@ TORCH: dict[str, tuple[Schedule, Any, float, int]] = {
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_torch_agrees(name):
+def test_schedules_match_torch(name):
     torch = pytest.importorskip("torch", reason="compares with PyTorch's schedulers")
     ours, make, lr, steps = TORCH[name]
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
     scheduler = make(torch.optim.lr_scheduler, optimizer)
     for t in range(1, steps + 1):
         theirs = optimizer.param_groups[0]["lr"]
-        # torch multiplies its last rate by a ratio, most of them below 1: at most 8 roundings a step, each half an ulp
-        # of the largest rate 0.1, add up over the steps.
+        # torch multiplies its last rate by a ratio that is mostly below 1. At most 8 roundings per step, each half an
+        # ulp of the largest rate, 0.1, accumulate over the steps.
         assert abs(ours(t) - theirs) <= t * 8 * math.ulp(0.1), t
         optimizer.step()
         scheduler.step()
 
 
-# (ours, what makes optax's from its module, the steps compared)
+# (our schedule, function (optax module) → optax's schedule, the steps to compare)
 OPTAX: dict[str, tuple[Schedule, Any, range]] = {
     "constant": (Constant(0.1), lambda o: o.constant_schedule(0.1), range(1, 5)),
     "exponential_decay": (
@@ -204,7 +204,7 @@ OPTAX: dict[str, tuple[Schedule, Any, range]] = {
         ),
         range(1, 31),
     ),
-    # At the same t, not at t − 1, and from the peak on: optax's first leg starts at 0, ours and torch's at 1.
+    # Compared at the same t instead of t − 1, from the peak on: optax's rise starts at t = 0, ours and torch's at 1.
     "cosine_onecycle": (
         OneCycle(0.1, 20),
         lambda o: lambda n: o.cosine_onecycle_schedule(20, 0.1)(n + 1),
@@ -214,7 +214,7 @@ OPTAX: dict[str, tuple[Schedule, Any, range]] = {
 
 
 @pytest.mark.parametrize("name", OPTAX)
-def test_optax_agrees(name):
+def test_schedules_match_optax(name):
     optax = pytest.importorskip("optax", reason="compares with optax's schedules")
     ours, make, steps = OPTAX[name]
     theirs = make(optax)
@@ -227,15 +227,15 @@ RATES = st.floats(0, 10) | st.sampled_from([0.0, 1e-3, 1.0, 5e-324])
 STEPS = st.integers(1, 3000)
 COUNTS = st.integers(0, 3000)
 TIMES = st.integers(0, 10_000)
-FALLING = st.one_of(
+DECAYS = st.one_of(
     st.builds(InverseTime, RATES, RATES),
     st.builds(Exponential, RATES, st.floats(0, 1)),
     st.builds(Step, RATES, STEPS, st.floats(0, 1)),
 )
-LEGS = st.one_of(st.builds(Cosine, RATES, STEPS, RATES), st.builds(Polynomial, RATES, STEPS, st.floats(0.1, 5), RATES))
+RAMPS = st.one_of(st.builds(Cosine, RATES, STEPS, RATES), st.builds(Polynomial, RATES, STEPS, st.floats(0.1, 5), RATES))
 SIMPLE = st.one_of(
-    FALLING,
-    LEGS,
+    DECAYS,
+    RAMPS,
     st.builds(Constant, st.floats(-10, 10)),
     st.builds(Warmup, COUNTS),
     st.builds(OneCycle, RATES, STEPS, st.floats(0, 0.99), st.floats(1, 100), st.floats(0.01, 1e6)),
@@ -256,8 +256,8 @@ SCHEDULES = st.recursive(
 
 @untimed
 @given(SCHEDULES, TIMES)
-def test_a_schedule_is_a_value(schedule, t):
-    """Pure, hashable, readable, and the same after a round trip through pickle or its own repr."""
+def test_a_schedule_is_hashable_and_round_trips_through_pickle_and_repr(schedule, t):
+    """Equal schedules have equal values and hashes, also after a round trip through pickle or through repr."""
     value = schedule(t)
     assert type(value) is float
     for same in (schedule, pickle.loads(pickle.dumps(schedule)), eval(repr(schedule), dict(vars(schedules)))):
@@ -267,17 +267,17 @@ def test_a_schedule_is_a_value(schedule, t):
 
 
 @untimed
-@given(FALLING, TIMES)
+@given(DECAYS, TIMES)
 def test_decay_never_rises(schedule, t):
-    # pow is within one ulp of the true value but not proven monotone.
+    # pow is accurate to one ulp but not guaranteed to be monotone.
     assert 0 <= schedule(t + 1) <= schedule(t) + math.ulp(schedule(t))
     assert schedule(t) <= schedule.start + math.ulp(schedule.start)
     assert schedule(0) == schedule.start
 
 
 @untimed
-@given(LEGS, TIMES)
-def test_a_leg_runs_from_start_to_end(schedule, t):
+@given(RAMPS, TIMES)
+def test_a_ramp_runs_from_start_to_end(schedule, t):
     low, high = sorted((schedule.start, schedule.end))
     # (start − end) and its sum with end are each rounded once.
     slack = math.ulp(high)
@@ -310,7 +310,7 @@ def test_one_cycle_rises_then_falls(peak, steps, fraction, start_divisor, end_di
         assert schedule(t) >= schedule(t + 1) - slack
     if turn > 1:
         assert abs(schedule(1) - start) <= slack
-        # Continuous at the joint: half a cosine wave over n steps is nowhere steeper than π/2n of its height.
+        # Continuous at the turn: half a cosine wave over n steps has at most a slope of π/2n of its height.
         before, after = math.floor(turn), math.floor(turn) + 1
         steepest = math.pi / 2 * peak / min(turn - 1, steps - turn)
         assert abs(schedule(after) - schedule(before)) <= steepest + 2 * slack
@@ -319,24 +319,24 @@ def test_one_cycle_rises_then_falls(peak, steps, fraction, start_divisor, end_di
 @untimed
 @given(st.floats(0.001, 10), COUNTS, COUNTS, STEPS, st.floats(0, 1), TIMES)
 @example(0.3, 2, 3, 4, 0.1, 5)  # here end + (peak − end) is not peak
-def test_warmup_stable_decay_is_a_join(peak, warmup, stable, decay, end, t):
+def test_warmup_stable_decay_equals_a_join(peak, warmup, stable, decay, end, t):
     end *= peak
     schedule = WarmupStableDecay(peak, warmup, stable, decay, end)
-    legs = [(0, peak * Warmup(warmup)), (warmup, Constant(peak)), (warmup + stable, Polynomial(peak, decay, end=end))]
-    joined = Join(dict(legs))
+    fall = Polynomial(peak, decay, end=end)
+    joined = Join({0: peak * Warmup(warmup), warmup: Constant(peak), warmup + stable: fall})
     t = max(t, 1)
-    # The same operations but for their order: two roundings of at most peak.
+    # The same operations in another order: two roundings of values of at most peak.
     slack = 2 * math.ulp(peak)
     assert abs(schedule(t) - joined(t)) <= slack
     assert schedule(warmup) == schedule(warmup + stable) == peak
-    # Continuous at the joints: no step is longer than that of the steeper leg.
+    # Continuous where segments meet: no step is larger than the steeper segment's.
     steepest = max(peak / max(warmup, 1), (peak - end) / decay)
     assert abs(schedule(t + 1) - schedule(t)) <= steepest + 2 * slack
 
 
 @dataclass(frozen=True)
 class Clock(Schedule):
-    """A schedule of one's own: it tells the time it is asked for."""
+    """A user's schedule: its value is t."""
 
     def at(self, t: int) -> float:
         return t
@@ -344,7 +344,7 @@ class Clock(Schedule):
 
 @untimed
 @given(st.sets(STEPS, min_size=1, max_size=4), TIMES)
-def test_join_gives_each_segment_its_own_time(starts, t):
+def test_join_counts_time_from_the_start_of_each_segment(starts, t):
     joined = Join({0: Clock(), **{start: 10_000 * k + Clock() for k, start in enumerate(sorted(starts), start=1)}})
     begun = [start for start in (0, *sorted(starts)) if start < t]
     k = max(len(begun) - 1, 0)
@@ -353,7 +353,7 @@ def test_join_gives_each_segment_its_own_time(starts, t):
 
 @untimed
 @given(st.dictionaries(st.integers(1, 50), RATES, min_size=1), st.integers(0, 60))
-def test_piecewise_is_a_look_up(table, t):
+def test_piecewise_is_a_lookup(table, t):
     table = {0: 1.0, **table}
     assert Piecewise(table)(t) == table[max(step for step in table if step <= t)]
     assert Piecewise(table) == Piecewise(reversed(list(table.items())))
@@ -378,39 +378,43 @@ def test_numbers_of_any_library_become_python_numbers():
     assert repr(Piecewise({np.int32(4): 2, 1: np.float32(1)})) == "Piecewise(table=((1, 1.0), (4, 2.0)))"  # type: ignore[dict-item]
 
 
-NUMBER = [math.nan, math.inf, -math.inf, 10**400, "0.1", None, True, 1j, [0.1], np.array([0.1]), Cosine]
-COUNT = [-1, 2.0, math.nan, "3", None, True, Constant(1.0)]
+NOT_NUMBERS = [math.nan, math.inf, -math.inf, 10**400, "0.1", None, True, 1j, [0.1], np.array([0.1]), Cosine]
+NOT_COUNTS = [-1, 2.0, math.nan, "3", None, True, Constant(1.0)]
 WRONG: list[tuple[Any, dict[str, Any], dict[str, list[Any]]]] = [
-    (Constant, {"value": 1.0}, {"value": NUMBER}),
-    (InverseTime, {"start": 1.0, "k": 1.0}, {"start": [-1.0, *NUMBER], "k": [-0.1, *NUMBER]}),
-    (Exponential, {"start": 1.0, "gamma": 0.9}, {"start": [-1.0, *NUMBER], "gamma": [-0.1, *NUMBER]}),
+    (Constant, {"value": 1.0}, {"value": NOT_NUMBERS}),
+    (InverseTime, {"start": 1.0, "k": 1.0}, {"start": [-1.0, *NOT_NUMBERS], "k": [-0.1, *NOT_NUMBERS]}),
+    (Exponential, {"start": 1.0, "gamma": 0.9}, {"start": [-1.0, *NOT_NUMBERS], "gamma": [-0.1, *NOT_NUMBERS]}),
     (
         Step,
         {"start": 1.0, "every": 2, "factor": 0.1},
-        {"start": [-1.0], "every": [0, *COUNT], "factor": [-0.1, *NUMBER]},
+        {"start": [-1.0], "every": [0, *NOT_COUNTS], "factor": [-0.1, *NOT_NUMBERS]},
     ),
-    (Warmup, {"steps": 3}, {"steps": COUNT}),
-    (Cosine, {"start": 1.0, "steps": 3, "end": 0.0}, {"start": [-1.0, *NUMBER], "steps": [0, *COUNT], "end": [-1.0]}),
+    (Warmup, {"steps": 3}, {"steps": NOT_COUNTS}),
+    (
+        Cosine,
+        {"start": 1.0, "steps": 3, "end": 0.0},
+        {"start": [-1.0, *NOT_NUMBERS], "steps": [0, *NOT_COUNTS], "end": [-1.0]},
+    ),
     (
         Polynomial,
         {"start": 1.0, "steps": 3, "power": 1.0, "end": 0.0},
-        {"start": [-1.0], "steps": [0, *COUNT], "power": [0.0, -1.0, *NUMBER], "end": [-1.0, *NUMBER]},
+        {"start": [-1.0], "steps": [0, *NOT_COUNTS], "power": [0.0, -1.0, *NOT_NUMBERS], "end": [-1.0, *NOT_NUMBERS]},
     ),
     (
         OneCycle,
         {"peak": 1.0, "steps": 10, "warmup_fraction": 0.3, "start_divisor": 25.0, "end_divisor": 1e4},
         {
             "peak": [-1.0],
-            "steps": [0, *COUNT],
-            "warmup_fraction": [-0.1, 1.0, 3, *NUMBER],
-            "start_divisor": [0.0, *NUMBER],
+            "steps": [0, *NOT_COUNTS],
+            "warmup_fraction": [-0.1, 1.0, 3, *NOT_NUMBERS],
+            "start_divisor": [0.0, *NOT_NUMBERS],
             "end_divisor": [0.0, -1.0],
         },
     ),
     (
         WarmupStableDecay,
         {"peak": 1.0, "warmup": 1, "stable": 1, "decay": 1, "end": 0.0},
-        {"peak": [-1.0], "warmup": COUNT, "stable": COUNT, "decay": [0, *COUNT], "end": [-1.0]},
+        {"peak": [-1.0], "warmup": NOT_COUNTS, "stable": NOT_COUNTS, "decay": [0, *NOT_COUNTS], "end": [-1.0]},
     ),
     (
         Piecewise,
@@ -423,7 +427,7 @@ WRONG: list[tuple[Any, dict[str, Any], dict[str, list[Any]]]] = [
         },
     ),
     (Join, {"table": {0: 1.0}}, {"table": [{}, {1: 1.0}, {0: "1"}, {0: Cosine}, {0: math.sqrt}, {0: math.nan}, 3]}),
-    (Delayed, {"schedule": Constant(1.0), "steps": 1}, {"schedule": ["1", None, math.nan], "steps": COUNT}),
+    (Delayed, {"schedule": Constant(1.0), "steps": 1}, {"schedule": ["1", None, math.nan], "steps": NOT_COUNTS}),
     (Product, {"left": Constant(1.0), "right": 2}, {"left": ["1", None, True], "right": [math.nan, math.sqrt]}),
     (Sum, {"left": Constant(1.0), "right": 2}, {"left": ["1", None, True], "right": [math.nan, math.sqrt]}),
 ]
@@ -441,7 +445,7 @@ def test_a_wrong_setting_is_refused(cls, good, name, bad):
 
 
 @pytest.mark.parametrize("t", [-1, 1.0, math.nan, "1", None, True, np.float64(1), np.array([1])])
-def test_t_is_an_integer_from_0(t):
+def test_t_must_be_a_non_negative_integer(t):
     with pytest.raises(SettingError, match=r"(?s)Cosine: t is out of its range.*got.*expected  an integer ≥ 0"):
         Cosine(0.1, 10)(t)
 
@@ -461,7 +465,7 @@ def test_a_value_that_is_not_finite_is_refused(schedule):
         print([schedule(t) for t in (1, 2000)])
 
 
-def test_operators_refuse_what_is_no_number():
+def test_operators_refuse_operands_that_are_not_numbers():
     schedule: Any = Constant(0.1)
     for other in ("2", None, [2.0], np.ones(2), math.sqrt):
         for wrong in (lambda x: schedule * x, lambda x: x * schedule, lambda x: schedule + x, lambda x: x + schedule):
@@ -474,7 +478,7 @@ def test_operators_refuse_what_is_no_number():
 
 
 @pytest.mark.parametrize("answer", [None, "x", "0.1", 1j, np.ones(2), []], ids=repr)
-def test_a_schedule_that_gives_no_number_is_refused(answer):
+def test_a_schedule_that_does_not_return_a_number_is_refused(answer):
     @dataclass(frozen=True)
     class Odd(Schedule):
         def at(self, t):

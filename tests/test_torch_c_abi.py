@@ -1,4 +1,4 @@
-"""Torch's own C functions: found by name, tried before use, called under the interpreter's lock, or done without."""
+"""C functions of torch: found by name, tried before use, called with the GIL held. Without them guards use Python."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from fastopt.torch import c_abi  # noqa: E402
 from fastopt.torch.guards import PythonGuard  # noqa: E402
 
 
-def test_torchs_functions_are_found_where_ci_runs():
-    """Not to find them is allowed elsewhere; here it would make every test of the compiled way pass by skipping."""
+def test_torchs_functions_are_found_on_linux():
+    """Elsewhere they may be missing. On the platform of CI that would skip every test of compiled guards."""
     import platform
 
     if platform.system() != "Linux" or platform.machine() != "x86_64":
-        pytest.skip("tried on Linux alone")
+        pytest.skip("required only on Linux x86_64")
     assert c_abi.functions() is not None
 
 
 @compiled_only
 @pytest.mark.parametrize("name", c_abi.FUNCTIONS)
-def test_without_one_of_torchs_functions_the_guard_is_in_python(name, monkeypatch):
-    without = {"absent_here" if n == name else n: kind for n, kind in c_abi.FUNCTIONS.items()}
-    monkeypatch.setattr(c_abi, "FUNCTIONS", without)
+def test_if_a_function_is_missing_the_guard_is_the_python_one(name, monkeypatch):
+    functions = {"absent_here" if n == name else n: kind for n, kind in c_abi.FUNCTIONS.items()}
+    monkeypatch.setattr(c_abi, "FUNCTIONS", functions)
     c_abi.functions.cache_clear()
     try:
         assert c_abi.functions() is None
@@ -61,7 +61,7 @@ def test_without_one_of_torchs_functions_the_guard_is_in_python(name, monkeypatc
         ("storage_offset", "storage_size"),
     ],
 )
-def test_functions_that_answer_something_else_are_found_out(name, other, monkeypatch):
+def test_functions_with_wrong_results_are_not_used(name, other, monkeypatch):
     tried, library = c_abi._tried, ctypes.CDLL(torch._C.__file__)
 
     def try_others(calls):
@@ -76,8 +76,8 @@ def test_functions_that_answer_something_else_are_found_out(name, other, monkeyp
 
 
 @compiled_only
-def test_a_tensor_that_is_not_where_it_should_be_gets_the_guard_in_python(monkeypatch):
-    """As if a torch to come kept it elsewhere: the functions would read whatever lies there."""
+def test_a_tensor_at_an_unexpected_address_gets_the_python_guard(monkeypatch):
+    """As if a later torch stored the C++ tensor at another offset: the functions would read arbitrary memory."""
     found = c_abi.functions()
     assert found is not None
     p = parameter(3)
@@ -90,8 +90,8 @@ def test_a_tensor_that_is_not_where_it_should_be_gets_the_guard_in_python(monkey
     assert opt._buckets.groups[0][0].arranged.guard.kind == PythonGuard.kind
 
 
-def test_the_interpreter_is_held_while_tensors_are_checked(monkeypatch, tmp_path):
-    """Whoever could run meanwhile could free them. Also where compiled code cannot be kept on disk."""
+def test_the_gil_is_held_while_tensors_are_checked(monkeypatch, tmp_path):
+    """Another thread could free them otherwise. The option also applies if compiled code cannot be cached on disk."""
     kernel = jit.load_module("fastopt.torch.check_tensors")
     assert not kernel.targetoptions.get("nogil")
 
@@ -108,7 +108,7 @@ def test_the_interpreter_is_held_while_tensors_are_checked(monkeypatch, tmp_path
 
 
 @compiled_only
-def test_torchs_functions_are_tried_on_tensors_that_no_mode_makes_fake():
+def test_torchs_functions_are_tried_on_real_tensors_under_any_mode():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     c_abi.functions.cache_clear()

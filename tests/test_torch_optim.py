@@ -1,4 +1,4 @@
-"""fastopt.torch against torch.optim itself, step by step: every class, its settings, types, groups and memories."""
+"""fastopt.torch compared with torch.optim step by step: every class with its settings, dtypes, groups and `flatten`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import fastopt.torch  # noqa: E402
 
 STEPS = 50
 
-# class → settings; each is used with torch's own class of that name
+# case → (class in torch.optim and fastopt.torch, settings)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("SGD", {"lr": 0.1}),
     "sgd-decay": ("SGD", {"lr": 0.1, "weight_decay": 0.1}),
@@ -53,18 +53,18 @@ CASES = {  # without the options that an older torch does not have
     if options.keys() <= inspect.signature(getattr(torch.optim, name)).parameters.keys()
 }
 
-# Each step rounds some 16 times on the way to each value, by at most half an ulp of values below 4; the ways of torch
-# and of fastopt differ in the order of operations alone. Nothing amplifies an error: ε is large where roots are small.
+# Each step rounds about 16 times on the way to each value, by at most half an ulp of values below 4; torch and fastopt
+# differ only in the order of operations. Nothing amplifies an error: ε is large where square roots are small.
 TOLERANCE = {
     torch.float64: STEPS * 16 * 2 * 2**-53,
     torch.float32: STEPS * 16 * 2 * 2**-24,
 }
 TYPES = [torch.float32, torch.float64, torch.bfloat16]
-MEMORIES = {"table": False, "flatten": True}
+flatten_or_not = pytest.mark.parametrize("flatten", [False, True], ids=["separate", "flattened"])
 
 
 def parameters(dtype, device="cpu"):
-    """Give parameters of many kinds, and one that is never used."""
+    """Return parameters of many shapes and memory formats; the one with index 9 never gets a gradient."""
     rng = torch.Generator().manual_seed(1)
 
     def normal(*shape):
@@ -86,8 +86,8 @@ def parameters(dtype, device="cpu"):
     return [torch.nn.Parameter(x.to(device)) for x in shapes]
 
 
-def put_gradients(params, step):
-    """Give each parameter its gradient of this step, the same for all who ask; some come and go, one never comes."""
+def set_gradients(params, step):
+    """Set the gradients of this step, the same at every call; some are None in some steps, one in all."""
     for i, p in enumerate(params):
         if i == 9 or (i == 3 and step % 5 in (1, 2)) or (i == 0 and step < 3) or (i == 1 and step % 2):
             p.grad = None
@@ -101,17 +101,18 @@ def put_gradients(params, step):
 
 
 def grouped(params, groups):
+    """Return the first argument of an optimizer with one parameter group or three."""
     if groups == 1:
         return params
     return [{"params": params[:4]}, {"params": params[4:9], "lr": 0.02}, {"params": params[9:]}]
 
 
-def make(case, params, groups=1, **own):
+def make_ours(case, params, groups=1, **own):
     name, settings = CASES[case]
     return getattr(fastopt.torch, name)(grouped(params, groups), **settings, **own)
 
 
-def theirs_for(case, params, groups=1, **more):
+def make_torchs(case, params, groups=1, **more):
     name, settings = CASES[case]
     return getattr(torch.optim, name)(grouped(params, groups), **settings, **more)
 
@@ -121,7 +122,7 @@ def numbers(tensor):
 
 
 def assert_same(ours, theirs, params, own, tolerance, message):
-    """Compare parameters and all state, by name."""
+    """Assert that parameters and all state, by name, are equal within the tolerance."""
     for i, (p, q) in enumerate(zip(params, own, strict=True)):
         np.testing.assert_allclose(
             numbers(q), numbers(p), rtol=tolerance, atol=tolerance, err_msg=f"{message}, parameter {i}"
@@ -135,20 +136,20 @@ def assert_same(ours, theirs, params, own, tolerance, message):
             assert found[name].dtype == value.dtype
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@flatten_or_not
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_fifty_steps_go_where_torch_goes(case, dtype, groups, memory):
-    require_fifty_steps(case, dtype, groups, memory, "cpu")
+def test_fifty_steps_match_torch(case, dtype, groups, flatten):
+    assert_fifty_steps_match_torch(case, dtype, groups, flatten, "cpu")
 
 
-def require_fifty_steps(case, dtype, groups, memory, device):
+def assert_fifty_steps_match_torch(case, dtype, groups, flatten, device):
     params, own = parameters(dtype, device), parameters(dtype, device)
-    theirs, ours = theirs_for(case, params, groups, foreach=False), make(case, own, groups, flatten=MEMORIES[memory])
+    theirs, ours = make_torchs(case, params, groups, foreach=False), make_ours(case, own, groups, flatten=flatten)
     for step in range(STEPS):
-        put_gradients(params, step)
-        put_gradients(own, step)
+        set_gradients(params, step)
+        set_gradients(own, step)
         theirs.step()
         ours.step()
         if step == 20:  # frozen later
@@ -166,26 +167,26 @@ def require_fifty_steps(case, dtype, groups, memory, device):
         if step in (0, 1, 5, 31, STEPS - 1):
             assert_same(ours, theirs, params, own, TOLERANCE[dtype], f"step {step}")
     moved = [not torch.equal(p, q) for p, q in zip(own, parameters(dtype, device), strict=False) if p.numel()]
-    assert moved == [i != 7 for i in range(len(moved))]  # the eighth that is not empty never had a gradient
+    assert moved == [i != 7 for i in range(len(moved))]  # the eighth with elements is parameter 9
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@flatten_or_not
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("case", CASES)
-def test_bfloat16_steps_are_torchs_but_for_rounding(case, groups, memory):
-    """Each step begins where torch is, by way of state_dict: a single step's rounding is small enough to tell.
+def test_bfloat16_steps_match_torch_up_to_rounding(case, groups, flatten):
+    """Each step starts from torch's parameters and state, so that the rounding of a single step can be bounded.
 
-    torch rounds to bfloat16 after each of up to eight operations on the way to the update, each by 2⁻⁹ of it at most,
-    and where one of them is a difference, of its operands; fastopt computes in float32 and rounds once. The new value
-    is rounded once more by both, together by 2⁻⁸ of it.
+    To compute an update torch rounds to bfloat16 after each of up to eight operations, each time by at most 2⁻⁹ of the
+    update, or of the operands where the operation is a difference. fastopt computes in float32 and rounds once. Both
+    round the new value once more, together by 2⁻⁸ of it.
     """
     dtype = torch.bfloat16
     params, own = parameters(dtype), parameters(dtype)
-    theirs, ours = theirs_for(case, params, groups, foreach=False), make(case, own, groups, flatten=MEMORIES[memory])
+    theirs, ours = make_torchs(case, params, groups, foreach=False), make_ours(case, own, groups, flatten=flatten)
     for step in range(STEPS):
         before = [p.detach().float() for p in params]
-        put_gradients(params, step)
-        put_gradients(own, step)
+        set_gradients(params, step)
+        set_gradients(own, step)
         theirs.step()
         ours.step()
         for i, (p, q, b) in enumerate(zip(params, own, before, strict=True)):
@@ -206,14 +207,14 @@ def test_bfloat16_steps_are_torchs_but_for_rounding(case, groups, memory):
         ours.load_state_dict(theirs.state_dict())
 
 
-def test_bfloat16_steps_are_those_of_torchs_fused_adamw():
-    """It computes in float32 too and rounds once, so each step is at most one rounding, 2⁻⁷, apart."""
+def test_bfloat16_steps_match_torchs_fused_adamw():
+    """Torch's fused AdamW also computes in float32 and rounds once: a step differs by at most one rounding, 2⁻⁷."""
     case = "adamw"
     params, own = parameters(torch.bfloat16), parameters(torch.bfloat16)
-    theirs, ours = theirs_for(case, params, fused=True), make(case, own)
+    theirs, ours = make_torchs(case, params, fused=True), make_ours(case, own)
     for step in range(STEPS):
-        put_gradients(params, step)
-        put_gradients(own, step)
+        set_gradients(params, step)
+        set_gradients(own, step)
         theirs.step()
         ours.step()
         with torch.no_grad():
@@ -223,15 +224,15 @@ def test_bfloat16_steps_are_those_of_torchs_fused_adamw():
         ours.load_state_dict(theirs.state_dict())
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_long_and_short_tensors_are_one_step(memory):
-    """Tensors longer than a chunk, shared among threads, beside short ones."""
+@flatten_or_not
+def test_long_and_short_tensors_in_one_step(flatten):
+    """Some tensors are longer than the chunks that threads share, some are short."""
     sizes = [70_000, 3, 500_001, 257, 2_000_000, 1]
     values = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in sizes]
     params = [torch.nn.Parameter(v.clone()) for v in values]
     own = [torch.nn.Parameter(v.clone()) for v in values]
     theirs = torch.optim.AdamW(params, fused=True)
-    ours = fastopt.torch.AdamW(own, flatten=MEMORIES[memory])
+    ours = fastopt.torch.AdamW(own, flatten=flatten)
     for step in range(4):
         for i, (p, q) in enumerate(zip(params, own, strict=True)):
             rng = torch.Generator().manual_seed(step * 10 + i)
@@ -243,17 +244,17 @@ def test_long_and_short_tensors_are_one_step(memory):
         np.testing.assert_allclose(q.detach().numpy(), p.detach().numpy(), rtol=1e-6, atol=1e-6)  # 4 × 16 roundings
 
 
-def test_flat_and_table_are_the_same_bits_in_every_storage():
-    """Noise goes by a parameter's own tiles, so it does not matter where they lie."""
+def test_flattening_does_not_change_bits_in_any_storage():
+    """Noise is numbered by the tiles of each parameter, so it does not depend on where a parameter is in memory."""
     for storage in (None, "8bit", {"m": "bf16_sr", "v": "bf16_sr"}):
         rule = fastopt.GradientNoise(fastopt.Adam(lr=0.01), eta=0.1)
         values = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (1000, 3, 0, 257)]
         found = []
-        for flatten in MEMORIES.values():
+        for flatten in (False, True):
             own = [torch.nn.Parameter(v.clone()) for v in values]
             ours = fastopt.torch.Fused(own, rule, storage=storage, seed=3, flatten=flatten)
             for step in range(6):
-                put_gradients(own, step)
+                set_gradients(own, step)
                 ours.step()
                 ours.zero_grad(set_to_none=False)
             found.append([copy.deepcopy(p.detach()) for p in own])

@@ -1,4 +1,4 @@
-"""fastopt.torch in training code: schedulers, GradScaler, checkpoints both ways, copies, processes, trainers."""
+"""fastopt.torch in training code: schedulers, GradScaler, checkpoints to and from torch.optim, copies, hooks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import fastopt.torch  # noqa: E402
 F = torch.nn.functional
 TESTS = Path(__file__).parent
 CLASSES = ["SGD", "RMSprop", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam"]
-MEMORIES = {"table": False, "flatten": True}
+flatten_or_not = pytest.mark.parametrize("flatten", [False, True], ids=["separate", "flattened"])
 MOMENTUM = {"SGD": {"momentum": 0.9, "dampening": 0.1}, "RMSprop": {"momentum": 0.9, "centered": True}}
 
 
@@ -36,7 +36,7 @@ class Convolutional(torch.nn.Module):
 
 
 class Transformer(torch.nn.Module):
-    """Its output weights are those of its embedding: tied."""
+    """A transformer whose output weights are tied to its embedding."""
 
     def __init__(self):
         super().__init__()
@@ -77,19 +77,19 @@ def assert_equal(a, b):
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@flatten_or_not
 @pytest.mark.parametrize("kind", [Convolutional, Transformer])
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "AdamW", "NAdam"])
-def test_networks_train_to_torchs_loss_with_all_that_goes_with_it(name, kind, memory):
-    """Under a scheduler that changes momentum too, with accumulation, clipping and GradScaler.
+def test_networks_reach_torchs_loss_with_scheduler_accumulation_clipping_and_scaler(name, kind, flatten):
+    """The scheduler, OneCycleLR, also changes momentum.
 
-    Rounding differences of 6e-8 grow with the steps through a network of a few layers and an optimizer that divides by
-    roots; after 40 steps some 1e-5 of the loss are left, while a step too many or too few shows in the second digit.
+    Rounding differences of 6e-8 grow over the steps, through a network of a few layers and an optimizer that divides by
+    square roots. After 40 steps they are about 1e-5 of the loss; one step more or less would change its second digit.
     """
     losses, ends = [], []
     for module in (torch.optim, fastopt.torch):
         model = network(kind)
-        own = {} if module is torch.optim else {"flatten": MEMORIES[memory]}
+        own = {} if module is torch.optim else {"flatten": flatten}
         opt = getattr(module, name)(model.parameters(), lr=1e-3, **MOMENTUM.get(name, {}), **own)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=0.2 if name == "SGD" else 0.01, total_steps=40)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10)
@@ -131,7 +131,7 @@ SCHEDULERS = {
 }
 
 
-def test_every_scheduler_of_torch_is_tried():
+def test_the_table_has_every_scheduler_of_torch():
     from torch.optim import lr_scheduler
 
     known = {n for n in lr_scheduler.__all__ if n not in ("LRScheduler", "ChainedScheduler", "SequentialLR")}
@@ -140,7 +140,7 @@ def test_every_scheduler_of_torch_is_tried():
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("name", ["SGD", "Adam", "NAdam"])
-def test_schedulers_change_the_step_and_compile_nothing(name, scheduler, monkeypatch):
+def test_schedulers_give_torchs_steps_without_compilation(name, scheduler, monkeypatch):
     ends = []
     for module in (torch.optim, fastopt.torch):
         p = torch.nn.Parameter(torch.linspace(-1, 1, 40))
@@ -151,13 +151,13 @@ def test_schedulers_change_the_step_and_compile_nothing(name, scheduler, monkeyp
             opt.step()
             schedule.step(*([1.0] if scheduler == "ReduceLROnPlateau" else []))
             if step == 1 and module is fastopt.torch:
-                monkeypatch.setattr("fastopt.kernels.jit._compile", None)  # from now on whoever compiles fails
+                monkeypatch.setattr("fastopt.kernels.jit._compile", None)  # compiling raises from now on
         ends.append(p.detach().numpy())
     np.testing.assert_allclose(ends[1], ends[0], rtol=10 * 32 * 2**-24, atol=10 * 32 * 2**-24)  # as in test_torch_optim
 
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")  # torch 2.6 warns of itself
-def test_schedulers_in_sequence_and_in_a_chain():
+def test_sequential_and_chained_schedulers():
     kinds, ends = torch.optim.lr_scheduler, []
     for module in (torch.optim, fastopt.torch):
         p = torch.nn.Parameter(torch.ones(3))
@@ -182,13 +182,13 @@ def test_a_tensor_as_learning_rate_is_read_at_each_step():
         lr.fill_(0.25)
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@flatten_or_not
 @pytest.mark.parametrize("name", CLASSES)
-def test_grad_scaler_unscales_in_the_step_and_skips_it_whole(name, memory):
-    """found_inf leaves parameters, state and counts as they are; otherwise the step is that of unscaled gradients."""
+def test_grad_scaler_unscales_in_the_step_or_skips_it_completely(name, flatten):
+    """With found_inf, parameters, state and counts do not change; else the step equals one with unscaled gradients."""
     start = torch.linspace(-1, 1, 300)
     params = [torch.nn.Parameter(start.clone()) for _ in range(2)]
-    own, plain = (getattr(fastopt.torch, name)([p], **MOMENTUM.get(name, {}), flatten=MEMORIES[memory]) for p in params)
+    own, plain = (getattr(fastopt.torch, name)([p], **MOMENTUM.get(name, {}), flatten=flatten) for p in params)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=1)
     for step in range(5):
         g = torch.cos(start * (step + 1))
@@ -199,13 +199,13 @@ def test_grad_scaler_unscales_in_the_step_and_skips_it_whole(name, memory):
         scaler.scale(torch.zeros(1))
         if bad:
             params[0].grad[7] = float("inf") if step else float("nan")
-        before = copy.deepcopy((values_of(own), params[0].detach()))
+        before = copy.deepcopy((state_values(own), params[0].detach()))
         scaler.step(own)
         scaler.update()
         if bad:
             assert scaler.get_scale() == scale / 2
             assert torch.equal(before[1], params[0].detach())
-            after = values_of(own)
+            after = state_values(own)
             assert before[0].keys() == after.keys()
             assert all(torch.equal(before[0][k], after[k]) for k in after)
         else:
@@ -214,43 +214,43 @@ def test_grad_scaler_unscales_in_the_step_and_skips_it_whole(name, memory):
             assert params[0].grad[0] == g[0] * scale  # gradients are read only
 
 
-def values_of(opt):
+def state_values(opt):
     return {f"{k}/{n}": v.clone() for k, x in opt.state_dict()["state"].items() for n, v in x.items()}
 
 
-def train(opt, p, steps):
+def take_steps(opt, p, steps):
     for t in steps:
         p.grad = torch.cos(p.detach() * (t + 1)).to(p.dtype)
         opt.step()
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@flatten_or_not
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_run_goes_from_torch_to_fastopt_and_back(name, memory):
+def test_a_run_can_switch_between_torch_and_fastopt(name, flatten):
     more = MOMENTUM.get(name, {})
     ends, kinds = [], [torch.optim, fastopt.torch]
     for route in ([0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1]):
         p, saved = torch.nn.Parameter(torch.linspace(-1, 1, 100, dtype=torch.float64)), None
         for k, which in enumerate(route):
-            own = {"flatten": MEMORIES[memory]} if which else {}
+            own = {"flatten": flatten} if which else {}
             opt = getattr(kinds[which], name)([p], **more, **own)
             if saved is not None:
                 opt.load_state_dict(pickle.loads(saved))
-            train(opt, p, range(4 * k, 4 * k + 4))
+            take_steps(opt, p, range(4 * k, 4 * k + 4))
             saved = pickle.dumps(opt.state_dict())
             assert "fastopt" not in str(saved)
         ends.append(p.detach().numpy())
-    # 12 steps of some 16 roundings; of NAdam's steps of 0.002 as many in float32, in which torch multiplies momenta
-    # until it loads their product, and then in the parameter's type.
+    # 12 steps, each with about 16 roundings. For NAdam, whose steps are 0.002, roundings of float32: in it torch
+    # multiplies the momenta, until it loads their product from a checkpoint, then in the parameter's dtype.
     tolerance = 12 * 32 * (2**-53 if name != "NAdam" else 0.002 * 2**-24)
     for end in ends[1:]:
         np.testing.assert_allclose(end, ends[0], rtol=tolerance, atol=tolerance)
 
 
-def test_a_state_dict_is_loaded_by_torch_load_with_weights_only():
+def test_a_state_dict_can_be_loaded_with_weights_only():
     p = torch.nn.Parameter(torch.ones(300))
     opt = fastopt.torch.AdamW([p], storage="8bit")
-    train(opt, p, range(3))
+    take_steps(opt, p, range(3))
     file = io.BytesIO()
     torch.save(opt.state_dict(), file)
     file.seek(0)
@@ -267,7 +267,7 @@ STORAGES = [None, "8bit", {"m": "bf16_sr", "v": "bf16_sr"}, {"v": "uf8"}]
 HALF = [None, "bf16", "split", "split_8bit", "bf16_8bit", "bf16_kahan", "mixed_bf16"]
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@flatten_or_not
 @pytest.mark.parametrize(
     ("dtype", "storage"),
     [
@@ -279,8 +279,8 @@ HALF = [None, "bf16", "split", "split_8bit", "bf16_8bit", "bf16_kahan", "mixed_b
     ],
     ids=str,
 )
-def test_saved_and_loaded_a_run_goes_on_bit_for_bit(dtype, storage, memory):
-    """By state_dict, by pickle and by deepcopy; also from one memory to another."""
+def test_a_saved_or_copied_run_continues_bit_for_bit(dtype, storage, flatten):
+    """With state_dict, pickle and deepcopy; a state_dict also loads into an optimizer with the other `flatten`."""
 
     def fresh():
         rng = torch.Generator().manual_seed(3)
@@ -292,33 +292,33 @@ def test_saved_and_loaded_a_run_goes_on_bit_for_bit(dtype, storage, memory):
                 p.grad = torch.cos(p.detach().float() * (t + 1)).to(dtype)
             opt.step()
 
-    own = {"storage": storage, "seed": 5, "flatten": MEMORIES[memory]}
+    options = {"storage": storage, "seed": 5, "flatten": flatten}
     params = fresh()
-    opt = fastopt.torch.Adam(params, **own)
+    opt = fastopt.torch.Adam(params, **options)
     steps(opt, params, range(3))
     saved = copy.deepcopy((opt.state_dict(), [p.detach() for p in params]))
     pickled = pickle.dumps((params, opt))
     copied = copy.deepcopy((params, opt))
     steps(opt, params, range(3, 6))
     others = [copied, pickle.loads(pickled)]
-    for flatten in MEMORIES.values():
-        again = fresh()
+    for other_flatten in (False, True):
+        new_params = fresh()
         with torch.no_grad():
-            for p, v in zip(again, saved[1], strict=True):
+            for p, v in zip(new_params, saved[1], strict=True):
                 p.copy_(v)
-        other = fastopt.torch.Adam(again, **{**own, "flatten": flatten})
+        other = fastopt.torch.Adam(new_params, **{**options, "flatten": other_flatten})
         other.load_state_dict(saved[0])
-        others.append((again, other))
-    for again, other in others:
-        steps(other, again, range(3, 6))
-        for p, q in zip(params, again, strict=True):
+        others.append((new_params, other))
+    for new_params, other in others:
+        steps(other, new_params, range(3, 6))
+        for p, q in zip(params, new_params, strict=True):
             assert torch.equal(p, q)
-        for a, b in zip(sorted(values_of(opt).items()), sorted(values_of(other).items()), strict=True):
+        for a, b in zip(sorted(state_values(opt).items()), sorted(state_values(other).items()), strict=True):
             assert a[0] == b[0]
             assert torch.equal(a[1], b[1]), a[0]
 
 
-def test_split_is_an_exact_float32_master_in_the_models_own_memory():
+def test_split_is_an_exact_float32_master_whose_first_half_is_the_parameter():
     rng = torch.Generator().manual_seed(0)
     start = torch.randn(1000, generator=rng).bfloat16()
     p, q = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.float())
@@ -330,31 +330,31 @@ def test_split_is_an_exact_float32_master_in_the_models_own_memory():
         full.step()
         assert torch.equal(own.state_dict()["state"][0]["master"], q.detach())
     assert (p.detach().float() - q.detach()).abs().max() <= q.abs().max() * 2**-8
-    kept = own.state[p]
-    assert kept.keys() == {"step", "param.low", "exp_avg", "exp_avg_sq"}
-    assert kept["param.low"].element_size() == 2
-    assert kept["exp_avg"].dtype == torch.float32
+    state = own.state[p]
+    assert state.keys() == {"step", "param.low", "exp_avg", "exp_avg_sq"}
+    assert state["param.low"].element_size() == 2
+    assert state["exp_avg"].dtype == torch.float32
 
 
-def test_eight_bits_show_their_planes_and_take_their_bytes():
+def test_8bit_state_has_the_expected_entries_and_size():
     p = torch.nn.Parameter(torch.ones(1000))
     opt = fastopt.torch.Adam([p], storage="8bit")
-    train(opt, p, range(2))
-    kept = opt.state[p]
-    assert kept.keys() == {"step", "exp_avg.f8", "exp_avg.scale", "exp_avg_sq.uf8", "exp_avg_sq.scale"}
-    assert sum(x.numel() * x.element_size() for n, x in kept.items() if n != "step") == 2 * (1000 + 4 * 4)
+    take_steps(opt, p, range(2))
+    state = opt.state[p]
+    assert state.keys() == {"step", "exp_avg.f8", "exp_avg.scale", "exp_avg_sq.uf8", "exp_avg_sq.scale"}
+    assert sum(x.numel() * x.element_size() for n, x in state.items() if n != "step") == 2 * (1000 + 4 * 4)
 
 
-def test_stop_save_load_in_a_new_process_and_go_on(tmp_path):
-    """The run of the new process ends in the same bits as the one that was never stopped."""
+def test_a_run_resumed_in_a_new_process_equals_an_uninterrupted_one(tmp_path):
+    """Both end with the same bits in the model and the state."""
     code = f"""
 import sys, torch, fastopt.torch
 sys.path.insert(0, {str(TESTS)!r})
 from test_torch_training import Transformer, network, loss_of
 torch.set_num_threads(1)
-mode, memory, path = sys.argv[1:]
+mode, layout, path = sys.argv[1:]
 model = network(Transformer)
-opt = fastopt.torch.AdamW(model.parameters(), lr=0.01, storage="8bit", flatten=memory == "flatten")
+opt = fastopt.torch.AdamW(model.parameters(), lr=0.01, storage="8bit", flatten=layout == "flattened")
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 20)
 first, last = {{"whole": (0, 12), "first": (0, 5), "second": (5, 12)}}[mode]
 if mode == "second":
@@ -368,10 +368,10 @@ for step in range(first, last):
     schedule.step()
 torch.save([x.state_dict() for x in (model, opt, schedule)], path)
 """
-    for memory in ("table", "flatten"):
-        whole, stopped = tmp_path / f"{memory}-whole", tmp_path / f"{memory}-stopped"
+    for layout in ("separate", "flattened"):
+        whole, stopped = tmp_path / f"{layout}-whole", tmp_path / f"{layout}-stopped"
         for mode, path in (("whole", whole), ("first", stopped), ("second", stopped)):
-            subprocess.run([sys.executable, "-c", code, mode, memory, str(path)], check=True)
+            subprocess.run([sys.executable, "-c", code, mode, layout, str(path)], check=True)
         a, b = (torch.load(path, weights_only=True) for path in (whole, stopped))
         assert all(torch.equal(x, b[0][name]) for name, x in a[0].items())
         for i, entries in a[1]["state"].items():
@@ -403,9 +403,9 @@ def test_closures_hooks_and_returned_losses():
     assert hooks == [["param_groups", "state"], "loaded"]
 
 
-def test_a_stale_graph_is_noticed_as_with_torch():
+def test_backward_through_a_changed_parameter_fails_as_with_torch():
     w = torch.nn.Parameter(torch.ones(3, 3))
-    for flatten in MEMORIES.values():
+    for flatten in (False, True):
         opt = fastopt.torch.SGD([w], lr=0.1, flatten=flatten)
         loss = (torch.ones(2, 3, requires_grad=True) @ w).sum()
         w.grad = torch.ones(3, 3)
@@ -429,7 +429,8 @@ def test_averaged_models_and_swa():
             schedule.step()
         ends.append([p.detach().numpy() for p in average.parameters()])
     for a, b in zip(*ends, strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)  # eight steps of a network, as above
+        # eight steps of a network; differences grow as described above
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
 
 
 def test_two_optimizers_over_the_same_parameters():
@@ -441,7 +442,7 @@ def test_two_optimizers_over_the_same_parameters():
     assert torch.allclose(p, torch.zeros(5), atol=1e-6)
 
 
-def test_options_that_are_written_to_in_place_are_seen():
+def test_options_changed_in_place_take_effect():
     p = torch.nn.Parameter(torch.zeros(3))
     opt = fastopt.torch.SGD([p], lr=1.0)
     group = opt.param_groups[0]
@@ -453,7 +454,7 @@ def test_options_that_are_written_to_in_place_are_seen():
         return (p.detach() - before).tolist()
 
     assert moved() == [-1.0] * 3
-    group["lr"] = torch.tensor(1.0)  # the same number, in what can be written to
+    group["lr"] = torch.tensor(1.0)  # the same number, but writable in place
     assert moved() == [-1.0] * 3
     group["lr"].fill_(0.5)
     assert moved() == [-0.5] * 3
@@ -469,8 +470,8 @@ def test_options_that_are_written_to_in_place_are_seen():
     assert torch.equal(p, before)  # half of 1 and half of -1
 
 
-def test_hooks_of_all_optimizers_and_profilers_see_the_step():
-    """Torch's own wrapper is left out where there is nobody to see it."""
+def test_global_hooks_and_profilers_observe_the_step():
+    """Torch's wrapper of `step` is called only if there are hooks or a profiler."""
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
     p = torch.nn.Parameter(torch.zeros(3))

@@ -1,4 +1,4 @@
-"""Are the rules right? They go where PyTorch, optax and the published formulas go."""
+"""The rules are correct: their trajectories match those of PyTorch, of optax and of the published formulas."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, halving, walk, warming
+from cases import CASES, halving, run_steps, warming
 from peers import PEERS, START, STEPS, STORED, gradient, path
 
 import fastopt
 
 RECORDED = np.load(Path(__file__).parent / "data" / "trajectories.npz", allow_pickle=False)
 
-# Both sides compute in float64 what is the same on paper, in different orders. A step has at most 30 roundings of
-# 1.1e-16, so 100 steps add up to 3.3e-13 of the largest values around; the problem contracts, so that early ones fade.
-# One scalar is ill-conditioned: RAdam's ρ is about 5 when it first counts and a difference of numbers of about 2000,
-# which brings p's error to some 1e-12 where the two take different powers of β₂. Ten times that:
+# Both sides compute in float64 what is mathematically the same, in different orders. A step has at most 30 roundings of
+# 1.1e-16, so 100 steps add up to at most 3.3e-13 of the largest values; the problem contracts, so early errors shrink.
+# One scalar is ill-conditioned: RAdam's ρ is about 5 when it is first used, and is a difference of numbers of about
+# 2000, which brings p's error to about 1e-12 where the two compute powers of β₂ differently. Ten times that:
 TOLERANCE = 1e-11
 
 
@@ -27,31 +27,31 @@ def close(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.all(np.abs(a - b) <= TOLERANCE * np.maximum(np.abs(b).max(), np.abs(b))))
 
 
-def follow(rule: Any, lrs: np.ndarray, steps: int = STEPS) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Take the rule where the peers went, at their learning rates; give p at the steps STORED and the last buffers."""
+def trajectory(rule: Any, lrs: np.ndarray, steps: int = STEPS) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Run the rule at these learning rates; return p after the steps STORED, and the buffers after the last step."""
     if np.ptp(lrs):
         rule = dataclasses.replace(rule, lr=lambda t: float(lrs[t - 1]))
     ps, buffers = [], {}
-    for buffers in walk(rule, START, gradient, steps, backend="reference"):
+    for buffers in run_steps(rule, START, gradient, steps, backend="reference"):
         ps.append(buffers["p"].copy())
     return np.array([ps[t - 1] for t in STORED if t <= steps]), buffers
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_a_rule_goes_where_its_peer_went(name):
+def test_a_rule_matches_the_recorded_trajectory_of_its_peer(name):
     peer = PEERS[name]
     rule, lrs = CASES[peer.case], RECORDED[f"{name}/lr"]
     assert np.ptp(lrs) or rule.lr == lrs[0]
-    p, buffers = follow(rule, lrs)
+    p, buffers = trajectory(rule, lrs)
     assert close(p, RECORDED[f"{name}/p"])
     for ours in peer.state:
         assert close(buffers[ours], RECORDED[f"{name}/{ours}"]), ours
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_the_peer_still_goes_there(name):
+def test_the_installed_peer_matches_the_recorded_trajectory(name):
     peer = PEERS[name]
-    pytest.importorskip(peer.library, reason=f"{peer.library} is not installed: compared with what it once gave only")
+    pytest.importorskip(peer.library, reason=f"{peer.library} is not installed: only its record is compared")
     live = path(peer)
     assert close(live.lr, RECORDED[f"{name}/lr"])
     assert close(live.p, RECORDED[f"{name}/p"])
@@ -59,7 +59,7 @@ def test_the_peer_still_goes_there(name):
         assert close(x, RECORDED[f"{name}/{ours}"]), ours
 
 
-def test_the_file_is_of_this_table():
+def test_the_recorded_file_matches_the_table_of_peers():
     extra = {"versions", "start", "stored"}
     assert {key.split("/")[0] for key in RECORDED.files} == PEERS.keys() | extra
     assert np.array_equal(RECORDED["start"], START)
@@ -67,8 +67,8 @@ def test_the_file_is_of_this_table():
     assert {text.split()[0] for text in RECORDED["versions"]} >= {"torch", "optax"}
 
 
-def changed(rule: Any) -> list[Any]:
-    """Give the rules that differ from this one in one setting: a switch turned, or a number 1 % off (0 made 0.01)."""
+def perturbed(rule: Any) -> list[Any]:
+    """Return the rules that differ from this one in one setting: a bool negated, or a number off by 1 % (0 by 0.01)."""
 
     def off(x: Any) -> Any:
         if isinstance(x, bool):
@@ -93,35 +93,35 @@ def changed(rule: Any) -> list[Any]:
     return rules
 
 
-def without_effect(rule: Any, other: Any) -> bool:
-    """Whether the one setting that differs is how to do what neither of the two does."""
+def is_equivalent(rule: Any, other: Any) -> bool:
+    """Whether the one setting that differs has no effect on these rules."""
     differs = [f.name for f in dataclasses.fields(rule) if getattr(rule, f.name) != getattr(other, f.name)]
     return (
         (differs in (["decoupled"], ["decoupled_weight_decay"]) and not rule.weight_decay)
         or (differs == ["eps_inside_sqrt"] and not rule.eps)
-        or (differs == ["momentum_decay"] and rule.momentum_decay == 1e6)  # has decayed either way
+        or (differs == ["momentum_decay"] and rule.momentum_decay == 1e6)  # decays completely either way
     )
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_no_other_setting_goes_there(name):
+def test_a_rule_with_another_setting_does_not_match(name):
     rule, lrs = CASES[PEERS[name].case], RECORDED[f"{name}/lr"]
-    for other in changed(rule):
-        if not without_effect(rule, other) and not (np.ptp(lrs) and other.lr != rule.lr):
-            assert not close(follow(other, lrs)[0], RECORDED[f"{name}/p"]), other
+    for other in perturbed(rule):
+        if not is_equivalent(rule, other) and not (np.ptp(lrs) and other.lr != rule.lr):
+            assert not close(trajectory(other, lrs)[0], RECORDED[f"{name}/p"]), other
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_no_other_rule_goes_there(name):
+def test_another_rule_does_not_match(name):
     # Within six steps: RAdam's first five are those of Momentum(bias_correction=True).
     rule, lrs = CASES[PEERS[name].case], RECORDED[f"{name}/lr"]
     for other in fastopt.rules.RULES.values():
         if other is not type(rule):
-            assert not close(follow(other(lr=rule.lr), lrs, steps=6)[0], RECORDED[f"{name}/p"][:5]), other
+            assert not close(trajectory(other(lr=rule.lr), lrs, steps=6)[0], RECORDED[f"{name}/p"][:5]), other
 
 
-# What neither library has, as its source writes it. Each is a function of the gradients g₁ … gₜ seen so far: sums
-# instead of recurrences wherever the two are the same on paper.
+# Rules and settings that neither library has, as their source defines them. Each is a function of the gradients g₁ … gₜ
+# so far, written with sums instead of recurrences wherever the two are mathematically the same.
 
 
 def _nesterov(t: int, gs: list, *, corrected: bool, beta: float = 0.9, lr: float = 0.1) -> Any:
@@ -148,26 +148,26 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("case", PUBLISHED)
-def test_a_rule_goes_where_its_formula_goes(case):
+def test_a_rule_matches_its_published_formula(case):
     rule, p, gs = CASES[case], START, []
-    for t, buffers in enumerate(walk(rule, START, gradient, STEPS), 1):
+    for t, buffers in enumerate(run_steps(rule, START, gradient, STEPS), 1):
         gs.append(gradient(p, t) + rule.weight_decay * p)
         p = p - PUBLISHED[case](t, gs)
         assert close(buffers["p"], p), t
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("noise-")])
-def test_a_rule_with_noise_is_the_rule_on_noisy_gradients(case):
+def test_gradient_noise_equals_the_inner_rule_on_noisy_gradients(case):
     rule = CASES[case]
     p, seed = START, 3
 
     def noisy(p: np.ndarray, t: int) -> np.ndarray:
-        # p ← 0 − 1 · (0 + 1 · z): the same normal numbers, seen alone.
+        # p ← 0 − 1 · (0 + 1 · z): the noise alone, negated.
         z = {"p": np.zeros(p.size), "g": np.zeros(p.size)}
         fastopt.update(fastopt.GradientNoise(fastopt.SGD(lr=1.0), eta=1.0, gamma=0.0), t, z, seed=seed)
         return gradient(p, t) + sqrt(rule.eta / (1 + t) ** rule.gamma) * -z["p"]
 
-    pairs = zip(walk(rule, p, gradient, 20, seed=seed), walk(rule.rule, p, noisy, 20), strict=True)
+    pairs = zip(run_steps(rule, p, gradient, 20, seed=seed), run_steps(rule.rule, p, noisy, 20), strict=True)
     for ours, inner in pairs:
         assert np.array_equal(ours["p"], inner["p"])  # the same operations in the same order: no tolerance
 

@@ -1,11 +1,11 @@
-"""Each operation that a rule may use, alone, in both precisions, on every pair of special values."""
+"""Each operation that a rule may use, alone, in float32 and float64, on every pair of special values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from values import assert_same_bits, special
+from values import assert_same_bits, special_values
 
 import fastopt
 from fastopt.kernels.compiler.trace import trace
@@ -82,7 +82,7 @@ OPERATIONS: dict[str, Callable] = {
 
 
 def _word(x):
-    """Give the bits of a float32, of a NaN those of one that is the same everywhere; of a float64, some word."""
+    """Return the bits of a float32, with NaN, whose bits depend on the platform, as 2.0; of a float64, some word."""
     if x.dtype == np.float32:
         return np.where(x == x, x, np.full_like(x, 2.0)).view(np.uint32)
     return np.where(x > 1, np.uint32(0xB5026F35), np.where(x < 0, np.uint32(77), np.uint32(0)))
@@ -144,7 +144,7 @@ def _word_in_place(x, y):
 
 @dataclass(frozen=True)
 class Operation:
-    """p becomes the operation's result, g stays."""
+    """A rule whose update replaces p by the operation's result."""
 
     name: str
 
@@ -157,8 +157,8 @@ class Operation:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_is_the_same_compiled_and_in_numpy(name, dtype):
-    x, y = (a.ravel().copy() for a in np.meshgrid(special(dtype), special(dtype)))
+def test_a_compiled_operation_equals_numpy(name, dtype):
+    x, y = (a.ravel().copy() for a in np.meshgrid(special_values(dtype), special_values(dtype)))
     with np.errstate(all="ignore"):
         expected = np.broadcast_to(OPERATIONS[name](x.copy(), y.copy()), x.shape)
     for backend in ("cpu", "reference"):
@@ -167,19 +167,19 @@ def test_an_operation_is_the_same_compiled_and_in_numpy(name, dtype):
         assert_same_bits(p, expected, f"{name} on {backend}")
 
 
-def test_every_operation_of_the_tracer_is_tested_here():
+def test_every_operation_of_the_tracer_is_covered():
     from fastopt.kernels.compiler.graph import walk
     from fastopt.kernels.compiler.operations import VOCABULARY
 
     used = {n.op for name in OPERATIONS for n in walk(trace(Operation(name), np.float32).results.values())}
-    noise = fastopt.GradientNoise(fastopt.SGD())  # the only user of unsigned integers
+    noise = fastopt.GradientNoise(fastopt.SGD())  # the only rule that uses unsigned integers
     used |= {n.op for n in walk(trace(noise, np.float32).results.values())}
     assert set(VOCABULARY.values()) <= used
 
 
 @dataclass(frozen=True)
 class AwkwardNames:
-    """Scalars and state named like the printed module's own variables."""
+    """A rule whose scalars and state are named like variables of the printed module."""
 
     def scalars(self, t):
         names = (
@@ -213,7 +213,7 @@ class AwkwardNames:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_rules_own_names_may_be_any(dtype):
+def test_a_rules_names_may_collide_with_names_in_the_printed_module(dtype):
     rng = np.random.default_rng(0)
     ours = {name: rng.standard_normal(300).astype(dtype) for name in ("p", "g", "n", "first", "chunk")}
     truth = {name: a.copy() for name, a in ours.items()}

@@ -1,7 +1,7 @@
 """On a GPU: every rule equals the reference bit for bit, on the caller's stream and device, captured or not.
 
-`pytest tests/device --require-cuda` runs all of it; test_the_sanitizer_finds_nothing runs part of it once more under
-compute-sanitizer where that is installed.
+`pytest tests/device --require-cuda` runs all of it. test_the_sanitizer_finds_nothing runs some of the tests again under
+compute-sanitizer, if that is installed.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from cases import CASES
 from test_vocabulary import OPERATIONS, Operation
-from values import SIZES, assert_same_bits, filled, special, step
+from values import SIZES, adversarial_buffers, assert_same_bits, special_values, step
 
 import fastopt
 from fastopt import LayoutError
@@ -34,7 +34,7 @@ GUARD = 64
 
 
 class Guarded:
-    """An array on the device inside guard bytes, `shift` bytes off the allocator's alignment."""
+    """A device array between guard bytes, `shift` bytes past an aligned address."""
 
     def __init__(self, cupy, values, shift=0):
         self._raw = cupy.full(values.nbytes + 4 * GUARD, 0xA5, np.uint8)
@@ -44,13 +44,14 @@ class Guarded:
         self._ends = (start, start + values.nbytes)
 
     def intact(self):
+        """Whether the guard bytes are unchanged."""
         raw, (start, end) = self._raw.get(), self._ends
         return bool(np.all(raw[:start] == 0xA5) and np.all(raw[end:] == 0xA5))
 
 
-def require_equal_steps(cupy, rule, dtype, n, steps, shifts=None):
+def assert_steps_equal_the_reference(cupy, rule, dtype, n, steps, shifts=None):
     program, rng = trace(rule, dtype), np.random.default_rng(n)
-    values = filled(program, rng, n)
+    values = adversarial_buffers(program, rng, n)
     truth = [a.copy() for a in values.values()]
     shifts = shifts or [0] * len(truth)
     ours = {name: Guarded(cupy, a, shift) for (name, a), shift in zip(values.items(), shifts, strict=True)}
@@ -68,12 +69,12 @@ def require_equal_steps(cupy, rule, dtype, n, steps, shifts=None):
 @pytest.mark.parametrize("case", CASES)
 def test_a_kernel_equals_the_reference(case, dtype, cupy):
     for n in (*SIZES, 1_000_003):
-        require_equal_steps(cupy, CASES[case], dtype, n, (1, 2, 100))
+        assert_steps_equal_the_reference(cupy, CASES[case], dtype, n, (1, 2, 100))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("case", ["momentum", "rmsprop-centered", "adam", "adam-amsgrad", "lion", "noise-adam"])
-def test_every_storage_keeps_what_the_reference_keeps(case, preset, cupy):
+def test_every_storage_equals_the_reference(case, preset, cupy):
     rng = np.random.default_rng(3)
     values = {"w": rng.standard_normal((300, 70)).astype(np.float32), "b": rng.standard_normal(7).astype(np.float32)}
     ours = fastopt.Optimizer(CASES[case], values, storage=preset, backend="cuda", seed=2)
@@ -84,9 +85,9 @@ def test_every_storage_keeps_what_the_reference_keeps(case, preset, cupy):
             ours.grads[name].set(truth.grads[name])
         ours.step()
         truth.step()
-    kept = ours.state_dict()
+    found = ours.state_dict()
     for key, value in truth.state_dict().items():
-        assert np.array_equal(kept[key], value), key
+        assert np.array_equal(found[key], value), key
     for name in values:
         assert ours.params[name].get().tobytes() == truth.params[name].tobytes()
 
@@ -95,13 +96,13 @@ def test_every_storage_keeps_what_the_reference_keeps(case, preset, cupy):
 def test_buffers_may_begin_at_any_element(dtype, cupy):
     size = np.dtype(dtype).itemsize
     for shifts in ([size] * 4, [0, 0, 0, size], [0, size, 2 * size, 3 * size]):
-        require_equal_steps(cupy, CASES["adam"], dtype, 1003, (1, 2), shifts)
+        assert_steps_equal_the_reference(cupy, CASES["adam"], dtype, 1003, (1, 2), shifts)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_is_the_same_on_the_device(name, dtype, cupy):
-    x, y = (a.ravel().copy() for a in np.meshgrid(special(dtype), special(dtype)))
+def test_an_operation_equals_numpy(name, dtype, cupy):
+    x, y = (a.ravel().copy() for a in np.meshgrid(special_values(dtype), special_values(dtype)))
     with np.errstate(all="ignore"):
         expected = np.broadcast_to(OPERATIONS[name](x.copy(), y.copy()), x.shape)
     p = cupy.asarray(x)
@@ -112,9 +113,9 @@ def test_an_operation_is_the_same_on_the_device(name, dtype, cupy):
 @pytest.mark.parametrize(
     "rule", [fastopt.Momentum(), fastopt.RMSprop(), fastopt.Adam()], ids=lambda r: type(r).__name__
 )
-def test_the_forms_written_by_hand_give_the_same_bits(rule, cupy):
+def test_hand_written_kernels_give_the_same_bits(rule, cupy):
     program, rng = trace(rule, np.float32), np.random.default_rng(0)
-    # Between 0.5 and 1.5 no product is near the denormals, which CuPy's own kernels take for zero.
+    # Between 0.5 and 1.5 no product is near the denormals, which CuPy's own kernels flush to zero.
     ours = [cupy.asarray(rng.random(70_001).astype(np.float32) + 0.5) for _ in program.buffers]
     theirs = [a.copy() for a in ours]
     for t in (1, 2, 50):
@@ -130,12 +131,13 @@ RULE = fastopt.GradientNoise(fastopt.Adam(lr=lambda t: 0.1 / t, weight_decay=0.1
 SHAPES = {"a.weight": (300, 11), "a.bias": (300,), "b.weight": (7000,), "b.bias": (), "none": (0, 3)}
 
 
-def pair(cupy, seed=1):
+def cuda_and_reference(cupy, seed=1):
+    """Make the same optimizer on the device and on the reference backend, with equal gradients in place."""
     rng = np.random.default_rng(seed)
     values = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
-    how = {"groups": {"*.bias": {"weight_decay": 0.0}}, "seed": 9}
-    on_device = {name: cupy.asarray(value) for name, value in values.items()}
-    ours, truth = fastopt.Optimizer(RULE, on_device, **how), fastopt.Optimizer(RULE, values, backend="reference", **how)
+    options = {"groups": {"*.bias": {"weight_decay": 0.0}}, "seed": 9}
+    ours = fastopt.Optimizer(RULE, {name: cupy.asarray(value) for name, value in values.items()}, **options)
+    truth = fastopt.Optimizer(RULE, values, backend="reference", **options)
     for name, shape in SHAPES.items():
         g = rng.standard_normal(shape).astype(np.float32)
         truth.grads[name][...] = g
@@ -143,26 +145,26 @@ def pair(cupy, seed=1):
     return ours, truth
 
 
-def require_equal(ours, truth):
+def assert_same_state(ours, truth):
     assert ours.t == truth.t
     for key, value in truth.state_dict().items():
         if isinstance(value, np.ndarray):
             assert_same_bits(ours.state_dict()[key], value, key)
 
 
-def test_an_optimizer_takes_the_same_steps(cupy):
-    ours, truth = pair(cupy)
+def test_an_optimizer_equals_the_reference(cupy):
+    ours, truth = cuda_and_reference(cupy)
     for _ in range(10):
         ours.step()
         truth.step()
     grads = {name: cupy.asarray(truth.grads[name]) * 2 for name in SHAPES}
     ours.step(grads)
     truth.step({name: g.get() for name, g in grads.items()})
-    require_equal(ours, truth)
+    assert_same_state(ours, truth)
 
 
 def test_a_captured_step_replays_bit_for_bit(cupy):
-    ours, truth = pair(cupy)
+    ours, truth = cuda_and_reference(cupy)
     ours.step()
     ours.capturable(50)  # waits for the step before it
     stream = cupy.cuda.Stream(non_blocking=True)
@@ -175,12 +177,12 @@ def test_a_captured_step_replays_bit_for_bit(cupy):
     stream.synchronize()
     for _ in range(41):
         truth.step()
-    require_equal(ours, truth)
+    assert_same_state(ours, truth)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
-def test_every_rule_replays_bit_for_bit(case, dtype, cupy):
+def test_every_rule_replays_from_a_graph_bit_for_bit(case, dtype, cupy):
     values = np.random.default_rng(0).standard_normal(1003).astype(dtype)
     ours = fastopt.Optimizer(CASES[case], {"w": cupy.asarray(values)})
     truth = fastopt.Optimizer(CASES[case], {"w": values}, backend="reference")
@@ -196,17 +198,17 @@ def test_every_rule_replays_bit_for_bit(case, dtype, cupy):
             graph.launch(stream)
     for _ in range(5):
         truth.step()
-    require_equal(ours, truth)
+    assert_same_state(ours, truth)
 
 
-def test_a_step_waits_for_nothing_and_keeps_the_streams_order(cupy):
+def test_a_step_is_asynchronous_and_ordered_on_its_stream(cupy):
     spin = cupy.RawKernel(
         'extern "C" __global__ void spin(long long cycles, float* g) {'
         " long long start = clock64(); while (clock64() - start < cycles); *g = 1.0f; }",
         "spin",
     )
     p, g = cupy.zeros(1, np.float32), cupy.zeros(1, np.float32)
-    fastopt.update(fastopt.SGD(lr=0.5), 1, {"p": p, "g": g})  # compiled
+    fastopt.update(fastopt.SGD(lr=0.5), 1, {"p": p, "g": g})  # compiles the kernel
     stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.Device().synchronize()
     with stream:
@@ -218,13 +220,13 @@ def test_a_step_waits_for_nothing_and_keeps_the_streams_order(cupy):
 
 
 def test_two_threads_step_on_two_streams(cupy):
-    pairs = [pair(cupy, seed) for seed in range(4)]
+    pairs = [cuda_and_reference(cupy, seed) for seed in range(4)]
     cupy.cuda.Device().synchronize()
 
     def work(ours):
         stream = cupy.cuda.Stream(non_blocking=True)
         for k in range(50):
-            ours.step(stream=stream) if k % 2 else _step_within(stream, ours)
+            ours.step(stream=stream) if k % 2 else _step_on_current_stream(stream, ours)
         stream.synchronize()
 
     threads = [threading.Thread(target=work, args=(ours,)) for ours, _ in pairs]
@@ -235,23 +237,23 @@ def test_two_threads_step_on_two_streams(cupy):
     for ours, truth in pairs:
         for _ in range(50):
             truth.step()
-        require_equal(ours, truth)
+        assert_same_state(ours, truth)
 
 
-def _step_within(stream, opt):
+def _step_on_current_stream(stream, opt):
     with stream:
         opt.step()
 
 
-def test_another_device_than_the_current_one(cupy):
+def test_arrays_on_another_device_than_the_current_one(cupy):
     if cupy.cuda.runtime.getDeviceCount() < 2:
         pytest.skip("needs two GPUs")  # also with --require-cuda: most machines have one
     with cupy.cuda.Device(1):
-        ours, truth = pair(cupy)
+        ours, truth = cuda_and_reference(cupy)
     for _ in range(5):
         ours.step()
         truth.step()
-    require_equal(ours, truth)
+    assert_same_state(ours, truth)
     assert cupy.cuda.Device().id == 0
 
 
@@ -282,7 +284,7 @@ def test_bad_buffers_are_refused(cupy):
         ("overlapping", x[:100], "overlap"),
         ("strided", cupy.zeros(200, np.float32)[::2], "contiguous"),
         ("misaligned", raw[:400].view(np.float32), "misaligned"),
-        ("in the CPU's memory", np.zeros(100, np.float32), "does not match"),
+        ("in host memory", np.zeros(100, np.float32), "does not match"),
         ("ints", cupy.zeros(100, np.int32), "cannot be updated in place"),
     ):
         with pytest.raises(LayoutError, match=message):
@@ -313,13 +315,13 @@ print(float(p[0]))
 
 def test_a_second_process_compiles_nothing(cupy, tmp_path):
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    kept = []
+    cubins = []
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", ONE_STEP], env=env, capture_output=True, text=True, check=True)
         assert done.stdout == "-0.25\n"
-        kept.append({path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")})
-    assert kept[0]
-    assert kept[0] == kept[1]
+        cubins.append({path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")})
+    assert cubins[0]
+    assert cubins[0] == cubins[1]
 
 
 def test_the_sanitizer_finds_nothing(cupy, missing):

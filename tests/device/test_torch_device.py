@@ -1,4 +1,4 @@
-"""fastopt.torch on a GPU: where torch.optim goes, with the bits of the CPU, on torch's stream, without waiting."""
+"""fastopt.torch on a GPU: equal to torch.optim, with the bits of the CPU, asynchronous, and on torch's stream."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ import pytest
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastopt[torch]'")
 
-import test_torch_optim as on_cpu  # noqa: E402
+import test_torch_optim as cpu_tests  # noqa: E402
 
 import fastopt.torch  # noqa: E402
 from fastopt import BackendError  # noqa: E402
 from fastopt.arrays.torch import running  # noqa: E402
 
-CASES, MEMORIES = on_cpu.CASES, {"table": False, "flatten": True}
+CASES, flatten_or_not = cpu_tests.CASES, cpu_tests.flatten_or_not
 pytestmark = pytest.mark.usefixtures("device")
 
 
 @pytest.fixture(scope="session")
 def device(cupy, missing):
-    """Be on a machine where both CuPy and torch see a GPU."""
+    """Require a GPU that both CuPy and torch can use."""
     if not torch.cuda.is_available():
         missing("this torch has no CUDA")
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@flatten_or_not
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_fifty_steps_go_where_torch_goes(case, dtype, groups, memory):
-    on_cpu.require_fifty_steps(case, dtype, groups, memory, "cuda")
+def test_fifty_steps_match_torch(case, dtype, groups, flatten):
+    cpu_tests.assert_fifty_steps_match_torch(case, dtype, groups, flatten, "cuda")
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@flatten_or_not
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_the_bits_are_the_cpus(case, dtype, memory):
-    both = [on_cpu.parameters(dtype, place) for place in ("cpu", "cuda")]
-    opts = [on_cpu.make(case, params, 3, flatten=MEMORIES[memory]) for params in both]
+def test_the_bits_are_those_of_the_cpu(case, dtype, flatten):
+    both = [cpu_tests.parameters(dtype, device) for device in ("cpu", "cuda")]
+    opts = [cpu_tests.make_ours(case, params, 3, flatten=flatten) for params in both]
     for step in range(10):
         for params, opt in zip(both, opts, strict=True):
-            on_cpu.put_gradients(params, step)
+            cpu_tests.set_gradients(params, step)
             opt.step()
     for p, q in zip(*both, strict=True):
         assert torch.equal(p, q.cpu())
@@ -58,19 +58,19 @@ STORED = [("f32", None), ("f32", "8bit"), ("f32", {"m": "bf16_sr", "v": "bf16_sr
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@flatten_or_not
 @pytest.mark.parametrize(("kind", "storage"), STORED, ids=str)
-def test_every_storage_has_the_cpus_bits_and_checkpoints_travel(kind, storage, memory):
-    """A run goes on on the other device bit for bit: noise goes by element, and a checkpoint holds all there is."""
+def test_every_storage_has_the_bits_of_the_cpu_and_checkpoints_move_between_devices(kind, storage, flatten):
+    """A run continues on the other device bit for bit: noise depends on the element, and a checkpoint is complete."""
     rule = fastopt.GradientNoise(fastopt.Adam(lr=0.01), eta=0.1)
     sizes = (70_000, 3, 0, 257, 1000)
     values = [torch.randn(n, generator=torch.Generator().manual_seed(n)).to(TYPES[kind]) for n in sizes]
 
-    def begin(place):
-        params = [torch.nn.Parameter(v.to(place, copy=True)) for v in values]
-        return params, fastopt.torch.Fused(params, rule, storage=storage, seed=3, flatten=MEMORIES[memory])
+    def make(device):
+        params = [torch.nn.Parameter(v.to(device, copy=True)) for v in values]
+        return params, fastopt.torch.Fused(params, rule, storage=storage, seed=3, flatten=flatten)
 
-    def go(params, opt, steps):
+    def train(params, opt, steps):
         for step in steps:
             for i, p in enumerate(params):
                 rng = torch.Generator().manual_seed(100 * step + i)
@@ -78,37 +78,37 @@ def test_every_storage_has_the_cpus_bits_and_checkpoints_travel(kind, storage, m
                 p.grad = g.to(p.device) if p.grad is None else p.grad.copy_(g)
             opt.step()
 
-    def require_equal(a, b):
+    def assert_equal(a, b):
         assert all(torch.equal(p.cpu(), q.cpu()) for p, q in zip(a[0], b[0], strict=True))
         ours, theirs = a[1].state_dict()["state"], b[1].state_dict()["state"]
         for k, entries in ours.items():
             for name, value in entries.items():
                 assert torch.equal(value.cpu(), theirs[k][name].cpu()), (k, name)
 
-    here, there = begin("cpu"), begin("cuda")
-    go(*here, range(4))
-    go(*there, range(4))
-    require_equal(here, there)
-    crossed = begin("cpu"), begin("cuda")
-    for (params, opt), (from_params, from_opt) in zip(crossed, (there, here), strict=True):
+    on_cpu, on_gpu = make("cpu"), make("cuda")
+    train(*on_cpu, range(4))
+    train(*on_gpu, range(4))
+    assert_equal(on_cpu, on_gpu)
+    moved = make("cpu"), make("cuda")
+    for (params, opt), (from_params, from_opt) in zip(moved, (on_gpu, on_cpu), strict=True):
         for p, q in zip(params, from_params, strict=True):
             p.data.copy_(q.data)
         opt.load_state_dict(pickle.loads(pickle.dumps(from_opt.state_dict())))
-    for each in (here, there, *crossed):
-        go(*each, range(4, 8))
-    for each in (there, *crossed):
-        require_equal(here, each)
+    for each in (on_cpu, on_gpu, *moved):
+        train(*each, range(4, 8))
+    for each in (on_gpu, *moved):
+        assert_equal(on_cpu, each)
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@flatten_or_not
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_run_goes_from_torch_to_fastopt_and_back(fused, memory):
+def test_a_run_can_switch_between_torch_and_fastopt(fused, flatten):
     ends = []
     for route in ([0, 0, 0], [0, 1, 0], [1, 0, 1]):
         p, saved = torch.nn.Parameter(torch.linspace(-1, 1, 1000, device="cuda")), None
         for k, ours in enumerate(route):
             if ours:
-                opt = fastopt.torch.AdamW([p], flatten=MEMORIES[memory])
+                opt = fastopt.torch.AdamW([p], flatten=flatten)
             else:
                 opt = torch.optim.AdamW([p], fused=fused, foreach=False)
             if saved is not None:
@@ -118,7 +118,7 @@ def test_a_run_goes_from_torch_to_fastopt_and_back(fused, memory):
                 opt.step()
             saved = copy.deepcopy(opt.state_dict())
         ends.append(p.detach().cpu().numpy())
-    for end in ends[1:]:  # 12 steps of some 16 roundings on each side
+    for end in ends[1:]:  # 12 steps, each with about 16 roundings in torch and in fastopt
         np.testing.assert_allclose(end, ends[0], rtol=12 * 32 * 2**-24, atol=12 * 32 * 2**-24)
 
 
@@ -130,11 +130,15 @@ extern "C" __global__ void spin(long long cycles) {
 """
 
 
-@pytest.mark.parametrize(("memory", "moved"), [("table", True), ("table", False), ("flatten", False)])
-def test_a_step_waits_for_nothing_and_keeps_the_streams_order(memory, moved, cupy):
-    """Also one that tells the device where 20,000 gradients are now, which is more than CUDA takes at once."""
+@pytest.mark.parametrize(
+    ("flatten", "moved"),
+    [(False, True), (False, False), (True, False)],
+    ids=["separate, gradients move", "separate", "flattened"],
+)
+def test_a_step_is_asynchronous_and_ordered_on_its_stream(flatten, moved, cupy):
+    """Also a step that copies 20,000 new gradient addresses to the device: more than one asynchronous copy can take."""
     params = [torch.nn.Parameter(torch.ones(3, device="cuda")) for _ in range(20_000)]
-    opt = fastopt.torch.SGD(params, lr=0.5, flatten=MEMORIES[memory])
+    opt = fastopt.torch.SGD(params, lr=0.5, flatten=flatten)
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
@@ -148,7 +152,7 @@ def test_a_step_waits_for_nothing_and_keeps_the_streams_order(memory, moved, cup
                     p.grad = g
             opt.step()
 
-        for k in range(3):  # what is loaded or allocated at first is there then
+        for k in range(3):  # the first steps load kernels and allocate memory
             step(k)
         assert params[-1].tolist() == [-0.5] * 3
         with running(params[0].device):
@@ -159,12 +163,12 @@ def test_a_step_waits_for_nothing_and_keeps_the_streams_order(memory, moved, cup
         assert params[-1].tolist() == [-1.5] * 3, "a step did not wait for the stream"
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_gradients_that_come_anew_each_step_on_streams_that_take_turns(memory):
-    """With a table that is written while a step of before may still read it."""
+@flatten_or_not
+def test_new_gradients_each_step_on_alternating_streams(flatten):
+    """The table of gradient addresses is rewritten while an earlier step may still read it."""
     streams = [torch.cuda.Stream() for _ in range(3)]
-    both = [[torch.nn.Parameter(torch.ones(n, device=place)) for n in range(1, 400)] for place in ("cpu", "cuda")]
-    opts = [fastopt.torch.RMSprop(params, lr=0.1, flatten=MEMORIES[memory]) for params in both]
+    both = [[torch.nn.Parameter(torch.ones(n, device=device)) for n in range(1, 400)] for device in ("cpu", "cuda")]
+    opts = [fastopt.torch.RMSprop(params, lr=0.1, flatten=flatten) for params in both]
     for step in range(20):
         torch.cuda.current_stream().wait_stream(streams[(step - 1) % 3])
         stream = streams[step % 3]
@@ -183,14 +187,14 @@ def test_gradients_that_come_anew_each_step_on_streams_that_take_turns(memory):
         assert torch.equal(p, q.cpu())
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_cupys_current_stream_stays_what_the_caller_made_it(memory, cupy):
+@flatten_or_not
+def test_cupys_current_stream_is_unchanged(flatten, cupy):
     p = torch.nn.Parameter(torch.ones(1000, device="cuda"))
     p.grad = torch.ones_like(p)
     before, mine = cupy.cuda.get_current_stream(), cupy.cuda.Stream(non_blocking=True)
     mine.use()
     try:
-        opt = fastopt.torch.AdamW([p], flatten=MEMORIES[memory])
+        opt = fastopt.torch.AdamW([p], flatten=flatten)
         for _ in range(2):
             opt.step()
             assert cupy.cuda.get_current_stream() is mine
@@ -200,11 +204,11 @@ def test_cupys_current_stream_stays_what_the_caller_made_it(memory, cupy):
         before.use()
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_grad_scaler_skips_a_step_whole(memory):
+@flatten_or_not
+def test_grad_scaler_skips_a_step_completely(flatten):
     start = torch.linspace(-1, 1, 300, device="cuda")
     params = [torch.nn.Parameter(start.clone()) for _ in range(2)]
-    own, plain = (fastopt.torch.AdamW([p], lr=0.1, flatten=MEMORIES[memory]) for p in params)
+    own, plain = (fastopt.torch.AdamW([p], lr=0.1, flatten=flatten) for p in params)
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**12, growth_interval=1)
     for step in range(6):
         g, bad, scale = torch.cos(start * (step + 1)), step in (0, 3), scaler.get_scale()
@@ -226,15 +230,15 @@ def test_grad_scaler_skips_a_step_whole(memory):
             assert params[0].grad[0] == g[0] * scale  # gradients are read only
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_a_network_trains_as_with_torch_under_autocast_and_grad_scaler(memory):
+@flatten_or_not
+def test_a_network_trains_as_with_torch_under_autocast_and_grad_scaler(flatten):
     def net():
         torch.manual_seed(0)
         layer = torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
         return torch.nn.Sequential(torch.nn.Embedding(50, 32), layer, torch.nn.Linear(32, 50)).cuda()
 
     losses = []
-    for kind, own in ((torch.optim, {"fused": True}), (fastopt.torch, {"flatten": MEMORIES[memory]})):
+    for kind, own in ((torch.optim, {"fused": True}), (fastopt.torch, {"flatten": flatten})):
         model = net()
         opt = kind.AdamW(model.parameters(), lr=3e-3, **own)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 60)
@@ -253,7 +257,7 @@ def test_a_network_trains_as_with_torch_under_autocast_and_grad_scaler(memory):
             found.append(loss.item())
         losses.append(found)
     assert losses[0][-1] < 0.5 * losses[0][0]
-    # Both round to float16 within the network; what a different last bit of a parameter does there is as large.
+    # The network computes in float16: there a parameter that differs in its last bit changes the loss by this much.
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.05, atol=0.02)
 
 
@@ -269,8 +273,8 @@ def test_a_capture_is_refused_and_changes_nothing():
     assert not bool((p == 1).any())
 
 
-def test_parameters_on_the_cpu_and_on_the_device_are_one_optimizer():
-    params = [torch.nn.Parameter(torch.ones(500, device=place)) for place in ("cpu", "cuda", "cpu")]
+def test_one_optimizer_with_parameters_on_the_cpu_and_on_a_gpu():
+    params = [torch.nn.Parameter(torch.ones(500, device=device)) for device in ("cpu", "cuda", "cpu")]
     opt = fastopt.torch.Adam(params, lr=0.1)
     for p in params:
         p.grad = torch.full_like(p, 0.5)
@@ -279,7 +283,7 @@ def test_parameters_on_the_cpu_and_on_the_device_are_one_optimizer():
     assert torch.equal(params[0], params[2])
 
 
-def test_fully_sharded_on_one_device(tmp_path):
+def test_fully_shard_on_one_device(tmp_path):
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
 
@@ -299,6 +303,6 @@ def test_fully_sharded_on_one_device(tmp_path):
                 opt.step()
             ends.append([p.full_tensor().detach() if shard else p.detach() for p in net.parameters()])
         for a, b in zip(*ends, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # the order of sums, through five steps
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # sums are in another order, over five steps
     finally:
         dist.destroy_process_group()

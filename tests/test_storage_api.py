@@ -1,4 +1,4 @@
-"""Storages from the outside: what an Optimizer keeps, gives, saves and takes back, and `update` on planes."""
+"""Storages in the public API: views, checkpoints and assignment of an Optimizer, and `update` on planes."""
 
 import copy
 import io
@@ -15,7 +15,8 @@ import fastopt
 from fastopt import LayoutError, SettingError
 from fastopt.kernels.formats import PRESETS, STORAGES
 
-SHAPES = {"w": (30, 41), "b": (7,), "empty": (0, 2), "scalar": (), "long": (3000,)}  # of tiles, all but one in parts
+# No size but 0 is a multiple of the 256 elements of a tile.
+SHAPES = {"w": (30, 41), "b": (7,), "empty": (0, 2), "scalar": (), "long": (3000,)}
 COMPRESSED = [name for name in PRESETS if name not in ("f32", "f64")]
 
 
@@ -24,15 +25,16 @@ def values() -> dict[str, np.ndarray]:
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
 
 
-def fill(opt: fastopt.Optimizer, t: int) -> None:
+def set_gradients(opt: fastopt.Optimizer, t: int) -> None:
     rng = np.random.default_rng([2, t])
     for grad in opt.grads.values():
         grad[...] = rng.standard_normal(grad.shape) * 10.0 ** rng.integers(-3, 2)
 
 
-def run(opt: fastopt.Optimizer, first: int, last: int) -> fastopt.Optimizer:
+def take_steps(opt: fastopt.Optimizer, first: int, last: int) -> fastopt.Optimizer:
+    """Take steps first … last − 1, each with gradients of its own, and return the optimizer."""
     for t in range(first, last):
-        fill(opt, t)
+        set_gradients(opt, t)
         opt.step()
     return opt
 
@@ -65,45 +67,45 @@ RULES = {
     "rmsprop centred": CASES["rmsprop-centered-momentum"],
     "adagrad from 0.1": CASES["adagrad-initial"],
     "noise": CASES["noise-adam"],
-    "own": SignMomentum(),
+    "a user's rule": SignMomentum(),
 }
 
 
 @pytest.mark.parametrize("preset", COMPRESSED)
 @pytest.mark.parametrize("case", RULES)
-def test_every_backend_takes_the_same_steps_and_a_checkpoint_goes_on_bit_for_bit(case, preset):
+def test_backends_and_resumed_checkpoints_give_the_same_bits(case, preset):
     groups = {"*b": {"lr": 0.3}} if "groups" in case else None
 
     def make(backend: str = "auto") -> fastopt.Optimizer:
         return fastopt.Optimizer(RULES[case], values(), storage=preset, groups=groups, seed=3, backend=backend)
 
-    opt = run(make(), 0, 5)
-    assert_equal(opt, run(make("reference"), 0, 5))
+    opt = take_steps(make(), 0, 5)
+    assert_equal(opt, take_steps(make("reference"), 0, 5))
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **opt.state_dict())
     file.seek(0)
     resumed = make()
     resumed.load_state_dict(dict(np.load(file)))
     copies = [resumed, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))]
-    run(opt, 5, 9)
+    take_steps(opt, 5, 9)
     for other in copies:
-        assert_equal(run(other, 5, 9), opt)
+        assert_equal(take_steps(other, 5, 9), opt)
 
 
 @pytest.mark.parametrize("g", ["f32", "bf16"])
-def test_split_is_a_float32_run_after_a_thousand_steps(g):
+def test_split_equals_float32_after_a_thousand_steps(g):
     rule = fastopt.Adam(lr=lambda t: 1e-2 / t**0.5, weight_decay=0.01)
     split = fastopt.Optimizer(rule, values(), storage={"p": "split", "g": g})
     plain = fastopt.Optimizer(rule, values(), storage={"g": g})
-    run(split, 0, 1000)
-    run(plain, 0, 1000)
+    take_steps(split, 0, 1000)
+    take_steps(plain, 0, 1000)
     for name, master in split.master().items():
         assert_same_bits(master, plain.params[name], name)
         assert_same_bits(split.state("v")[name], plain.state("v")[name], name)
         assert np.all(np.abs(split.params[name].astype(np.float32) - master) <= np.abs(master) * 2.0**-8)
 
 
-def test_what_a_forward_pass_reads_has_its_own_type():
+def test_the_dtypes_of_parameters_gradients_master_and_state():
     bfloat16 = np.dtype(ml_dtypes.bfloat16)
     for preset, p, g in (
         ("bf16", bfloat16, bfloat16),
@@ -122,17 +124,17 @@ def test_what_a_forward_pass_reads_has_its_own_type():
             assert np.shares_memory(opt.params[name], opt.flat_params) or not opt.params[name].size
 
 
-def test_a_copy_for_the_forward_pass_is_the_rounded_master_after_every_step():
+def test_mixed_bf16_parameters_are_the_rounded_master_after_every_step():
     opt = fastopt.Optimizer(fastopt.Adam(lr=0.1), values(), storage="mixed_bf16")
     for t in range(3):
         for name, master in opt.master().items():
             assert opt.params[name].tobytes() == master.astype(ml_dtypes.bfloat16).tobytes()
-        run(opt, t, t + 1)
+        take_steps(opt, t, t + 1)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_parameters_can_be_assigned_whatever_keeps_them(preset):
-    opt = run(fastopt.Optimizer(fastopt.Adam(), values(), storage=preset), 0, 2)
+def test_parameters_can_be_assigned_in_every_storage(preset):
+    opt = take_steps(fastopt.Optimizer(fastopt.Adam(), values(), storage=preset), 0, 2)
     dtype = np.float64 if preset == "f64" else np.float32
     before = opt.master()
     new = np.linspace(-3, 3, 7).astype(dtype)
@@ -149,7 +151,7 @@ def test_parameters_can_be_assigned_whatever_keeps_them(preset):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_view_that_would_lose_what_is_written_to_it_is_read_only(preset):
+def test_parameter_views_are_read_only_if_other_planes_must_change_with_them(preset):
     opt = fastopt.Optimizer(fastopt.Adam(), values(), storage=preset)
     if len(STORAGES[PRESETS[preset].p].planes) == 1:
         opt.params["b"][...] = 2.0
@@ -161,23 +163,23 @@ def test_a_view_that_would_lose_what_is_written_to_it_is_read_only(preset):
 
 @pytest.mark.parametrize("to", ["f32", "split", "8bit", "bf16_8bit"])
 @pytest.mark.parametrize("preset", ["f32", "split_8bit", "bf16"])
-def test_a_checkpoint_moves_to_another_storage(preset, to):
+def test_a_checkpoint_loads_into_another_storage(preset, to):
     rule = fastopt.Adam(lr=0.01)
-    opt = run(fastopt.Optimizer(rule, values(), storage=preset), 0, 20)
+    opt = take_steps(fastopt.Optimizer(rule, values(), storage=preset), 0, 20)
     other = fastopt.Optimizer(rule, values(), storage=to)
     other.load_state_dict(opt.state_dict())
     assert other.t == 20
     for name in SHAPES:
-        for mine, theirs, kept in (
+        for mine, theirs, stored in (
             (opt.master(), other.master(), PRESETS[to].p),
             (opt.state("v"), other.state("v"), PRESETS[to].unsigned),
         ):
-            # Half of the last bit kept, of 8 (the first implied) or of 4.
-            bound = {"f32": 0, "split": 0, "bf16_sr": 2.0**-8, "uf8": 2.0**-4}[kept]
+            # Half of the last bit of the significand, which has 8 bits (the first is implied) or 4.
+            bound = {"f32": 0, "split": 0, "bf16_sr": 2.0**-8, "uf8": 2.0**-4}[stored]
             np.testing.assert_allclose(theirs[name], mine[name], rtol=bound)
 
 
-def test_any_floating_type_is_taken_where_a_storage_is_given():
+def test_parameters_of_any_float_type_are_accepted_with_a_storage():
     given = {"a": np.ones(3), "b": np.full(3, 1.5, np.float16), "c": np.full(3, 2.5).astype(ml_dtypes.bfloat16)}
     opt = fastopt.Optimizer(fastopt.SGD(), given, storage="split")
     assert [opt.master()[name].tolist() for name in "abc"] == [[1.0] * 3, [1.5] * 3, [2.5] * 3]
@@ -185,7 +187,7 @@ def test_any_floating_type_is_taken_where_a_storage_is_given():
         fastopt.Optimizer(fastopt.SGD(), {"c": given["c"]})
 
 
-def test_gradients_that_are_passed_in_have_the_type_of_the_buffer():
+def test_passed_gradients_must_have_the_dtype_of_the_gradient_buffer():
     opt = fastopt.Optimizer(fastopt.SGD(lr=1.0), {"w": np.zeros(3, np.float32)}, storage="bf16")
     with pytest.raises(LayoutError, match="bfloat16"):
         opt.step({"w": np.ones(3, np.float32)})
@@ -194,7 +196,7 @@ def test_gradients_that_are_passed_in_have_the_type_of_the_buffer():
     assert opt.params["w"].tolist() == [-1.0] * 3
 
 
-def test_formats_are_chosen_for_each_buffer_and_the_rest_is_full():
+def test_formats_can_be_chosen_per_buffer_and_default_to_float32():
     rule = fastopt.Adam()
     opt = fastopt.Optimizer(rule, values(), storage={"v": "uf8"}, groups={"b": fastopt.SGD()})
     adam, sgd = (group.plan.program for group in opt._groups)
@@ -207,21 +209,21 @@ def test_formats_are_chosen_for_each_buffer_and_the_rest_is_full():
 
 
 @pytest.mark.parametrize("preset", COMPRESSED)
-def test_update_walks_the_same_planes(preset):
+def test_update_on_planes_equals_an_optimizer(preset):
     rule = CASES["adam"]
     opt = fastopt.Optimizer(rule, {"w": values()["long"]}, storage=preset, seed=4)
     (group,) = opt._groups
     n = values()["long"].size
     planes = {b.name: group.store.planes[0][b.name] for b in group.plan.program.buffers if b.buffer != "g"}
-    own = {b.name: planes[b.name][: b.size(n)].copy() for b in group.plan.program.buffers if b.buffer != "g"}
+    copies = {b.name: planes[b.name][: b.size(n)].copy() for b in group.plan.program.buffers if b.buffer != "g"}
     for t in range(1, 4):
-        run(opt, t, t + 1)
-        fastopt.update(rule, t, {**own, "g": opt.flat_grads[:n]}, storage=preset, seed=4)
-        for name, array in own.items():
+        take_steps(opt, t, t + 1)
+        fastopt.update(rule, t, {**copies, "g": opt.flat_grads[:n]}, storage=preset, seed=4)
+        for name, array in copies.items():
             assert np.array_equal(array, planes[name][: array.size]), name
 
 
-def test_update_reads_the_formats_from_the_types():
+def test_update_infers_formats_from_dtypes():
     rule, rng = fastopt.Momentum(lr=0.1), np.random.default_rng(0)
     p, g, m = (rng.standard_normal(500).astype(t) for t in (np.float32, ml_dtypes.bfloat16, np.float16))
     words = [p.copy(), g.view(np.uint16), m.view(np.uint16).copy()]
@@ -231,7 +233,7 @@ def test_update_reads_the_formats_from_the_types():
     assert np.array_equal(m.view(np.uint16), words[2])
 
 
-def test_update_takes_torchs_bfloat16_in_place():
+def test_update_steps_torchs_bfloat16_in_place():
     torch = pytest.importorskip("torch")
     p, g = torch.ones(300, dtype=torch.bfloat16), torch.full((300,), 0.5, dtype=torch.bfloat16)
     fastopt.update(fastopt.SGD(lr=1.0), 1, {"p": p, "g": g})
@@ -252,14 +254,14 @@ REFUSED = {
     "a short scale": (_adam(**{"m.scale": np.zeros(2, np.uint32)}), "8bit", r"uint32\[3\]"),
     "a scale of floats": (_adam(**{"m.scale": np.zeros(3, np.float32)}), "8bit", r"'m.scale' does not match"),
     "codes of 16 bits": (_adam(m=np.zeros(600, np.uint16)), "8bit", r"uint8\[600\]"),
-    "codes without a storage": (_adam(), None, "say by storage="),
+    "codes but no storage argument": (_adam(), None, "say by storage="),
     "float32 as bfloat16": (_adam(), "bf16_8bit", r"bfloat16\[600\]"),
     "an overlap": (_adam(v=(shared := np.zeros(700, np.uint8))[:600], m=shared[100:]), "8bit", "overlap"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_planes_that_do_not_fit_are_refused_and_nothing_is_written(name):
+def test_invalid_planes_are_refused_and_nothing_is_written(name):
     buffers, storage, message = REFUSED[name]
     before = {k: v.tobytes() for k, v in buffers.items()}
     with pytest.raises(LayoutError, match=message):
@@ -268,36 +270,36 @@ def test_planes_that_do_not_fit_are_refused_and_nothing_is_written(name):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_rounding_begins_at_a_tile(backend):
+def test_stochastic_rounding_needs_an_offset_at_a_tile_boundary(backend):
     buffers = {b: np.ones(300, ml_dtypes.bfloat16) for b in "pg"}
     with pytest.raises(SettingError, match="a multiple of 256"):
         fastopt.update(fastopt.SGD(), 1, buffers, storage={"p": "bf16_sr", "g": "bf16"}, offset=100, backend=backend)
 
 
-def test_rounding_depends_on_seed_and_element_and_not_on_how_a_buffer_is_divided():
+def test_stochastic_rounding_depends_on_seed_and_element_and_not_on_how_a_buffer_is_divided():
     rng = np.random.default_rng(5)
-    kept = {"p": "bf16_sr", "g": "bf16"}
+    storage = {"p": "bf16_sr", "g": "bf16"}
     whole = {b: rng.standard_normal(1000).astype(ml_dtypes.bfloat16) for b in "pg"}
     parts = [{b: a[s].copy() for b, a in whole.items()} for s in (slice(0, 512), slice(512, 1000))]
     other = {b: a.copy() for b, a in whole.items()}
     rule = fastopt.SGD(lr=1e-3)
-    fastopt.update(rule, 1, whole, storage=kept, seed=1)
-    fastopt.update(rule, 1, other, storage=kept, seed=2)
+    fastopt.update(rule, 1, whole, storage=storage, seed=1)
+    fastopt.update(rule, 1, other, storage=storage, seed=2)
     for part, offset in zip(parts, (0, 512), strict=True):
-        fastopt.update(rule, 1, part, storage=kept, seed=1, offset=offset)
+        fastopt.update(rule, 1, part, storage=storage, seed=1, offset=offset)
     assert np.concatenate([part["p"] for part in parts]).tobytes() == whole["p"].tobytes()
     assert np.mean(whole["p"] != other["p"]) > 0.02
 
 
 @pytest.mark.parametrize("attribute", ["unsigned", "exact"])
 @pytest.mark.parametrize("names", ["m", ("mm",), ("p",), None, 5, [["m"]]])
-def test_a_rule_names_its_state_as_it_is(attribute, names):
+def test_a_rule_that_declares_unknown_state_is_refused(attribute, names):
     rule = type("Named", (SignMomentum,), {attribute: names})()
     with pytest.raises(fastopt.RuleError, match=f"Named.{attribute}"):
         fastopt.Optimizer(rule, values(), storage="8bit")
 
 
-def test_compensated_zeros_go_on_bit_for_bit():
+def test_a_parameter_below_bfloat16_range_resumes_bit_for_bit_with_bf16_kahan():
     def make() -> fastopt.Optimizer:
         start = {"w": np.zeros(2, np.float32)}
         return fastopt.Optimizer(fastopt.SGD(lr=1.0), start, storage="bf16_kahan")
@@ -310,7 +312,7 @@ def test_compensated_zeros_go_on_bit_for_bit():
     assert opt.params["w"].tobytes() == other.params["w"].tobytes()
 
 
-def test_a_missing_plane_is_named_with_its_size_and_type():
+def test_a_missing_plane_is_reported_with_its_size_and_dtype():
     buffers = _adam()
     del buffers["m.scale"]
     with pytest.raises(LayoutError, match=r"np.zeros\(3, np.uint32\) as 'm.scale'"):
@@ -318,14 +320,14 @@ def test_a_missing_plane_is_named_with_its_size_and_type():
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float32"])
-def test_torch_tensors_that_require_a_gradient_are_refused_alike(name):
+def test_torch_tensors_that_require_grad_are_refused(name):
     torch = pytest.importorskip("torch")
     p = torch.ones(4, dtype=getattr(torch, name), requires_grad=True)
     with pytest.raises(LayoutError, match="detach"):
         fastopt.update(fastopt.SGD(), 1, {"p": p, "g": torch.ones(4, dtype=p.dtype)})
 
 
-def test_a_missing_gradient_of_all_parameters_keeps_zero_state_zero():
+def test_steps_with_zero_gradients_leave_zero_state_zero():
     opt = fastopt.Optimizer(fastopt.Adam(), values(), storage="8bit")
     for _ in range(20):
         opt.step()
@@ -333,7 +335,7 @@ def test_a_missing_gradient_of_all_parameters_keeps_zero_state_zero():
     assert all(np.array_equal(a, values()[name]) for name, a in opt.master().items())
 
 
-def test_one_nan_spoils_one_element():
+def test_one_nan_affects_one_element():
     opt = fastopt.Optimizer(fastopt.Adam(), {"w": np.zeros(600, np.float32)}, storage="8bit")
     opt.grads["w"][...] = 1.0
     opt.grads["w"][100] = np.nan

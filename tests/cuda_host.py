@@ -1,4 +1,4 @@
-"""Plays printed CUDA kernels on the CPU: g++ compiles them behind `cuda_host.h`, and each launch is one call."""
+"""Runs printed CUDA kernels on the host: g++ compiles them together with `cuda_host.h`, and a launch is one call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FLAGS = [
 
 
 def compile_library(text: str, path: Path, *flags: str) -> ctypes.CDLL:
-    """Compile a source that includes cuda_host.h to the shared library `path`, and load it."""
+    """Compile a source that includes cuda_host.h into the shared library `path`, and load it."""
     source = path.with_suffix(".cpp")
     source.write_text(text)
     assert COMPILER is not None
@@ -36,12 +36,12 @@ def compile_library(text: str, path: Path, *flags: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-class Player:
-    """The kernels of some programs, compiled for the CPU."""
+class HostKernels:
+    """The CUDA kernels of some programs, compiled for the host."""
 
     def __init__(self, programs: Iterable[Program], folder: Path):
         distinct = list({p.name: p for p in programs}.values())
-        parts = [part for k in range(4) if (part := distinct[k::4])]  # side by side
+        parts = [part for k in range(4) if (part := distinct[k::4])]  # compiled in parallel
         with ThreadPoolExecutor() as pool:
             made = pool.map(lambda k: compile_library(_source(parts[k]), folder / f"part{k}.so"), range(len(parts)))
         self._library = {p.name: library for part, library in zip(parts, made, strict=True) for p in part}
@@ -57,17 +57,17 @@ class Player:
         descending: bool = False,
         tail_of: int = 0,
     ) -> None:
-        """Launch the kernel as the CUDA backend does, or with another number of blocks, or in the other order.
+        """Launch the kernel as the CUDA backend does, optionally with another number of blocks, or in reverse order.
 
-        With `tail_of`, the arrays are the last of so many elements, from the beginning of a tile on, and only the
-        blocks that own some of them run.
+        With `tail_of=n`, the arrays are the end of buffers of n elements, which do not exist otherwise; they start at a
+        tile boundary. Only the blocks that own some of these elements run.
         """
         size = arrays[0].size
         n = tail_of or size
         before = [b.size(n) - b.size(size) for b in program.buffers]
-        places = [np.uint64(a.ctypes.data - k * a.itemsize) for a, k in zip(arrays, before, strict=True)]
+        addresses = [np.uint64(a.ctypes.data - k * a.itemsize) for a, k in zip(arrays, before, strict=True)]
         blocks = blocks or blocks_of(n)
-        arguments = [np.int64(n), *places, *numbers(program, noise[:2], noise[2] if noise else 0, scalars)]
+        arguments = [np.int64(n), *addresses, *numbers(program, noise[:2], noise[2] if noise else 0, scalars)]
         first = blocks - blocks_of(size) if tail_of else 0
         self._launch(program, entry_of(program), arguments, blocks, first, descending)
 
@@ -81,15 +81,15 @@ class Player:
         row: np.ndarray,
         rows: int,
     ) -> None:
-        """Launch the entry point that finds its scalars in a table."""
+        """Launch the entry point for CUDA graphs, which reads its scalars and noise keys from row `row` of tables."""
         n = arrays[0].size
         noise = [_address(keys), np.int64(offset)] if program.noise else []
         arguments = [np.int64(n), *map(_address, arrays), *noise, _address(table), _address(row), np.int64(rows)]
         self._launch(program, f"{entry_of(program)}_captured", arguments, blocks_of(n), 0, False)
 
     def _launch(self, program: Program, entry: str, arguments: list, blocks: int, first: int, descending: bool) -> None:
-        held = [np.atleast_1d(a) for a in arguments]
-        pointers = (ctypes.c_void_p * len(held))(*[a.ctypes.data for a in held])
+        values = [np.atleast_1d(a) for a in arguments]
+        pointers = (ctypes.c_void_p * len(values))(*[a.ctypes.data for a in values])
         run = getattr(self._library[program.name], f"run_{entry}")
         run(ctypes.c_longlong(blocks), ctypes.c_longlong(first), pointers, descending)
 

@@ -1,6 +1,6 @@
-"""A table of tensors is one step of each: the walkers of both backends equal the reference bit for bit.
+"""A multi-tensor step, which finds its tensors in a table, equals a reference step of each tensor, bit for bit.
 
-The CUDA kernels are played on the CPU by g++; NVRTC compiles some of them for real.
+g++ compiles the CUDA kernels to run on the host; NVRTC compiles them to machine code.
 """
 
 import re
@@ -10,8 +10,8 @@ import fake_cupy
 import numpy as np
 import pytest
 from cases import CASES
+from cuda_host import COMPILER
 from cuda_matrix import compile_source
-from cuda_player import COMPILER
 from values import assert_same_bits, step
 
 import fastopt
@@ -27,7 +27,7 @@ from fastopt.kernels.formats import TILE
 from fastopt.kernels.launch import Rows, run
 
 SCALED = fastopt.ScaledGradient(CASES["adam-decoupled"], factor=-0.375)
-RULES = {
+PROGRAMS = {
     "sgd": (CASES["sgd"], "f32"),
     "adam": (CASES["adam"], "f32"),
     "adam-f64": (CASES["adam"], "f64"),
@@ -41,11 +41,14 @@ RULES = {
 SIZES = [1000, 0, 1, 256, 257, 3, 0, 511, 40_001, 1]
 
 
-def problem(name, sizes=SIZES):
-    """Give a program, its rule, where tensors begin for noise, the memory of all, and the arrays inside it."""
-    rule, preset = RULES[name]
+def make_problem(name, sizes=SIZES):
+    """Return a program, its rule, each tensor's offset for noise, each tensor's memory, and the arrays inside it.
+
+    The memory has 16 guard bytes before each array and 32 behind it.
+    """
+    rule, preset = PROGRAMS[name]
     program, rng = trace(rule, preset), np.random.default_rng(0)
-    memory = [
+    memory = [  # a row for each tensor, an entry for each buffer
         [rng.integers(0, 255, b.size(n) * b.dtype.itemsize + 48, np.uint8) for b in program.buffers] for n in sizes
     ]
     arrays = [[m[16 : m.size - 32].view(b.dtype) for m, b in zip(row, program.buffers, strict=True)] for row in memory]
@@ -61,6 +64,7 @@ def problem(name, sizes=SIZES):
 
 
 def expected(program, rule, offsets, arrays, steps):
+    """Return what reference steps of each tensor make of the arrays."""
     truth = [[a.copy() for a in row] for row in arrays]
     scalars = host_scalars(program, rule)
     for t in steps:
@@ -70,55 +74,56 @@ def expected(program, rule, offsets, arrays, steps):
     return truth
 
 
-def check(program, arrays, truth, memory, before):
+def assert_same_and_guards_intact(program, arrays, truth, memory, memory_before):
+    """Assert that arrays have the bits of `truth` and that the guard bytes around them are unchanged."""
     for k, (row, wanted) in enumerate(zip(arrays, truth, strict=True)):
         for a, w, b in zip(row, wanted, program.buffers, strict=True):
             assert_same_bits(a, w, f"tensor {k}, {b.name}")
-    for row, former in zip(memory, before, strict=True):
+    for row, former in zip(memory, memory_before, strict=True):
         for m, f in zip(row, former, strict=True):
             assert (m[:16] == f[:16]).all()
             assert (m[-32:] == f[-32:]).all()
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("name", RULES)
-def test_a_table_on_the_cpu_is_a_step_of_each_tensor(name, threads, monkeypatch):
-    monkeypatch.setattr(tuning, "PARALLEL_FROM", 0)  # so that threads share it
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_multi_tensor_step_on_the_cpu_equals_a_step_of_each_tensor(name, threads, monkeypatch):
+    monkeypatch.setattr(tuning, "PARALLEL_FROM", 0)  # use several threads for any size
     sizes = [*SIZES, 200_000]
-    program, rule, offsets, memory, arrays = problem(name, sizes)
-    before = [[m.copy() for m in row] for row in memory]
+    program, rule, offsets, memory, arrays = make_problem(name, sizes)
+    memory_before = [[m.copy() for m in row] for row in memory]
     truth = expected(program, rule, offsets, arrays, (1, 2))
-    kept = fastopt.get_threads()
+    default = fastopt.get_threads()
     fastopt.set_threads(threads)
     try:
         launch = bind("cpu", program, Rows(sizes, offsets, [[a.ctypes.data for a in row] for row in arrays]))
         for t in (1, 2):
             run(launch.calls(noise_keys(5, t) if program.noise else (), host_scalars(program, rule)(t)))
     finally:
-        fastopt.set_threads(kept)
-    check(program, arrays, truth, memory, before)
+        fastopt.set_threads(default)
+    assert_same_and_guards_intact(program, arrays, truth, memory, memory_before)
 
 
-@pytest.mark.skipif(COMPILER is None, reason="needs g++, which plays the GPU's part")
-@pytest.mark.parametrize("name", RULES)
-def test_a_table_on_a_device_is_a_step_of_each_tensor(name, tmp_path, monkeypatch):
+@pytest.mark.skipif(COMPILER is None, reason="needs g++, which compiles the kernels for the host")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_multi_tensor_step_on_a_device_equals_a_step_of_each_tensor(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy.install())
     monkeypatch.setattr(cache, "folder", lambda kind: tmp_path)
     nvrtc.function.cache_clear()
-    program, rule, offsets, memory, arrays = problem(name)
-    before = [[m.copy() for m in row] for row in memory]
+    program, rule, offsets, memory, arrays = make_problem(name)
+    memory_before = [[m.copy() for m in row] for row in memory]
     truth = expected(program, rule, offsets, arrays, (1, 2))
-    at = np.array([[a.ctypes.data for a in row] for row in arrays])
-    launch = bind("cuda", program, Rows(SIZES, offsets, np.zeros_like(at)))
+    addresses = np.array([[a.ctypes.data for a in row] for row in arrays])
+    launch = bind("cuda", program, Rows(SIZES, offsets, np.zeros_like(addresses)))
     for k in range(len(program.buffers)):
-        launch.set_addresses(k, at[:, k])
+        launch.set_addresses(k, addresses[:, k])
     for t in (1, 2):
         run(launch.calls(noise_keys(5, t) if program.noise else (), host_scalars(program, rule)(t)))
-    check(program, arrays, truth, memory, before)
+    assert_same_and_guards_intact(program, arrays, truth, memory, memory_before)
     nvrtc.function.cache_clear()
 
 
-def test_a_table_of_nothing_is_no_launch():
+def test_a_multi_tensor_step_of_empty_tensors_launches_nothing():
     program = trace(fastopt.SGD(), np.float32)
     for backend in ("reference", "cpu", "cuda"):
         assert run(bind(backend, program, Rows([0, 0], [0, 0], [[0, 0]] * 2)).calls((), (0.1, 0.0))) is None
@@ -127,15 +132,16 @@ def test_a_table_of_nothing_is_no_launch():
 
 
 @pytest.mark.parametrize("architecture", [75, 90])
-@pytest.mark.parametrize("name", RULES)
-def test_nvrtc_compiles_the_kernels_of_tables_exactly_and_wide(name, architecture):
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_nvrtc_compiles_multi_tensor_kernels_without_contraction_and_with_wide_accesses(name, architecture):
     pytest.importorskip("cupy", reason="NVRTC is called through CuPy, which this platform has no wheel of")
-    program = problem(name, [1])[0]
+    program = make_problem(name, [1])[0]
     made = compile_source(print_table_source(program), architecture)
     assert set(made.stack.values()) == {0}
     assert max(made.registers.values()) <= (128 if program.dtype == np.float32 else 160)
     assert not re.search(r"\b(fma|mad)\.(rn\.)?f(32|64)|\.ftz|\.approx|\.local", made.ptx)
-    # A lane moves 16 bytes of the widest buffer at a time; of which memory, the addresses in a table do not tell.
+    # A lane accesses 16 bytes of the widest buffer at once. The compiler cannot tell that addresses in a table are
+    # global, so ".global" is optional.
     wide = 2 if program.dtype == np.float64 else 4
     assert re.search(rf"\bld(\.global)?(\.nc)?\.v{wide}\.", made.ptx)
     assert re.search(rf"\bst(\.global)?\.v{wide}\.", made.ptx)
