@@ -1,4 +1,8 @@
-"""The stateful surface: a rule, its buffers and the number of steps taken."""
+"""The stateful surface: a rule, its buffers and the number of steps taken.
+
+One class, and over 300 lines because half of them are its documentation: packing is `parameters`, checkpoints are
+`checkpoint`, CUDA graphs are `capture`.
+"""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def _disassembled(cubin: bytes) -> str:
         return subprocess.run([tool, "-c", str(path)], capture_output=True, text=True, check=True).stdout
 
 
-COLUMNS = [f"sm_{a}" for a in ARCHITECTURES] + ["instructions a parameter (sm_90)", "integer ones"]
+COLUMNS = [f"sm_{a}" for a in ARCHITECTURES] + ["instructions per parameter (sm_90)", "integer ones"]
 
 
 def write_registers() -> None:

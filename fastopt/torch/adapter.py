@@ -1,4 +1,8 @@
-"""What all optimizers here share: torch's Optimizer around fastopt's steps."""
+"""What all optimizers here share: torch's Optimizer around fastopt's steps.
+
+One class, and over 300 lines because torch prescribes its methods: each hands on to the options, buckets and state of
+other files.
+"""
 
 from __future__ import annotations
 

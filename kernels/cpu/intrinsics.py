@@ -6,6 +6,8 @@ knows that no two buffers of a kernel overlap (the dispatcher has checked it) an
 
 Numba widens the arithmetic of its uint32 to 64 bits, and LLVM then vectorises it at a quarter of the width. A `word` is
 a uint32 that stays one.
+
+One file, of over 300 lines, because compiled kernels on disk go by its text: whatever they import is here.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
