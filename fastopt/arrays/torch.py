@@ -60,6 +60,21 @@ def is_distributed(tensor: Any) -> bool:
     return hasattr(tensor, "to_local")
 
 
+def placed_as(gradient: Any, parameter: Any) -> Any:
+    """Return a gradient distributed as its parameter is, by the communication that torch's own optimizers cause."""
+    if is_distributed(gradient) and is_distributed(parameter) and gradient.placements != parameter.placements:
+        return gradient.redistribute(parameter.device_mesh, parameter.placements)
+    return gradient
+
+
+def gradient_type(parameter: Any) -> torch.dtype:
+    """Return the type in which autograd makes a parameter's gradient: its own, unless its `grad_dtype` says else."""
+    stated = getattr(parameter, "grad_dtype", parameter.dtype)  # torch has it from 2.10 on
+    if stated is None:  # any
+        stated = None if parameter.grad is None else parameter.grad.dtype
+    return stated or parameter.dtype
+
+
 def local(tensor: Any) -> torch.Tensor:
     """Return the tensor of this process; call it without gradients."""
     return tensor.to_local() if is_distributed(tensor) else tensor
@@ -68,6 +83,15 @@ def local(tensor: Any) -> torch.Tensor:
 def flat(tensor: torch.Tensor) -> torch.Tensor:
     """View the elements of a dense tensor in the order of its memory."""
     return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
+def alone(memory: torch.Tensor, shape: Any, stride: Any) -> torch.Tensor:
+    """Return a tensor of flat memory, whose storage is that memory and nothing beside it.
+
+    A view has all the storage of its base: what saves, pickles or shares tensors goes by storages.
+    """
+    storage = torch.from_dlpack(memory.detach()).untyped_storage()
+    return torch.empty(0, dtype=memory.dtype, device=memory.device).set_(storage, 0, shape, stride)
 
 
 def is_dense(tensor: torch.Tensor) -> bool:

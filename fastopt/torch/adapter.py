@@ -22,16 +22,17 @@ from torch.optim.optimizer import (  # pyright: ignore[reportMissingImports]
     _global_optimizer_pre_hooks,
 )
 
-from fastopt.arrays.torch import is_distributed, running
+from fastopt.arrays.torch import gradient_type, is_distributed, running
 from fastopt.checks import choice, seed_number
 from fastopt.errors import BackendError, FastoptError, LayoutError, raised_by
 from fastopt.kernels.launch import run
 from fastopt.kernels.rules.rule import Rule
+from fastopt.torch.bucket import Regroup
 from fastopt.torch.buckets import Buckets, labels_of, require_loadable
 from fastopt.torch.guards import guard_kind
-from fastopt.torch.observed import Changes, ObservedState
+from fastopt.torch.observed import Changes, ObservedState, ParameterState
 from fastopt.torch.options import GroupRules, numbers
-from fastopt.torch.requirements import formats_for, require_parameter
+from fastopt.torch.requirements import formats_for, is_steppable, may_wait, require_parameter
 from fastopt.torch.state import Settings, StateNames
 
 _ALIVE: weakref.WeakSet[Any] = weakref.WeakSet()  # the optimizers of this process
@@ -48,7 +49,6 @@ class Adapter(torch.optim.Optimizer):
     """torch's Optimizer whose `step` is one call of a compiled kernel per group, whatever the number of tensors."""
 
     names: ClassVar[StateNames] = StateNames()
-    _step_supports_amp_scaling = True  # so GradScaler leaves unscaling and skipping to the step
 
     def __init__(
         self, params: Any, *args: Any, flatten: bool = False, storage: Any = None, seed: int = 0, **options: Any
@@ -95,6 +95,10 @@ class Adapter(torch.optim.Optimizer):
 
         """
         with raised_by(type(self).__name__):
+            if (
+                "_options" not in self.__dict__
+            ):  # torch's of this class: others may add theirs later, which are not read
+                self._options = tuple(self.defaults)
             given = param_group["params"]
             if not isinstance(given, torch.Tensor | set):
                 given = param_group["params"] = list(given)
@@ -115,8 +119,10 @@ class Adapter(torch.optim.Optimizer):
         group, settings = self.param_groups[k], self._settings
         rule = self._rule_of(group)
         for p, label in zip(group["params"], labels_of(self.param_groups, k), strict=True):
+            if may_wait(p) and not is_steppable(p):
+                continue
             require_parameter(p, label)
-            formats_for(rule, settings.storage, p.dtype)
+            formats_for(rule, settings.storage, p.dtype, gradient_type(p))
             if settings.flatten and is_distributed(p):
                 what = f"{label} is distributed: its memory is not ours to move."
                 raise LayoutError(what, got=type(p).__name__, do="leave flatten=False")
@@ -133,7 +139,7 @@ class Adapter(torch.optim.Optimizer):
 
     def _rule_of(self, group: dict[str, Any]) -> Rule:
         """Make the rule of a group's options."""
-        return self._rule(numbers({**self.defaults, **group}, self.defaults, type(self).__name__))
+        return self._rule(numbers({**self.defaults, **group}, self._options, type(self).__name__))
 
     def _current_rules(self, unscale: float | None) -> list[Rule]:
         """Return the rule of each group as its options are now: the same object while they are the same."""
@@ -145,7 +151,7 @@ class Adapter(torch.optim.Optimizer):
     @torch.no_grad()
     def _build(self) -> None:
         """Sort the parameters of each group into buckets, with the state that they have."""
-        self._rules = GroupRules(self.defaults, len(self.param_groups), type(self).__name__)
+        self._rules = GroupRules(self._options, len(self.param_groups), type(self).__name__)
         rules = self._current_rules(None)
         self._buckets = Buckets(self.param_groups, rules, self.names, self._settings, self._buckets)
         self._reread(self._buckets)
@@ -166,6 +172,8 @@ class Adapter(torch.optim.Optimizer):
             self._build()
         elif self._observed_state.changes.seen or self.state is not self._observed_state:
             self._reread(buckets)
+        if self._observed_state.changes.decoded:
+            self._observed_state.settle()
         assert self._buckets is not None
         return self._buckets
 
@@ -230,39 +238,33 @@ class Adapter(torch.optim.Optimizer):
             raise BackendError(what, do="step outside of the capture, or use fastopt.Optimizer")
         buckets = self._up_to_date()
         buckets.follow(self._current_rules(unscale))
-        checks = buckets.check()  # which hold the gradients until the step is done
+        try:
+            checks = buckets.check()  # which hold the gradients until the step is done
+        except Regroup:
+            self._build()
+            buckets = self._up_to_date()
+            checks = buckets.check()
         for device, calls in buckets.calls(checks, self.state, self._advance).items():
             with running(device):
                 run(calls)
 
     @_disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset all gradients: to None, as torch does, or to zero where they are in flat buffers.
+        """Reset all gradients: to None, or to zero, as torch does.
 
-        With `flatten`, a parameter that has had a gradient keeps one, so that the next is added up where the step reads
-        it: what gets no gradient afterwards is updated with zeros, as with torch's set_to_none=False. A parameter that
-        never had one still has none and is left alone.
+        With `flatten` zeros lie in a flat buffer, where the next backward pass adds to them: the step then reads one
+        row. What backward makes after None lies where torch allocates it, and the step reads it there.
         """
-        if not self._settings.flatten:
+        if set_to_none or not self._settings.flatten:
             super().zero_grad(set_to_none)
             return
         with torch.no_grad():
             if self._buckets is None or not self._buckets.are_of(self.param_groups):
                 self._build()
             assert self._buckets is not None
-            self._buckets.clear_gradients(set_to_none=set_to_none)
+            self._buckets.zero_gradients()
 
     # State.
-
-    def _decoded(self) -> dict[Any, Any]:
-        """Return the state in torch's form."""
-        buckets = self._buckets
-        with torch.no_grad():
-            if buckets is None:
-                return {p: dict(x) if isinstance(x, dict) else x for p, x in self.state.items()}
-            if self._observed_state.changes.seen or self.state is not self._observed_state:
-                self._reread(buckets)
-            return buckets.decoded(self.state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` of this optimizer, or of torch's of the same name, takes.
@@ -271,11 +273,11 @@ class Adapter(torch.optim.Optimizer):
         the model sees, as "master". Tensors that are stored as they are are not copied.
         """
         with raised_by(f"{type(self).__name__}.state_dict"), self._lock:
-            observed, self.state = self.state, defaultdict(dict, self._decoded())
+            hook = self.register_state_dict_post_hook(_plain_state, prepend=True)
             try:
                 return super().state_dict()
             finally:
-                self.state = observed
+                hook.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` of this optimizer, or of torch's of the same name, returned. Values are copied.
@@ -296,14 +298,16 @@ class Adapter(torch.optim.Optimizer):
             hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        saved = ("defaults", "param_groups", "_settings")
-        return {"state": self._decoded(), **{name: getattr(self, name) for name in saved}}
+        saved = ("defaults", "param_groups", "_settings", "_options")
+        with self._lock:
+            return {"state": _snapshot(self.state), **{name: getattr(self, name) for name in saved}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_settings" not in state:
             self._load(state["state"], state["param_groups"])
             return
         self._buckets = None  # unpickled, or a deep copy
+        self._options = tuple(state.get("_options", state["defaults"]))  # 0.1 had none
         self._renew_lock()
         super().__setstate__({**state, "state": defaultdict(dict, state["state"])})
         self._observe(self.state)
@@ -315,18 +319,24 @@ class Adapter(torch.optim.Optimizer):
         """Take groups and state from torch's `load_state_dict`, all or nothing."""
         given = {p: x.entries if isinstance(x, _Loaded) else x for p, x in state.items()}
         require_loadable(given, groups, self._rule_of, self.names, self._settings.storage)
-        super().__setstate__({"state": defaultdict(dict), "param_groups": groups})
-        self._observe({p: x for p, x in given.items() if not isinstance(p, torch.Tensor)})
         if self._buckets is None:
             self._build()
-        self._rules = GroupRules(self.defaults, len(groups), type(self).__name__)
         assert self._buckets is not None
-        self._buckets.follow(self._current_rules(None))
-        self._buckets.load(given, self.state)
+        former = self.param_groups, self.state
+        try:
+            super().__setstate__({"state": defaultdict(dict), "param_groups": groups})
+            self._observe({p: x for p, x in given.items() if not isinstance(p, torch.Tensor)})
+            self._rules = GroupRules(self._options, len(groups), type(self).__name__)
+            self._buckets.follow(self._current_rules(None))
+            self._buckets.load(given, self.state)
+        except BaseException:
+            self.param_groups, self.state = former
+            self._build()
+            raise
 
     def __repr__(self) -> str:
         memory = "flat buffers" if self._settings.flatten else "a table of the tensors"
-        kind = guard_kind([p for group in self.param_groups for p in group["params"]])
+        kind = guard_kind([p for group in self.param_groups for p in group["params"] if is_steppable(p)])
         return f"{super().__repr__()}\nfastopt: {memory}, guards: {kind}, storage={self._settings.storage!r}"
 
 
@@ -340,6 +350,17 @@ if hasattr(os, "register_at_fork"):
 
 
 _OWN: dict[str, Any] = {"flatten": False, "storage": None, "seed": 0}
+
+
+def _snapshot(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return plain dicts of values for what a state holds."""
+    plain = {p: x.plain() if isinstance(x, ParameterState) else x for p, x in state.items()}
+    return {p: dict(x) if isinstance(x, dict) else x for p, x in plain.items()}
+
+
+def _plain_state(optimizer: Any, state_dict: dict[str, Any]) -> None:
+    """Replace what torch's `state_dict` took from the state, before others' hooks see it."""
+    state_dict["state"] = _snapshot(state_dict["state"])
 
 
 def _hide_tensors(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:

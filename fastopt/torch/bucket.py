@@ -1,4 +1,4 @@
-"""A bucket: the parameters of one group that have one type and device. Their step is one launch over rows.
+"""A bucket: the parameters of one group that are of one type, device and kind. Their step is one launch over rows.
 
 Each parameter has a row: where it, its gradient and its state lie. Rows are arranged once and hold as long as a guard
 finds that nothing has changed (`guards`). In flat buffers neighbours are one row.
@@ -14,7 +14,7 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch.autograd.graph import increment_version  # pyright: ignore[reportMissingImports]
 
-from fastopt.arrays.torch import element_type, local, running
+from fastopt.arrays.torch import element_type, gradient_type, is_distributed, local, placed_as, running
 from fastopt.errors import LayoutError
 from fastopt.kernels.backends import bind, choose
 from fastopt.kernels.compiler.plan import Plan, host_scalars, make_plan, plan
@@ -57,8 +57,17 @@ class Arrangement:
     versioned: list[Any]  # the active parameters whose version autograd counts
 
 
+class Regroup(Exception):  # noqa: N818 — not an error
+    """A parameter is of another kind than its bucket's now: the buckets must be made anew."""
+
+
+def kind_of(p: Any) -> tuple:
+    """Return what the parameters of a bucket have in common: type, device, the gradients' type, whether distributed."""
+    return p.dtype, p.device, gradient_type(p), is_distributed(p)
+
+
 class ParamBucket:
-    """Parameters of one group, type and device; `labels` are what errors call them, `first` is an offset for noise."""
+    """Parameters of one group and kind; `labels` are what errors call them, `first` is an offset for noise."""
 
     def __init__(
         self,
@@ -69,12 +78,13 @@ class ParamBucket:
         rule: Rule,
         settings: Settings,
     ):
-        self.params, self.labels, self.device = list(params), list(labels), params[0].device
+        self.params, self.labels, self.kind = list(params), list(labels), kind_of(params[0])
+        self._dtype, self.device, self._gradients, self._distributed = self.kind
         self._storage = storage = settings.storage
         tensors = [local(p) for p in params]
         self._templates = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in tensors]
         self.offsets = first + np.cumsum([0, *(-(-t.numel() // TILE) * TILE for t in tensors)])
-        formats = formats_for(rule, storage, params[0].dtype)
+        formats = formats_for(rule, storage, self._dtype, self._gradients)
         self._key, self.plan = specialization_key(rule), plan(rule, tuple(formats.items()))
         self._gradient_type = element_type(STORAGES[formats["g"]].planes[0])
         self.flat: FlatBuffers | None = None
@@ -102,7 +112,7 @@ class ParamBucket:
         if key == self._key:  # numbers alone have changed, as a scheduler changes them at each step
             self.plan = make_plan(self.plan.program, rule)
             return
-        formats = formats_for(rule, self._storage, self.params[0].dtype)
+        formats = formats_for(rule, self._storage, self._dtype, self._gradients)
         self.state.use_formats(formats)
         planned = plan(rule, tuple(formats.items()))
         if planned.program is not self.plan.program:
@@ -118,9 +128,13 @@ class ParamBucket:
 
     def check(self) -> Check:
         """Compare everything with the last arrangement, and raise a LayoutError where a step is impossible."""
-        arranged = self.arranged
+        arranged, grads = self.arranged, None
+        if self._distributed:  # all of them, here and once: other processes do so too, whatever each finds
+            with torch.no_grad():
+                grads = [placed_as(p.grad, p) for p in self.params]
         if arranged is not None and self.state.counts.versions == arranged.versions:
-            check = arranged.guard.check(arranged.gradients_at)
+            own = None if grads is None else [grads[i] for i in arranged.active]
+            check = arranged.guard.check(arranged.gradients_at, own)
             if check.outcome is Outcome.SAME:
                 return check
             if check.outcome is Outcome.MOVED and self._may_move(arranged, check.addresses):
@@ -128,15 +142,16 @@ class ParamBucket:
                 self._require_apart(arranged, check.addresses, moved)
                 return check
         self.arranged = None
-        return self._check_all()
+        return self._check_all(grads or [p.grad for p in self.params])
 
     @torch.no_grad()
-    def _check_all(self) -> Check:
-        grads = [p.grad for p in self.params]
+    def _check_all(self, grads: list[Any]) -> Check:
         for i, (p, g) in enumerate(zip(self.params, grads, strict=True)):
             if g is not None:
                 require_parameter(p, self.labels[i])
                 self._require_unchanged(i)
+                if gradient_type(p) != self._gradients:
+                    raise Regroup
                 require_gradient(g, p, self._gradient_type, self.labels[i])
                 self.state.require_own_planes(i)
         return Check(Outcome.CHANGED, grads)
@@ -175,7 +190,7 @@ class ParamBucket:
         if arranged is None:
             active = [i for i, g in enumerate(check.gradients) if g is not None]
             self._make_state(active, state)
-            arranged = self.arranged = self._arrange(active)
+            arranged = self.arranged = self._arrange(active, [check.gradients[i] for i in active])
         elif check.outcome is Outcome.MOVED:
             for cohort in arranged.cohorts:
                 cohort.launch.set_addresses(self._gradient_column, check.addresses[cohort.rows])
@@ -194,26 +209,25 @@ class ParamBucket:
             self.state.expose(i, state)
 
     @torch.no_grad()
-    def _arrange(self, active: list[int]) -> Arrangement:
-        """Make rows of the active parameters."""
+    def _arrange(self, active: list[int], grads: list[Any]) -> Arrangement:
+        """Make rows of the active parameters and their gradients."""
         program, store, chosen, which = self.plan.program, self.state.store, set(active), np.array(active, np.intp)
         params, idle = [self.params[i] for i in active], [p for i, p in enumerate(self.params) if i not in chosen]
         forward = store.forward("p")
         stored = [b.name for b in program.buffers if b.name != forward and b.buffer != "g"]
-        guard = make_guard(params, idle, [local(store.planes[i][name]) for i in active for name in stored])
+        guard = make_guard(params, idle, [local(store.planes[i][name]) for i in active for name in stored], grads)
         state_at = guard.s_at.reshape(len(active), len(stored)).T
         known = {forward: guard.p_at, "g": guard.g_at, **dict(zip(stored, state_at, strict=True))}
         addresses = np.array([known[b.name] for b in program.buffers], np.int64).T
         sizes = np.array([store.sizes[i] for i in active], np.int64)
         written = self._written(addresses, sizes, active)
         placed = addresses if self.flat is None else self.flat.addresses(which, program.buffers)
-        grads = [local(p.grad) for p in params]
         arrangement = Arrangement(
             active,
             guard,
             guard.g_at,
             written,
-            gradient_bytes=np.array([g.numel() * g.element_size() for g in grads], np.int64),
+            gradient_bytes=np.array([g.numel() * g.element_size() for g in map(local, grads)], np.int64),
             put_at=placed[:, self._gradient_column],
             cohorts=self._cohorts(which, sizes, addresses, (addresses == placed).all(1)),
             versions=self.state.counts.versions,

@@ -7,15 +7,24 @@ from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
 
-from fastopt.arrays.torch import is_distributed
+from fastopt.arrays.torch import element_type
 from fastopt.errors import LayoutError
 from fastopt.kernels.formats import STORAGES
 from fastopt.kernels.rules.rule import Rule
-from fastopt.torch.bucket import Advance, ParamBucket
+from fastopt.torch.bucket import Advance, ParamBucket, Regroup, kind_of
 from fastopt.torch.guards import Check, same_objects
-from fastopt.torch.observed import ObservedState
-from fastopt.torch.requirements import LOAD, formats_for, require_step_count, require_values
-from fastopt.torch.state import Settings, StateNames
+from fastopt.torch.observed import ObservedState, ParameterState
+from fastopt.torch.requirements import (
+    LOAD,
+    formats_for,
+    is_steppable,
+    may_wait,
+    require_beside,
+    require_parameter,
+    require_step_count,
+    require_values,
+)
+from fastopt.torch.state import Settings, StateNames, is_beside
 
 
 def labels_of(groups: Sequence[dict[str, Any]], k: int) -> list[str]:
@@ -38,16 +47,21 @@ class Buckets:
     ):
         known = {tuple(map(id, bucket.params)): bucket for bucket in former or ()}
         self.groups: list[list[ParamBucket]] = []
+        self._listed = [list(group["params"]) for group in groups]
+        self._waiting: list[tuple[Any, str]] = []  # parameters that no step could take, and what errors call them
         self._seed, first = settings.seed, 0
         for k, (group, rule) in enumerate(zip(groups, rules, strict=True)):
-            sorts: dict[tuple, list[int]] = {}
-            for i, p in enumerate(group["params"]):
-                sorts.setdefault((p.dtype, p.device, is_distributed(p)), []).append(i)
+            kinds: dict[tuple, list[int]] = {}
             labels, buckets = labels_of(groups, k), []
-            for members in sorts.values():
+            for i, p in enumerate(group["params"]):
+                if may_wait(p) and not is_steppable(p):
+                    self._waiting.append((p, labels[i]))
+                else:
+                    kinds.setdefault(kind_of(p), []).append(i)
+            for kind, members in kinds.items():
                 params = [group["params"][i] for i in members]
                 bucket = known.get(tuple(map(id, params)))
-                if bucket is None or int(bucket.offsets[0]) != first:
+                if bucket is None or bucket.kind != kind or int(bucket.offsets[0]) != first:
                     own = [labels[i] for i in members]
                     bucket = ParamBucket(params, own, first, names, rule, settings)
                 first = bucket.end
@@ -60,16 +74,9 @@ class Buckets:
 
     def are_of(self, groups: Sequence[dict[str, Any]]) -> bool:
         """Whether groups have the parameters that they had; others hold their lists and may have changed them."""
-        if len(self.groups) != len(groups):
-            return False
-        for group, buckets in zip(groups, self.groups, strict=True):
-            params = group["params"]
-            if len(buckets) == 1:
-                if not same_objects(params, buckets[0].params):
-                    return False
-            elif sorted(map(id, params)) != sorted(id(p) for bucket in buckets for p in bucket.params):
-                return False
-        return True
+        return len(self._listed) == len(groups) and all(
+            same_objects(group["params"], listed) for group, listed in zip(groups, self._listed, strict=True)
+        )
 
     def follow(self, rules: Sequence[Rule]) -> None:
         """Take each group's rule as it is now."""
@@ -78,7 +85,17 @@ class Buckets:
                 bucket.follow(rule)
 
     def check(self) -> list[Check]:
-        """Check all buckets, and raise a LayoutError where a step is impossible, before anything is written."""
+        """Check all buckets, before anything is written.
+
+        Raises:
+            LayoutError: a step is impossible.
+            Regroup: a parameter belongs into another bucket now.
+
+        """
+        for p, label in self._waiting:
+            if p.grad is not None:
+                require_parameter(p, label)
+                raise Regroup
         return [bucket.check() for bucket in self._all]
 
     def calls(self, checks: list[Check], state: ObservedState, advance: Advance) -> dict[torch.device, list[tuple]]:
@@ -89,11 +106,12 @@ class Buckets:
             calls.setdefault(bucket.device, []).extend(bucket.calls(arranged, self._seed, advance))
         return calls
 
-    def clear_gradients(self, *, set_to_none: bool) -> None:
-        """Set the gradients in flat buffers to zero."""
+    def zero_gradients(self) -> None:
+        """Set the gradients to zero, in flat buffers."""
         for bucket in self:
             assert bucket.flat is not None
-            bucket.flat.clear_gradients(bucket.params, set_to_none=set_to_none)
+            if bucket.flat.zero_gradients(bucket.params):
+                bucket.arranged = None
 
     # State.
 
@@ -102,30 +120,36 @@ class Buckets:
         for bucket in self:
             bucket.arranged = None
             for i, p in enumerate(bucket.params):
-                entries = state.observe(p) if p in state else {}
+                entries = state.observe(p) if p in state else ParameterState(state.changes)
                 bucket.state.reread(i, entries)
                 if entries:
                     bucket.state.expose(i, state)
 
-    def decoded(self, state: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Return the state in torch's form: plain dicts, without what only this memory layout has."""
-        found = {p: dict(x) if isinstance(x, dict) else x for p, x in state.items()}
-        for bucket in self:
-            for i, p in enumerate(bucket.params):
-                if p in found:
-                    found[p] = bucket.state.decoded(i, found[p])
-        return found
-
     def load(self, given: Mapping[Any, Any], state: ObservedState) -> None:
-        """Forget all state and copy what was given, which has been checked."""
-        for bucket in self:
-            bucket.arranged = None
-            bucket.state.forget()
-            for i, p in enumerate(bucket.params):
+        """Replace all state by copies of what was given, which has been checked; an error leaves it as it was."""
+        former = [bucket.state.forget() for bucket in self]
+        try:
+            for bucket in self:
+                bucket.arranged = None
+                for i, p in enumerate(bucket.params):
+                    if given.get(p):
+                        entries = state.observe(p)
+                        bucket.state.take(i, given[p], copy=True)
+                        _copy_entries(given[p], entries)  # others' as well
+                        bucket.state.expose(i, state)
+            for p, _ in self._waiting:
                 if given.get(p):
-                    state.observe(p)
-                    bucket.state.take(i, given[p], copy=True)
-                    bucket.state.expose(i, state)
+                    _copy_entries(given[p], state.observe(p))
+        except BaseException:
+            for bucket, before in zip(self, former, strict=True):
+                bucket.state.restore(before)
+            raise
+
+
+def _copy_entries(given: Mapping[str, Any], entries: ParameterState) -> None:
+    for name, value in given.items():
+        if not is_beside(name):
+            entries.show(name, value.clone() if isinstance(value, torch.Tensor) else value)
 
 
 def require_loadable(
@@ -139,6 +163,8 @@ def require_loadable(
     for k, group in enumerate(groups):
         rule = rule_of(group)
         for p, label in zip(group["params"], labels_of(groups, k), strict=True):
+            if may_wait(p) and not is_steppable(p):
+                continue
             _require_state(given.get(p, {}), p, formats_for(rule, storage, p.dtype), names, storage, label)
 
 
@@ -149,12 +175,15 @@ def _require_state(given: Any, p: Any, formats: Mapping[str, str], names: StateN
         require_step_count(given["step"], f"the state 'step' of {label}")
     buffers = {names.of_value(b): b for b in formats if b != "g"}
     known = ["step", *names.entries, *buffers]
-    for entry, value in given.items():
-        if entry.startswith("param."):  # for the storage that it is of, which has the master beside it
-            continue
+    others = [entry for entry in given if entry not in known and not is_beside(entry)]
+    if others and len(buffers) > 1 and not given.keys() & buffers.keys() - {"master"}:  # not someone's beside ours
+        what = f"the state {others[0]!r} of {label} fits nothing here."
+        raise LayoutError(what, expected=", ".join(known), do=LOAD)
+    for entry, b in buffers.items():
         text = f"the state {entry!r} of {label}"
-        if entry not in known:
-            raise LayoutError(f"{text} fits nothing here.", expected=", ".join(known), do=LOAD)
-        if entry in buffers and value is not None:
-            b = buffers[entry]
-            require_values(value, p, b, STORAGES[formats[b]], text, exactly=storage is None)
+        if given.get(entry) is not None:
+            require_values(given[entry], p, b, STORAGES[formats[b]], text, exactly=storage is None)
+    for name, plane in STORAGES[formats["p"]].plane_names("p").items():
+        beside = given.get(f"param.{plane.suffix}") if plane.view and name != "p" else None
+        if beside is not None:
+            require_beside(beside, p, element_type(plane), f"the state 'param.{plane.suffix}' of {label}")

@@ -41,12 +41,21 @@ class Check(NamedTuple):
     addresses: np.ndarray = np.empty(0, np.int64)  # of the gradients
 
 
-def make_guard(active: Sequence[Any], idle: Sequence[Any], state: Sequence[torch.Tensor] = ()) -> PythonGuard:
-    """Note how parameters are, the active ones with their gradients, and where their state lies."""
-    found, checked = c_abi.functions(), [*active, *map(_gradient, active), *state]
+def make_guard(
+    active: Sequence[Any],
+    idle: Sequence[Any],
+    state: Sequence[torch.Tensor] = (),
+    grads: Sequence[Any] | None = None,
+) -> PythonGuard:
+    """Note how parameters are, the active ones with their gradients, and where their state lies.
+
+    `grads` are gradients to compare in place of the parameters' own.
+    """
+    own = list(map(_gradient, active)) if grads is None else list(grads)
+    found, checked = c_abi.functions(), [*active, *own, *state]
     if found is not None and _is_plain([*active, *idle]) and c_abi.are_where_expected(checked, found):
-        return CompiledGuard(active, idle, state, found)
-    return PythonGuard(active, idle, state)
+        return CompiledGuard(active, idle, state, own, found)
+    return PythonGuard(active, idle, state, own)
 
 
 def guard_kind(params: Sequence[Any]) -> str:
@@ -67,9 +76,8 @@ class PythonGuard:
 
     kind = "Python"
 
-    def __init__(self, active: Sequence[Any], idle: Sequence[Any], state: Sequence[torch.Tensor]):
+    def __init__(self, active: Sequence[Any], idle: Sequence[Any], state: Sequence[torch.Tensor], grads: list[Any]):
         self._active, self._idle, self._state = list(active), list(idle), list(state)
-        grads = list(map(_gradient, active))
         self._types, self._distributed = set(map(type, grads)), any(map(is_distributed, active))
         own_params, own_grads = self._local(self._active), self._local(grads)
         self.p_at, self.g_at, self.s_at = _addresses(own_params), _addresses(own_grads), _addresses(self._state)
@@ -88,9 +96,9 @@ class PythonGuard:
     def _layouts_of(self, *lists: Sequence[torch.Tensor]) -> list[Any]:
         return [list(map(what, tensors)) for tensors in lists for what in self._described]
 
-    def check(self, g_at: np.ndarray) -> Check:
+    def check(self, g_at: np.ndarray, grads: list[Any] | None = None) -> Check:
         """Compare everything with how it was, and the gradients' addresses with these."""
-        grads = list(map(_gradient, self._active))
+        grads = list(map(_gradient, self._active)) if grads is None else grads
         if set(map(type, grads)) != self._types or (self._idle and not _all_none(map(_gradient, self._idle))):
             return _CHANGED
         try:
@@ -117,9 +125,16 @@ class CompiledGuard(PythonGuard):
 
     kind = "compiled"
 
-    def __init__(self, active: Sequence[Any], idle: Sequence[Any], state: Sequence[torch.Tensor], found: c_abi.Found):
+    def __init__(
+        self,
+        active: Sequence[Any],
+        idle: Sequence[Any],
+        state: Sequence[torch.Tensor],
+        grads: list[Any],
+        found: c_abi.Found,
+    ):
         self._found, self._handles = found, (c_abi.handles(active, found), c_abi.handles(state, found))
-        super().__init__(active, idle, state)
+        super().__init__(active, idle, state, grads)
 
     def _note(self, params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> None:
         found, expected = self._found, []

@@ -1,15 +1,35 @@
-"""Dicts that tell when somebody has changed them, so that a step need not compare every entry."""
+"""The state as torch shows it: dicts that note changes, and decode values that are stored in other words.
+
+So a step need not compare every entry, and whoever reads, saves, moves or replaces state finds torch's names and values
+in every storage.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from typing import Any, NamedTuple
+
+import torch  # pyright: ignore[reportMissingImports]
+
+from fastopt.arrays.torch import local
+
+_NOTHING: Any = object()
+
+
+class Encoded(NamedTuple):
+    """What stands in a dict for values that are stored in other words."""
+
+    owner: object  # tells whose they are
+    decode: Callable[[], Any]
+    write: Callable[[Any], None]
 
 
 class Changes:
-    """Whether any of the dicts that share it has changed."""
+    """What has happened to the dicts that share it since the last step."""
 
-    seen = False
+    def __init__(self) -> None:
+        self.seen = False  # whether an entry was assigned or removed
+        self.decoded: list[tuple[ParameterState, str]] = []  # the values that were read, and may have been written to
 
 
 class ObservedDict(dict):
@@ -19,39 +39,169 @@ class ObservedDict(dict):
         super().__init__(entries)
         self.changes = changes
 
-    def __reduce_ex__(self, protocol: Any) -> tuple:
-        return dict, (dict(self),)
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.changes.seen = True
+        super().__setitem__(key, value)
 
-    __copy__ = dict.copy
+    def __delitem__(self, key: Any) -> None:
+        self.changes.seen = True
+        super().__delitem__(key)
+
+    def clear(self) -> None:
+        """Remove all entries."""
+        for key in list(self):
+            del self[key]
+
+    def pop(self, key: Any, default: Any = _NOTHING) -> Any:
+        """Remove an entry and return it."""
+        if key not in self and default is not _NOTHING:
+            return default
+        if key not in self:
+            raise KeyError(key)
+        value = self[key]
+        del self[key]
+        return value
+
+    def popitem(self) -> tuple:
+        """Remove the last entry and return it."""
+        if not self:
+            raise KeyError("the dict is empty")
+        key = next(reversed(self))
+        return key, self.pop(key)
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """Return an entry, which is the default if there was none."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def update(self, *others: Any, **more: Any) -> None:
+        """Assign entries."""
+        for key, value in dict(*others, **more).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> Any:
+        self.update(other)
+        return self
+
+    def plain(self) -> dict:
+        """Return a plain dict."""
+        return dict(self)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return dict, (self.plain(),)
+
+    def __copy__(self) -> dict:
+        return self.plain()
+
+    copy = __copy__
+
+
+class ParameterState(ObservedDict):
+    """The state of one parameter.
+
+    A value that is stored in other words is decoded when it is read, once between two steps; if it was written to in
+    place, the next step stores it.
+    """
+
+    def __init__(self, changes: Changes, entries: Any = ()):
+        super().__init__(changes, entries)
+        self._decoded: dict[str, Any] = {}
+
+    def __getitem__(self, key: Any) -> Any:
+        value = super().__getitem__(key)
+        if type(value) is not Encoded:
+            return value
+        if key not in self._decoded:
+            self._decoded[key] = value.decode()
+            self.changes.decoded.append((self, key))
+        return self._decoded[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._decoded.pop(key, None)
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self._decoded.pop(key, None)
+        super().__delitem__(key)
+
+    def __iter__(self) -> Iterator:  # without which dict(self) would not use __getitem__
+        return super().__iter__()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return an entry, or the default."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def items(self) -> Any:
+        """Return a view of names and values."""
+        return ItemsView(self)
+
+    def values(self) -> Any:
+        """Return a view of the values."""
+        return ValuesView(self)
+
+    def __or__(self, other: Any) -> Any:
+        return self.plain() | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.plain()
+
+    def __repr__(self) -> str:
+        return repr(self.plain())
+
+    def stored(self, key: str) -> Any:
+        """Return what stands in the dict, without decoding it; None if nothing does."""
+        return dict.get(self, key)
+
+    def show(self, key: str, value: Any) -> None:
+        """Assign an entry of fastopt's own, which is no change."""
+        dict.__setitem__(self, key, value)
+
+    def settle(self, key: str) -> None:
+        """Store a value that was decoded if it has been written to, and forget it."""
+        value, encoded = self._decoded.pop(key, None), self.stored(key)
+        if value is not None and type(encoded) is Encoded and not _same_bits(value, encoded.decode()):
+            encoded.write(value)
+
+    def plain(self) -> dict:
+        """Return a plain dict of values; of scalars copies, because those of a bucket are elements of one tensor."""
+        found = {}
+        for key, value in super().items():
+            decoded = self._decoded.get(key, _NOTHING)
+            x = value if type(value) is not Encoded else value.decode() if decoded is _NOTHING else decoded
+            found[key] = x.clone() if isinstance(x, torch.Tensor) and not x.dim() else x
+        return found
 
 
 class ObservedState(ObservedDict):
-    """The state of an optimizer: parameter → observed dict of its state, an empty one where there is none yet."""
+    """The state of an optimizer: parameter → its observed dict, an empty one where there is none yet."""
 
-    def __missing__(self, key: Any) -> ObservedDict:
-        made = ObservedDict(self.changes)
+    def __missing__(self, key: Any) -> ParameterState:
+        made = ParameterState(self.changes)
         dict.__setitem__(self, key, made)
         return made
 
-    def observe(self, key: Any) -> ObservedDict:
+    def observe(self, key: Any) -> ParameterState:
         """Return an entry as a dict that is observed."""
         entries = self[key]
-        if not isinstance(entries, ObservedDict) or entries.changes is not self.changes:
-            entries = ObservedDict(self.changes, entries)
+        if not isinstance(entries, ParameterState) or entries.changes is not self.changes:
+            entries = ParameterState(self.changes, entries)
             dict.__setitem__(self, key, entries)
         return entries
 
-
-def _noting(name: str) -> Callable:
-    method = getattr(dict, name)
-
-    def call(self: ObservedDict, *args: Any, **kwargs: Any) -> Any:
-        self.changes.seen = True
-        return method(self, *args, **kwargs)
-
-    call.__name__ = name
-    return call
+    def settle(self) -> None:
+        """Store what was decoded since the last step and written to."""
+        read, self.changes.decoded = self.changes.decoded, []
+        for entries, key in read:
+            entries.settle(key)
 
 
-for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault", "update"):
-    setattr(ObservedDict, _name, _noting(_name))
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if type(a) is not type(b) or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    words = torch.int32 if a.element_size() == 4 else torch.int64
+    with torch.no_grad():
+        return torch.equal(local(a).view(words), local(b).view(words))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from fastopt.kernels.rules.rule import Rule
 from fastopt.schedules import Constant
 
 _REFUSED = ("capturable", "differentiable")
+_ROUNDING = 1e-12
+"""Learning rates a rounding below zero, at which torch's LinearLR(end_factor=0) ends (at -4e-20 from 1e-3), are zero:
+a step with them, as torch takes it, changes no float32 that is not itself as small."""
 _HINTS = ("foreach", "fused", "maximize", "initial_lr", *_REFUSED)
 
 
@@ -50,7 +54,10 @@ def numbers(group: dict[str, Any], names: Iterable[str], kind: str) -> dict[str,
             what = f"{name}=True is not supported: the step is a compiled kernel that takes numbers from the host."
             raise SettingError(what, do=f"leave {name}=False, or use torch.optim.{kind}")
     options = {name: _number(name, group[name]) for name in names if name not in _HINTS}
-    if options.get("lr") == 0:  # as at the end of a schedule: a rule's number that is zero is another kernel
+    lr = options.get("lr")
+    if (
+        isinstance(lr, Real) and -_ROUNDING < float(lr) <= 0
+    ):  # the end of a schedule: a number that is zero is another kernel
         options["lr"] = Constant(0.0)
     return options
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
+from torch.nn.parameter import is_lazy  # pyright: ignore[reportMissingImports]
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass  # pyright: ignore[reportMissingImports]
 
 from fastopt.arrays.torch import (
@@ -24,17 +25,18 @@ from fastopt.kernels.formats import STORAGES, Format
 from fastopt.kernels.rules.rule import Rule, signature
 
 
-def formats_for(rule: Rule, storage: Any, dtype: torch.dtype) -> dict[str, str]:
-    """Return the format of each buffer of a rule for parameters of a type.
+def formats_for(rule: Rule, storage: Any, dtype: torch.dtype, gradients: torch.dtype | None = None) -> dict[str, str]:
+    """Return the format of each buffer of a rule for parameters of a type, and gradients of the same or another one.
 
     Raises:
         LayoutError: the storage is for parameters of another type.
 
     """
-    own = FORMATS[dtype]
+    own, theirs = FORMATS[dtype], FORMATS[gradients or dtype]
     if storage is None:
-        return dict.fromkeys(signature(rule).buffers, own)
-    chosen = layout(rule, storage if isinstance(storage, str) else {"p": own, "g": own, **storage})
+        chosen = dict.fromkeys(signature(rule).buffers, own)
+        return chosen if theirs == own else layout(rule, chosen | {"g": theirs})
+    chosen = layout(rule, storage if isinstance(storage, str) else {"p": own, "g": theirs, **storage})
     form = STORAGES[chosen["p"]]
     expected = element_type(form.planes[form.forward])
     if expected != dtype:
@@ -48,8 +50,24 @@ def formats_for(rule: Rule, storage: Any, dtype: torch.dtype) -> dict[str, str]:
     return chosen
 
 
+def may_wait(p: Any) -> bool:
+    """Whether a parameter, whatever it is, may be in a group: it is frozen, or will get its memory later."""
+    return not p.requires_grad or is_lazy(p) or p.device.type == "meta"
+
+
+def is_steppable(p: Any) -> bool:
+    """Whether `require_parameter` raises nothing."""
+    try:
+        require_parameter(p, "")
+    except LayoutError:
+        return False
+    return True
+
+
 def require_parameter(p: Any, name: str) -> None:
     """Raise a LayoutError unless a parameter is memory that a step can read and write as one run."""
+    if is_lazy(p):
+        raise LayoutError(f"{name} has no shape yet.", got=type(p).__name__, do="run the model once before")
     do, foreign = None, bool(is_traceable_wrapper_subclass(p)) and not is_distributed(p)
     if p.layout != torch.strided:
         what, do = f"{name} is not dense.", "keep it dense, or leave it to torch.optim.SparseAdam"
@@ -80,8 +98,8 @@ def require_gradient(g: Any, p: Any, dtype: torch.dtype, name: str) -> None:
         what, do = f"the gradient of {name} is sparse.", "use sparse=False in nn.Embedding, or torch.optim.SparseAdam"
     elif g.is_complex() or g.is_neg():
         what = f"the gradient of {name} is {'complex' if g.is_complex() else 'a negative view, whose memory is not'}."
-    elif is_distributed(g) != is_distributed(p) or (is_distributed(g) and g.placements != p.placements):
-        what, do = f"the gradient of {name} is not distributed as its parameter is.", "redistribute it"
+    elif is_distributed(g) != is_distributed(p) or (is_distributed(g) and g.device_mesh != p.device_mesh):
+        what, do = f"the gradient of {name} is not on the devices of its parameter.", "distribute it as the parameter"
         raise LayoutError(what, got=type(g).__name__, expected=type(p).__name__, do=do)
     elif g.dtype != dtype:
         what, do = f"the gradient of {name} has another type.", "say by storage={'g': …} in which type gradients come"
@@ -130,6 +148,13 @@ def require_plane(tensor: torch.Tensor, shape: Any, dtype: torch.dtype, device: 
             expected=f"{dtype}{list(shape)} in memory of its own",
             do="assign another tensor to it in optimizer.state",
         )
+
+
+def require_beside(value: Any, p: Any, dtype: torch.dtype, text: str) -> None:
+    """Raise a LayoutError unless this can be saved with a parameter's values, as part of how it is stored."""
+    if not isinstance(value, torch.Tensor) or value.shape != p.shape or value.dtype != dtype:
+        got = describe(value) if isinstance(value, torch.Tensor) else repr(value)[:60]
+        raise LayoutError(f"{text} does not match.", got=got, expected=f"{dtype}{list(p.shape)}")
 
 
 def require_values(value: Any, p: Any, buffer: str, form: Format, text: str, *, exactly: bool) -> None:

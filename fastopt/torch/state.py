@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -11,10 +12,10 @@ import torch  # pyright: ignore[reportMissingImports]
 from fastopt.arrays.torch import (
     Torch,
     element_type,
-    flat,
     is_dense,
     is_distributed,
     local,
+    placed_as,
     same_order,
     tensor_of_values,
     values_in_order,
@@ -23,6 +24,7 @@ from fastopt.errors import LayoutError
 from fastopt.kernels.formats import STORAGES
 from fastopt.store import Store
 from fastopt.torch.flat import FlatBuffers, allocator
+from fastopt.torch.observed import Encoded, ParameterState
 from fastopt.torch.requirements import require_plane, require_values
 
 TORCH = Torch()
@@ -48,6 +50,11 @@ class StateNames(NamedTuple):
         return "master" if buffer == "p" else self.buffers.get(buffer, buffer)
 
 
+def is_beside(name: Any) -> bool:
+    """Whether an entry of saved state is part of how a parameter was stored, beside its values."""
+    return isinstance(name, str) and name.startswith("param.")
+
+
 class StepCounts:
     """How many steps each parameter has taken, and torch's other scalars: vectors whose elements the state shows."""
 
@@ -71,6 +78,15 @@ class StepCounts:
         for name, vector in self.vectors.items():
             vector.fill_(self._start[name])
 
+    def values(self) -> dict[str, torch.Tensor]:
+        """Copy the vectors."""
+        return {name: vector.clone() for name, vector in self.vectors.items()}
+
+    def set(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Set the vectors to what `values` returned."""
+        for name, vector in self.vectors.items():
+            vector.copy_(values[name])
+
 
 class ParamState:
     """What is stored for parameters of one type and device beside them: what the model sees is a plane of each row."""
@@ -91,12 +107,20 @@ class ParamState:
         self.store = Store(TORCH, formats, sizes, allocator(self.params, flat))
         self.forget()
 
-    def forget(self) -> None:
-        """Go back to before the first step."""
+    def forget(self) -> tuple:
+        """Go back to before the first step, and return what `restore` takes to undo it."""
+        former = self.store.planes, self.counts.values(), self._flat and self._flat.forget_state()
         forward = self.store.forward("p")
-        for i, p in enumerate(self.params):
-            self.store.planes[i] = {forward: p}
+        self.store.planes = [{forward: p} for p in self.params]
         self.counts.reset()
+        return former
+
+    def restore(self, former: tuple) -> None:
+        """Undo `forget`, and what came after it."""
+        self.store.planes, counted, flat_state = former
+        self.counts.set(counted)
+        if self._flat is not None:
+            self._flat.state = flat_state
 
     def use_formats(self, formats: Mapping[str, str]) -> None:
         """Take the formats of another rule, or raise a LayoutError where a buffer would be stored in another one."""
@@ -152,43 +176,58 @@ class ParamState:
 
     # What torch sees.
 
-    def key(self, name: str) -> str:
-        """Return the name under which state shows a plane: torch's, or one that says how it is stored."""
-        buffer, _, suffix = name.partition(".")
-        if buffer == "p":
-            return f"param.{suffix or 'master'}"
-        own = self.names.buffers.get(buffer, buffer)
-        if suffix:
-            return f"{own}.{suffix}"
-        return own if len(self.store.formats[buffer].planes) == 1 else f"{own}.{self.formats[buffer]}"
+    def _shown(self, i: int) -> dict[str, str]:
+        """Return the buffers of which a parameter has state, and the names under which torch's state shows them."""
+        planes, own = self.store.planes[i].keys(), self.own_planes(i).keys()
+        names = {b: form.plane_names(b).keys() for b, form in self.store.formats.items() if b != "g"}
+        return {b: self.names.of_value(b) for b, known in names.items() if own & known and planes >= known}
+
+    def _entry(self, i: int, b: str) -> Any:
+        """Return what stands in torch's state for a buffer: the tensor that has its values, or `Encoded`."""
+        form = self.store.formats[b]
+        for name, plane in form.plane_names(b).items():
+            if form.has_values(plane):
+                return self.store.planes[i][name]
+        return Encoded((self, i, b), partial(self._decode, i, b), partial(self._write, i, b))
+
+    def _beside(self, i: int) -> dict[str, str]:
+        """Return planes of a parameter that its values do not determine, and the names under which they are saved.
+
+        Compensated bfloat16 has two ways to write a value half way between two.
+        """
+        planes = self.store.formats["p"].plane_names("p").items()
+        own = self.own_planes(i)
+        return {f"param.{plane.suffix}": name for name, plane in planes if name in own and plane.view}
 
     def expose(self, i: int, state: Any) -> None:
-        """Show a parameter's tensors in the optimizer's state, under torch's names."""
-        own = self.own_planes(i)
-        if not own and not self.shows_step:
+        """Show a parameter's state under torch's names."""
+        shown = self._shown(i)
+        if not shown and not self.shows_step:
             return
         entries = state[self.params[i]]
-        for b, form in self.store.formats.items():  # values that are stored in planes now
-            if b != "g" and len(form.planes) > 1:
-                dict.pop(entries, self.names.of_value(b), None)
-        shown = self.counts.shown(i) if self.shows_step else {}
-        for name, tensor in {**shown, **{self.key(name): tensor for name, tensor in own.items()}}.items():
-            dict.__setitem__(entries, name, tensor)
+        for name, count in self.counts.shown(i).items() if self.shows_step else ():
+            entries.show(name, count)
+        for b, name in shown.items():
+            entries.show(name, self._entry(i, b))
+        for name, plane in self._beside(i).items():
+            entries.show(name, self.store.planes[i][plane])
 
-    def reread(self, i: int, entries: dict[str, Any]) -> None:
+    def reread(self, i: int, entries: ParameterState) -> None:
         """Follow what others have made of a parameter's state: what is gone, and what is another tensor now."""
-        own = {self.key(name): name for name in self.own_planes(i)}
-        ours = {key: name for key, name in own.items() if entries.get(key) is self.store.planes[i][name]}
-        for name in set(own.values()) - set(ours.values()):
-            del self.store.planes[i][name]
+        ours, planes = set(), self.store.planes[i]
+        for b, name in self._shown(i).items():
+            now = entries.stored(name)
+            if now.owner == (self, i, b) if type(now) is Encoded else now is self._entry(i, b):
+                ours.add(name)
+            else:
+                for plane in self.store.formats[b].plane_names(b).keys() & self.own_planes(i).keys():
+                    del planes[plane]
         if not ours and entries.get("step") is None:
             self.counts.vectors["step"][i] = 0
-        for b, form in self.store.formats.items():  # planes of a state that was moved here as it is
-            for name, plane in form.plane_names(b).items() if b != "g" and len(form.planes) > 1 else ():
-                tensor, size = entries.get(self.key(name)), local(self.params[i]).numel()
-                if name not in ours.values() and tensor is not None and tensor.numel() == plane.size(size):
-                    flat(local(self.store.allocate(i, name))).copy_(flat(local(tensor)))
-        self.take(i, {key: x for key, x in entries.items() if key not in ours})
+        ours |= {name for name, plane in self._beside(i).items() if entries.stored(name) is planes[plane]}
+        self.take(i, {name: entries[name] for name in entries if name not in ours})
+        for name in [name for name in entries if is_beside(name) and name not in ours]:
+            dict.pop(entries, name)
 
     def take(self, i: int, given: Mapping[str, Any], *, copy: bool = False) -> None:
         """Take a parameter's state by torch's names: the tensors where they fit, or with `copy` their values."""
@@ -196,10 +235,10 @@ class ParamState:
         values = {}
         for name, value in given.items():
             if name in theirs and value is not None:
-                b, text = theirs[name], f"the state {name!r} of {self.labels[i]}"
-                require_values(value, self.params[i], b, self.store.formats[b], text, exactly=False)
+                b = theirs[name]
+                self._require_values(i, b, value)
                 if b != "p" or len(self.store.formats[b].planes) > 1:  # loading never writes parameters
-                    values[b] = value
+                    values[b] = placed_as(value, self.params[i])
         for name, vector in self.counts.vectors.items():
             if given.get(name) is not None:
                 vector[i] = float(given[name])
@@ -207,19 +246,20 @@ class ParamState:
                 vector[i] = max(vector[i], 1)
         for b, value in values.items():
             if len(self.store.formats[b].planes) > 1:
-                self._take_planes(i, b, value, given)
+                for name in self.store.formats[b].plane_names(b):
+                    if b != "p" or name != self.store.forward("p"):
+                        self.store.allocate(i, name)
+                self._encode(i, b, value)
+                for name, plane in self._beside(i).items() if b == "p" else ():
+                    exact = given.get(name)
+                    if exact is not None and is_distributed(exact) == is_distributed(self.params[i]):  # not so in 0.1
+                        local(self.store.planes[i][plane]).copy_(local(placed_as(exact, self.params[i])))
             else:
                 self._take_tensor(i, b, value, copy=copy)
 
-    def _take_planes(self, i: int, b: str, value: Any, given: Mapping[str, Any]) -> None:
-        """Encode values; of a parameter's, take the very planes where they were saved beside."""
-        own = [name for name in self.store.formats[b].plane_names(b) if b != "p" or name != self.store.forward("p")]
-        for name in own:
-            self.store.allocate(i, name)
-        self._encode(i, b, value)
-        for name in own if b == "p" else ():
-            if (exact := given.get(self.key(name))) is not None:
-                flat(local(self.store.planes[i][name])).copy_(flat(local(exact)))
+    def _require_values(self, i: int, b: str, value: Any) -> None:
+        text = f"the state {self.names.of_value(b)!r} of {self.labels[i]}"
+        require_values(value, self.params[i], b, self.store.formats[b], text, exactly=False)
 
     def _take_tensor(self, i: int, b: str, value: Any, *, copy: bool) -> None:
         """Take a tensor as it is where it fits, or a copy."""
@@ -230,24 +270,17 @@ class ParamState:
         if copy or not fits:
             local(self.store.allocate(i, name)).copy_(tensor.detach())
 
-    def decoded(self, i: int, entries: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a parameter's state under torch's names, what is stored in several planes as values in full precision.
-
-        What a parameter has beside what the model sees is saved twice: as it is, for the same storage, where two ways
-        to write one value would make a difference to the model, and within the value, for every other.
-        """
-        found, p = dict(entries), self.params[i]
-        for b, form in self.store.formats.items():
-            names = form.plane_names(b)
-            if b == "g" or len(names) == 1 or not self.store.planes[i].keys() >= names.keys():
-                continue
+    def _decode(self, i: int, b: str) -> torch.Tensor:
+        """Return the values of a buffer, a new tensor, distributed as the parameter is."""
+        p = self.params[i]
+        with torch.no_grad(), torch.inference_mode(mode=False):
             values = tensor_of_values(self.store.decode(i, b), local(p))
-            for name in names if b != "p" else ():
-                found.pop(self.key(name), None)
             if is_distributed(p):
                 values = type(p).from_local(values, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
-            found[self.names.of_value(b)] = values
-        if self.shows_step:
-            counted = found.keys() & self.counts.vectors.keys()
-            found |= {name: found[name].clone() for name in counted}  # ours are views of one vector
-        return found
+        return values
+
+    @torch.no_grad()
+    def _write(self, i: int, b: str, value: Any) -> None:
+        """Store values that somebody has changed in what `_decode` returned."""
+        self._require_values(i, b, value)
+        self._encode(i, b, value)

@@ -54,6 +54,10 @@ class Format:
         """Whether the memory holds the values as they are computed."""
         return len(self.planes) == 1 and self.planes[0].dtype == self.computes
 
+    def has_values(self, plane: Plane) -> bool:
+        """Whether a plane is all of a buffer, or has its values as they are computed."""
+        return len(self.planes) == 1 or plane.dtype == self.computes
+
     def plane_names(self, buffer: str) -> dict[str, Plane]:
         """Return the planes of a buffer by the names of their arrays: "p" and "p.low", for example."""
         return {f"{buffer}.{plane.suffix}" if plane.suffix else buffer: plane for plane in self.planes}
