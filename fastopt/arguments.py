@@ -71,18 +71,23 @@ def require_names(given: Mapping, own: Mapping, what: str) -> None:
     missing = [name for name in own if name not in given]
     unknown = [str(name) for name in given if name not in own]
     if unknown:
-        raise LayoutError(f"{what} {unknown[0]!r} fits nothing here.", do=suggest(unknown[0], missing or list(own)))
+        raise LayoutError(f"{what} {unknown[0]!r} is unknown.", do=suggest(unknown[0], missing or list(own)))
     if missing:
         raise LayoutError(f"{what} {missing[0]!r} is missing.", got=f"{len(given)} of {len(own)} names")
 
 
-def require_like(array: Array, own: Array, what: str, *, same_device: bool = False) -> None:
-    """Raise a LayoutError unless an array has the shape and type of another, and is on its device if it must be."""
-    if array.dtype != own.dtype or array.shape != own.shape:
-        same_shape = array.shape == own.shape
-        do = f"convert it yourself, with .astype({str(own.dtype)!r})" if same_shape else None
+def require_like(array: Array, own: Array, name: str, *, same_device: bool = False, do: str = "") -> None:
+    """Raise a LayoutError unless an array has the shape and dtype of another, and is on its device if it must be.
+
+    `do` says what to do about another dtype, besides a conversion.
+    """
+    convert: str | None = f"convert it yourself, with .astype({str(own.dtype)!r}){do}"
+    if array.shape != own.shape:
+        wrong, convert = "has the wrong shape", None
+    elif array.dtype != own.dtype:
+        wrong = "has the wrong dtype"
     elif same_device and library_of(array).device(array) != library_of(own).device(own):
-        do = "copy it there yourself"
+        wrong, convert = "is on another device", "copy it there yourself"
     else:
         return
-    raise LayoutError(what, got=describe(array), expected=describe(own), do=do)
+    raise LayoutError(f"{name} {wrong}.", got=describe(array), expected=describe(own), do=convert)

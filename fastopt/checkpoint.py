@@ -30,7 +30,7 @@ def check(state: Any, values: NamedValues) -> tuple[int, int, dict[str, dict[str
     found: dict[str, dict[str, Any]] = {}
     for key, (b, name) in keys.items():
         array = read_only(given[key], key)
-        require_like(array, own[b][name], f"the entry {key!r} does not match.")
+        require_like(array, own[b][name], f"the entry {key!r}")
         found.setdefault(b, {})[name] = array
     t = integer("the entry 't'", given["t"], 0, 2**63, error=LayoutError)
     return t, seed_number(given["seed"], "the entry 'seed'", LayoutError), found
@@ -48,5 +48,5 @@ def assigned(params: Mapping[str, Any], values: NamedValues) -> dict[str, Any]:
     require_names({**own, **given}, own, "the parameter")
     arrays = {name: read_only(value, name) for name, value in given.items()}
     for name, array in arrays.items():
-        require_like(array, own[name], f"the parameter {name!r} does not match.")
+        require_like(array, own[name], f"the parameter {name!r}")
     return arrays

@@ -174,7 +174,8 @@ class Optimizer:
         launch per group, and nothing waits for it.
 
         Raises:
-            LayoutError: `grads` lacks a parameter, names an unknown one, or has the wrong shape, type or device.
+            LayoutError: `grads` lacks a parameter, names an unknown one, or has the wrong shape or device, or another
+                dtype than the storage of "g".
             SettingError: a schedule or a setting gives a number that is not finite or out of its range.
             BackendError: the stream is being captured into a CUDA graph and `capturable` was not called.
             In each case parameters, gradients, state and t are as they were.
@@ -263,7 +264,8 @@ class Optimizer:
             if type(array) is not np.ndarray:
                 array = read_only(array, name)
             if array.dtype != own.dtype or array.shape != own.shape or self._on_device or type(array) is not type(own):
-                require_like(array, own, f"the gradient {name!r} does not match its parameter.", same_device=True)
+                do = "; or choose by storage={'g': …} how gradients are stored"
+                require_like(array, own, f"the gradient {name!r}", same_device=True, do=do)
             if array is not own and array.base is not None and self._is_within(array):
                 array = library_of(array).duplicate(array)  # another parameter's, which may be overwritten before
             copies.append((own, array))

@@ -37,11 +37,11 @@ def update(
     Args:
         rule: any rule, for example `fastopt.Adam(lr=1e-3)`, or the user's own.
         t: number of this step, 1, 2, …
-        buffers: the parameter "p", the gradient "g" and the rule's state by name ("m", "v", …): float64, or each
-            float32, float16 or bfloat16. Of one shape, C-contiguous, writable (all but "g") and not overlapping: NumPy
-            arrays or any object that exposes memory of the CPU by DLPack or the buffer protocol; or, all on one CUDA
-            device, CuPy arrays or any object with DLPack or `__cuda_array_interface__`. Nothing is copied; state
-            starts at zero unless the rule says otherwise.
+        buffers: the parameter "p", the gradient "g" and the rule's state by name ("m", "v", …): all float64, or
+            any mix of float32, float16 and bfloat16. Of one shape, C-contiguous, writable (all but "g") and not
+            overlapping: NumPy arrays or any object that exposes memory of the CPU by DLPack or the buffer protocol; or,
+            all on one CUDA device, CuPy arrays or any object with DLPack or `__cuda_array_interface__`. Nothing is
+            copied; state starts at zero unless the rule says otherwise.
         backend: "auto", "cpu" (compiled), "reference" (NumPy) or "cuda". Auto follows where the arrays live.
         seed: seed of gradient noise, used by rules that have some; any integer of 64 bits.
         offset: index of the first element, for noise that does not depend on how a long buffer is divided; where there
@@ -123,7 +123,7 @@ def _storage(rule: Rule, given: Mapping[str, Array], storage: Any) -> Any:
     found = {b: _FORMATS.get(given[b].dtype.name) for b in signature(rule).buffers if b in given}
     for b, name in found.items():
         if name is None:
-            do = "say by storage= how integers hold the values" if given[b].dtype.kind == "u" else None
+            do = "pass storage= to say which format these integers encode" if given[b].dtype.kind == "u" else None
             raise LayoutError(
                 f"the buffer {b!r} has a type that cannot be updated in place.",
                 got=describe(given[b]),
@@ -132,7 +132,8 @@ def _storage(rule: Rule, given: Mapping[str, Array], storage: Any) -> Any:
             )
         if STORAGES[name].computes != STORAGES[found["p"] or "f32"].computes:
             own = f"{describe(given['p'])}, as p"
-            raise LayoutError(f"the buffer {b!r} does not match the parameter.", got=describe(given[b]), expected=own)
+            what = f"the buffer {b!r} has another precision than the parameter."
+            raise LayoutError(what, got=describe(given[b]), expected=own)
     return tuple(layout(rule, found).items())
 
 
@@ -163,10 +164,17 @@ def _ordered(program: Program, given: Mapping[str, Array]) -> list[Array]:
         if array.dtype != b.dtype and array.dtype.name == b.view:
             array = array.view(b.dtype)
         if array.dtype != b.dtype or array.shape != shape or own.device(array) != library.device(p):
-            device = library.device(p)
-            like = f"{b.view or b.dtype}{list(shape)}" + (f" on {device}" if device != CPU else "")
-            what = f"the buffer {b.name!r} does not match the parameter."
-            raise LayoutError(what, got=describe(array), expected=like)
+            device, dtype = library.device(p), b.view or str(b.dtype)
+            like = f"{dtype}{list(shape)}" + (f" on {device}" if device != CPU else "")
+            do = None
+            if array.shape != shape:
+                wrong = "has another shape than the parameter" if shape == p.shape else "has the wrong shape"
+            elif array.dtype != b.dtype:
+                wrong = "has the wrong dtype"
+                do = f"convert it, or say by storage={{{b.name!r}: …}} how it is stored" if b.name == b.buffer else None
+            else:
+                wrong, do = "is on another device than the parameter", "copy it there"
+            raise LayoutError(f"the buffer {b.name!r} {wrong}.", got=describe(array), expected=like, do=do)
         arrays.append(array if array.ndim == 1 else array.reshape(-1))
     return arrays
 
@@ -175,5 +183,6 @@ def _at_first(program: Program, p: Array, name: str) -> str:
     """Say what to pass for a missing buffer at the first step."""
     (b,) = [b for b in program.buffers if b.name == name]
     if b.buffer not in program.state:
-        return f"fastopt.Optimizer packs parameters; pass the {b.view or b.dtype} array that belongs to {b.buffer!r}"
+        kind = b.view or b.dtype
+        return f"fastopt.Optimizer makes these planes itself; here, pass the {kind} array that belongs to {b.buffer!r}"
     return f"pass np.zeros({b.size(p.size) if b.tiled else p.shape}, np.{b.dtype}) as {name!r} at first"

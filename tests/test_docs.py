@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from test_architecture import modules
 
-from fastopt.kernels import cache
+from fastopt import arrays
+from fastopt.kernels import cache, formats
 from fastopt.kernels.cuda import nvrtc
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +39,17 @@ def test_every_rule_and_public_function_has_an_example():
         assert ">>>" in (thing.__doc__ or ""), f"{thing.__name__} has no example"
 
 
+@pytest.fixture
+def tables():
+    """Undo what examples add to the tables of formats and array libraries."""
+    stored, libraries = dict(formats.STORAGES), list(arrays.LIBRARIES)
+    yield
+    formats.STORAGES.clear()
+    formats.STORAGES.update(stored)
+    arrays.LIBRARIES[:] = libraries
+
+
+@pytest.mark.usefixtures("tables")
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/storage.md"])
 def test_python_blocks_of_documents_run_in_order(document, tmp_path, monkeypatch):
     text = (ROOT / document).read_text()

@@ -166,8 +166,8 @@ REFUSED = {
     "a tuple as storage": (lambda: (values(), {"storage": ("f32", "bf16")}), SettingError, "a name or a dict"),
     "storage of an unknown buffer": (lambda: (values(), {"storage": {"w": "f32"}}), SettingError, "no buffer 'w'"),
     "unknown format": (lambda: (values(), {"storage": {"m": "f9"}}), SettingError, "'f8'"),
-    "state format for the gradient": (lambda: (values(), {"storage": {"g": "f8"}}), SettingError, "a gradient"),
-    "float64 with 8 bits": (lambda: (values(), {"storage": {"p": "f64", "m": "f8"}}), SettingError, "holds float32"),
+    "state format for the gradient": (lambda: (values(), {"storage": {"g": "f8"}}), SettingError, "the gradient"),
+    "float64 with 8 bits": (lambda: (values(), {"storage": {"p": "f64", "m": "f8"}}), SettingError, "of float32"),
     "unknown storage": (lambda: (values(), {"storage": "f23"}), SettingError, "'f32'"),
     "unmatched": (lambda: (values(), {"groups": {"heads.*": {}}}), SettingError, "'heads.\\*' fits no parameter"),
     "unknown setting": (lambda: (values(), {"groups": {"b": {"wieght_decay": 0}}}), SettingError, "'weight_decay'"),
@@ -229,7 +229,7 @@ def changed_gradients(**changes):
 BAD_GRADIENTS = {
     "missing": (changed_gradients(w=None), "'w' is missing"),
     "misspelt": (lambda: {**changed_gradients(b=None)(), "bb": np.zeros(5)}, "did you mean 'b'"),
-    "shape": (changed_gradients(b=np.zeros(6, np.float32)), "'b' does not match"),
+    "shape": (changed_gradients(b=np.zeros(6, np.float32)), "'b' has the wrong shape"),
     "type": (changed_gradients(b=np.zeros(5)), "astype"),
     "list": (changed_gradients(b=[0.0] * 5), "does not expose"),
     "not a mapping": (lambda: [1], "go by name"),
@@ -370,9 +370,9 @@ def test_groups_may_differ_when_state_is_loaded():
 
 BAD_STATES = {
     "missing": (lambda d: d.pop("m/w"), "'m/w' is missing"),
-    "unknown": (lambda d: d.update({"m/ww": np.zeros(1)}), "'m/ww' fits nothing"),
-    "shape": (lambda d: d.update({"v/b": np.zeros(6, np.float32)}), "'v/b' does not match"),
-    "type": (lambda d: d.update({"v/b": np.zeros(5)}), "'v/b' does not match"),
+    "unknown": (lambda d: d.update({"m/ww": np.zeros(1)}), "'m/ww' is unknown"),
+    "shape": (lambda d: d.update({"v/b": np.zeros(6, np.float32)}), "'v/b' has the wrong shape"),
+    "type": (lambda d: d.update({"v/b": np.zeros(5)}), "'v/b' has the wrong dtype"),
     "t": (lambda d: d.update(t=1.5), "'t' is out of its range"),
     "negative t": (lambda d: d.update(t=-1), "'t' is out of its range"),
     "large t": (lambda d: d.update(t=2**63), "'t' is out of its range"),

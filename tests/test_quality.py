@@ -40,7 +40,8 @@ def test_the_claims_about_8_bit_second_moments_hold():
 def test_every_preset_and_format_has_a_row_in_the_document():
     text = DOCUMENT.read_text()
     rows = {name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
-    assert set(fastopt.PRESETS) | set(fastopt.STORAGES) == rows
+    known = set(fastopt.PRESETS) | set(fastopt.STORAGES)
+    assert known == rows, f"rows to add to docs/storage.md: {known - rows}; rows of nothing: {rows - known}"
 
 
 def test_every_measurement_runs_at_a_tiny_size_without_peers(monkeypatch):

@@ -106,6 +106,8 @@ LAYOUTS = {
     "f32_f16": ("f32_f16", "f16", "f8"),
     "split24": ("split24", "f32", "f32"),
 }
+for name in STORAGES.keys() - {name for layout in LAYOUTS.values() for name in layout} - {"f64"}:
+    LAYOUTS[name] = tuple(name if kind in STORAGES[name].holds else "f32" for kind in ("p", "g", "state"))
 STORED = {name: CASES[name] for name in ("momentum", "rmsprop-centered", "adam", "adam-amsgrad", "lion")}
 STORED["mine"] = SignMomentum()
 

@@ -1,4 +1,4 @@
-"""Array libraries: one small class each says how fastopt finds and moves its arrays' memory; nothing else asks.
+"""Array libraries: one small class each says how fastopt finds and moves its arrays' memory; no other module does.
 
 `Library` is what a class has to have, `LIBRARIES` the table of them. An array that arrives at the surface is of one of
 these, or exposes its memory by DLPack, by `__cuda_array_interface__` or by the buffer protocol and is then viewed as
@@ -65,10 +65,10 @@ def adopt(value: Any, name: str, *, written: bool = False) -> Array:
         BackendError: it is on a CUDA device and CuPy or the device is missing.
 
     """
-    for library in LIBRARIES:
-        if library.owns(value):
-            return library.adopt(value, name, written=written)
     try:
+        for library in LIBRARIES:
+            if library.owns(value):
+                return library.adopt(value, name, written=written)
         if hasattr(value, "__dlpack_device__"):
             kind, number = value.__dlpack_device__()
             if kind not in (*CPU_MEMORY, *CUDA_MEMORY):
@@ -83,7 +83,7 @@ def adopt(value: Any, name: str, *, written: bool = False) -> Array:
         raise LayoutError(
             f"the buffer {name!r} does not expose its memory: {error}",
             got=type(value).__name__,
-            expected="a NumPy or CuPy array, or an object with DLPack or the buffer protocol",
+            expected=f"an array of {', '.join(type(x).__name__ for x in LIBRARIES)}, or DLPack or the buffer protocol",
         ) from error
 
 

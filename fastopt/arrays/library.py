@@ -43,7 +43,7 @@ class Memory(Protocol):
 
 
 class Library(Memory, Protocol):
-    """An array library that parameters may be of. Arrays are its own.
+    """An array library whose arrays may be parameters.
 
     Of an array the surface uses `dtype` (a NumPy type), `shape`, `ndim`, `size`, `nbytes`, `reshape`, `view`, `astype`
     and slices. `device_kind` is the kind of the devices on which its arrays are.
@@ -56,11 +56,11 @@ class Library(Memory, Protocol):
         ...
 
     def adopt(self, value: Any, name: str, *, written: bool) -> Array:
-        """View the memory that a value exposes as an array; raise whatever it raises."""
+        """View a value's memory as an array that keeps the value alive; any error becomes a LayoutError with `name`."""
         ...
 
     def device(self, array: Array) -> Device:
-        """Return where an array is."""
+        """Return where an array is, or a value that `adopt` takes."""
         ...
 
     def current_device(self) -> Device:

@@ -121,6 +121,20 @@ def is_without_address(tensor: torch.Tensor) -> bool:
     return tensor.data_ptr() == tensor.storage_offset() * tensor.element_size()
 
 
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of float32 or float64 have the same values, bit for bit; of distributed ones here."""
+    if type(a) is not type(b) or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    words = torch.int32 if a.element_size() == 4 else torch.int64
+    with torch.no_grad():
+        return torch.equal(local(a).view(words), local(b).view(words))
+
+
+def separate(value: Any) -> Any:
+    """Return a value, but of a tensor without dimensions a copy: it may be an element of another."""
+    return value.clone() if isinstance(value, torch.Tensor) and not value.dim() else value
+
+
 def describe(tensor: Any) -> str:
     """Name a tensor's type, shape, order and, off the CPU, its device."""
     device = "" if tensor.device.type == "cpu" else f" on {tensor.device}"

@@ -160,6 +160,7 @@ class Adapter(torch.optim.Optimizer):
     def _reread(self, buckets: Buckets) -> None:
         """Follow the state as it is now, also where others have changed it."""
         if self.state is not self._observed_state:
+            self._observed_state.settle()
             self._observe(self.state)
         buckets.follow(self._current_rules(None))
         buckets.reread(self.state)
@@ -188,7 +189,8 @@ class Adapter(torch.optim.Optimizer):
             closure: evaluates the model again and returns the loss, which is returned.
 
         Raises:
-            LayoutError: a gradient is sparse, complex, of another type or order than its parameter, or memory overlaps.
+            LayoutError: a gradient is sparse, complex, of another dtype than its storage or in another order than its
+                parameter; or memory overlaps.
             SettingError: an option is out of its range.
             In each case parameters, state and counts are as they were.
 
@@ -322,7 +324,7 @@ class Adapter(torch.optim.Optimizer):
         if self._buckets is None:
             self._build()
         assert self._buckets is not None
-        former = self.param_groups, self.state
+        former = self.param_groups, self.state, self._observed_state
         try:
             super().__setstate__({"state": defaultdict(dict), "param_groups": groups})
             self._observe({p: x for p, x in given.items() if not isinstance(p, torch.Tensor)})
@@ -330,8 +332,8 @@ class Adapter(torch.optim.Optimizer):
             self._buckets.follow(self._current_rules(None))
             self._buckets.load(given, self.state)
         except BaseException:
-            self.param_groups, self.state = former
-            self._build()
+            self.param_groups, self.state, self._observed_state = former
+            self._rules = GroupRules(self._options, len(self.param_groups), type(self).__name__)
             raise
 
     def __repr__(self) -> str:

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, ItemsView, Iterator, ValuesView
 from typing import Any, NamedTuple
 
-import torch  # pyright: ignore[reportMissingImports]
-
-from fastopt.arrays.torch import local
+from fastopt.arrays.torch import same_bits, separate
 
 _NOTHING: Any = object()
 
@@ -163,7 +161,7 @@ class ParameterState(ObservedDict):
     def settle(self, key: str) -> None:
         """Store a value that was decoded if it has been written to, and forget it."""
         value, encoded = self._decoded.pop(key, None), self.stored(key)
-        if value is not None and type(encoded) is Encoded and not _same_bits(value, encoded.decode()):
+        if value is not None and type(encoded) is Encoded and not same_bits(value, encoded.decode()):
             encoded.write(value)
 
     def plain(self) -> dict:
@@ -172,7 +170,7 @@ class ParameterState(ObservedDict):
         for key, value in super().items():
             decoded = self._decoded.get(key, _NOTHING)
             x = value if type(value) is not Encoded else value.decode() if decoded is _NOTHING else decoded
-            found[key] = x.clone() if isinstance(x, torch.Tensor) and not x.dim() else x
+            found[key] = separate(x)
         return found
 
 
@@ -188,7 +186,8 @@ class ObservedState(ObservedDict):
         """Return an entry as a dict that is observed."""
         entries = self[key]
         if not isinstance(entries, ParameterState) or entries.changes is not self.changes:
-            entries = ParameterState(self.changes, entries)
+            raw = isinstance(entries, ParameterState)
+            entries = ParameterState(self.changes, dict.items(entries) if raw else entries)
             dict.__setitem__(self, key, entries)
         return entries
 
@@ -197,11 +196,3 @@ class ObservedState(ObservedDict):
         read, self.changes.decoded = self.changes.decoded, []
         for entries, key in read:
             entries.settle(key)
-
-
-def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if type(a) is not type(b) or a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    words = torch.int32 if a.element_size() == 4 else torch.int64
-    with torch.no_grad():
-        return torch.equal(local(a).view(words), local(b).view(words))

@@ -74,7 +74,7 @@ def require_parameter(p: Any, name: str) -> None:
     elif p.is_complex():
         what, do = f"{name} is complex.", "optimize torch.view_as_real of it, or use torch.optim"
     elif p.dtype not in FORMATS:
-        what = f"{name} has a type that is not optimized."
+        what = f"{name} has an unsupported dtype."
     elif foreign:
         what = f"{name} is a {type(p).__name__}, a subclass that manages its own memory."
         do = "use an optimizer made for it"
@@ -102,7 +102,8 @@ def require_gradient(g: Any, p: Any, dtype: torch.dtype, name: str) -> None:
         what, do = f"the gradient of {name} is not on the devices of its parameter.", "distribute it as the parameter"
         raise LayoutError(what, got=type(g).__name__, expected=type(p).__name__, do=do)
     elif g.dtype != dtype:
-        what, do = f"the gradient of {name} has another type.", "say by storage={'g': …} in which type gradients come"
+        expected = str(dtype)
+        what, do = f"the gradient of {name} has the wrong dtype.", "convert it, or choose another storage={'g': …}"
     elif g.device != p.device or g.shape != p.shape:
         what = f"the gradient of {name} does not match it."
     elif not same_order(local(g), local(p)):
@@ -143,7 +144,7 @@ def require_plane(tensor: torch.Tensor, shape: Any, dtype: torch.dtype, device: 
     same = tensor.layout == torch.strided and tensor.shape == shape and tensor.dtype == dtype
     if not same or tensor.device != device or not has_memory(tensor):
         raise LayoutError(
-            f"{text} was made another tensor in place.",
+            f"{text} was changed in place.",
             got=describe(tensor),
             expected=f"{dtype}{list(shape)} in memory of its own",
             do="assign another tensor to it in optimizer.state",
@@ -185,7 +186,7 @@ def require_step_count(value: Any, text: str) -> None:
     except (TypeError, ValueError, RuntimeError):
         is_count = False
     if not is_count:
-        raise LayoutError(f"{text} is no number of steps.", got=repr(value)[:60], expected="≥ 0", do=LOAD)
+        raise LayoutError(f"{text} is not a step count.", got=repr(value)[:60], expected="≥ 0", do=LOAD)
 
 
 LOAD = "load what this optimizer saved, or torch's"

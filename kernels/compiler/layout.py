@@ -11,7 +11,7 @@ from fastopt.errors import SettingError, suggest
 from fastopt.kernels.formats import FULL, PRESETS, STORAGES
 from fastopt.kernels.rules.rule import Rule, named_state, require_rule, signature
 
-_KINDS = {"p": "the parameter", "g": "a gradient, which others write", "state": "a state"}
+_KINDS = {"p": "the parameter", "g": "the gradient, which others write", "state": "a state buffer"}
 
 
 def layout(rule: Rule, storage: Any) -> dict[str, str]:
@@ -42,7 +42,8 @@ def layout(rule: Rule, storage: Any) -> dict[str, str]:
 
 def _of_preset(rule: Rule, name: str, buffers: tuple[str, ...]) -> dict[str, str]:
     if name not in PRESETS:
-        raise SettingError("there is no such storage.", got=repr(name), do=suggest(name, list(PRESETS)))
+        do = f"it is a format of single buffers: for example storage={{'p': {name!r}}}" if name in STORAGES else None
+        raise SettingError("there is no such preset.", got=repr(name), do=do or suggest(name, list(PRESETS)))
     preset = PRESETS[name]
     unsigned, exact = named_state(rule, "unsigned"), named_state(rule, "exact")
     state = {b: preset.full if b in exact else preset.unsigned if b in unsigned else preset.signed for b in buffers}
@@ -65,6 +66,6 @@ def _of_formats(rule: Rule, given: Mapping[str, Any], buffers: tuple[str, ...]) 
         if name not in known:
             what = f"{b!r}, {_KINDS[kind]}, is not stored in the format {name}."
             if kind in STORAGES[name].holds:
-                what = f"the format {name} of {b!r} holds {STORAGES[name].computes}, and p is computed in {computes}."
+                what = f"{b!r} is stored as {name}, of {STORAGES[name].computes}, but the step computes in {computes}."
             raise SettingError(what, expected=", ".join(known), where=where)
     return chosen

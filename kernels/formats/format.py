@@ -20,7 +20,7 @@ class Plane(NamedTuple):
 
     suffix: str
     dtype: np.dtype
-    view: str = ""  # the type that users see, where NumPy's kernels read an unsigned integer in its stead
+    view: str = ""  # the type that users see, if the plane is stored as an unsigned integer
     read: bool = True  # False: a step only writes it, for others to read
     tiled: bool = False  # one element per tile
 
@@ -43,7 +43,7 @@ class Format:
     name: ClassVar[str]
     planes: ClassVar[tuple[Plane, ...]]
     computes: ClassVar[np.dtype] = F32
-    forward: ClassVar[int] = 0  # number of the plane that a forward pass reads
+    forward: ClassVar[int] = 0  # index of the plane that a forward pass reads
     random: ClassVar[bool] = False
     holds: ClassVar[tuple[str, ...]] = ("p", "g", "state")  # the buffers it is meant for and tested with
     decode: Callable[..., Any]  # of the planes, to the value that they hold

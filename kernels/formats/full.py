@@ -1,4 +1,4 @@
-"""Full precision: alone, with a 16-bit copy for the forward pass, or split in the bfloat16 that it reads and a rest."""
+"""Full precision: alone, with a 16-bit copy for the forward pass, or split into a bfloat16 for it and the low bits."""
 
 from __future__ import annotations
 
