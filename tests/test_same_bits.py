@@ -107,7 +107,8 @@ LAYOUTS = {
     "split24": ("split24", "f32", "f32"),
 }
 for name in STORAGES.keys() - {name for layout in LAYOUTS.values() for name in layout} - {"f64"}:
-    LAYOUTS[name] = tuple(name if kind in STORAGES[name].holds else "f32" for kind in ("p", "g", "state"))
+    p, g, state = (name if kind in STORAGES[name].holds else "f32" for kind in ("p", "g", "state"))
+    LAYOUTS[name] = (p, g, state)
 STORED = {name: CASES[name] for name in ("momentum", "rmsprop-centered", "adam", "adam-amsgrad", "lion")}
 STORED["mine"] = SignMomentum()
 

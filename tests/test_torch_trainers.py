@@ -1,11 +1,10 @@
-"""fastopt.torch in several processes and inside of trainers: forks, DDP, FSDP2, Accelerate, Lightning."""
+"""fastopt.torch in forked processes and inside of trainers: forks, Accelerate, Lightning."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from test_torch_training import Convolutional, batch, loss_of, network  # noqa: 
 import fastopt.torch  # noqa: E402
 
 F = torch.nn.functional
-TESTS = Path(__file__).parent
 
 
 def test_a_forked_child_steps_too():
@@ -63,30 +61,6 @@ thread.join()
 raise SystemExit(os.waitstatus_to_exitcode(status))
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
-
-
-def spawned(script: str, *arguments: str) -> None:
-    """Run a script in two processes that talk by gloo."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        done = subprocess.run(
-            [sys.executable, str(TESTS / "torch_processes.py"), script, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-
-
-@pytest.mark.parametrize("flatten", ["False", "True"])
-def test_distributed_data_parallel_in_two_processes(flatten):
-    spawned("ddp", flatten)
-
-
-@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="torch 2.6 shards on GPUs alone")
-def test_fully_sharded_in_two_processes(tmp_path):
-    spawned("fsdp", str(tmp_path))
 
 
 def test_accelerate():

@@ -343,7 +343,7 @@ def test_split_is_an_exact_float32_master_whose_first_half_is_the_parameter():
 
 def test_8bit_state_has_the_expected_entries_and_size():
     p = torch.nn.Parameter(torch.ones(1000))
-    opt = fastopt.torch.Adam([p], storage="8bit")
+    opt: Any = fastopt.torch.Adam([p], storage="8bit")
     take_steps(opt, p, range(2))
     assert opt.state[p].keys() == {"step", "exp_avg", "exp_avg_sq"}  # as torch's, decoded when they are read
     assert opt.state[p]["exp_avg"].dtype == torch.float32

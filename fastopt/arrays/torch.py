@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from typing import Any
@@ -78,6 +79,18 @@ def gradient_type(parameter: Any) -> torch.dtype:
 def local(tensor: Any) -> torch.Tensor:
     """Return the tensor of this process; call it without gradients."""
     return tensor.to_local() if is_distributed(tensor) else tensor
+
+
+def first_element(tensor: Any) -> int:
+    """Return the index, in the whole tensor, of the first element of this process: 0 unless it is distributed."""
+    if not is_distributed(tensor):
+        return 0
+    from torch.distributed.tensor._utils import (  # pyright: ignore[reportMissingImports]
+        compute_local_shape_and_global_offset,
+    )
+
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return sum(start * math.prod(tensor.shape[k + 1 :]) for k, start in enumerate(offset))
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:

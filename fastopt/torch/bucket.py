@@ -14,7 +14,15 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch.autograd.graph import increment_version  # pyright: ignore[reportMissingImports]
 
-from fastopt.arrays.torch import element_type, gradient_type, is_distributed, local, placed_as, running
+from fastopt.arrays.torch import (
+    element_type,
+    first_element,
+    gradient_type,
+    is_distributed,
+    local,
+    placed_as,
+    running,
+)
 from fastopt.errors import LayoutError
 from fastopt.kernels.backends import bind, choose
 from fastopt.kernels.compiler.plan import Plan, host_scalars, make_plan, plan
@@ -83,7 +91,10 @@ class ParamBucket:
         self._storage = storage = settings.storage
         tensors = [local(p) for p in params]
         self._templates = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in tensors]
-        self.offsets = first + np.cumsum([0, *(-(-t.numel() // TILE) * TILE for t in tensors)])
+        self.offsets = first + np.cumsum([0, *(-(-p.numel() // TILE) * TILE for p in self.params)])
+        # Noise goes by the element's place in the whole tensor, so that the number of processes does not decide it.
+        starts = np.array([-(-first_element(p) // TILE) * TILE for p in self.params], np.int64)
+        self._noise_offsets = self.offsets[:-1] + starts
         formats = formats_for(rule, storage, self._dtype, self._gradients)
         self._key, self.plan = specialization_key(rule), plan(rule, tuple(formats.items()))
         self._gradient_type = element_type(STORAGES[formats["g"]].planes[0])
@@ -260,7 +271,7 @@ class ParamBucket:
             if self.flat is not None:
                 rows = rows[lengths > 0]
                 rows, lengths = self.flat.merged(rows, which, in_place, sizes, gaps=not program.tiled)
-            row_set = Rows(lengths, self.offsets[which[rows]], addresses[rows], None, self.device.index or 0)
+            row_set = Rows(lengths, self._noise_offsets[which[rows]], addresses[rows], None, self.device.index or 0)
             members = slice(None) if len(alike) == len(self.params) else which[alike]
             with running(self.device):  # CuPy reuses memory that was freed on a stream on that stream
                 launch = bind(choose("auto", str(self.device)), program, row_set)
