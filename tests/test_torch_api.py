@@ -14,6 +14,8 @@ import pytest
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastopt[torch]'")
 
+from test_torch_training import CLASSES  # noqa: E402
+
 import fastopt.torch  # noqa: E402
 from fastopt import LayoutError, SettingError  # noqa: E402
 from fastopt.torch import c_abi  # noqa: E402
@@ -464,3 +466,48 @@ def test_state_is_freed_with_the_optimizer_without_the_garbage_collector(flatten
         assert stepped()() is None
     finally:
         gc.enable()
+
+
+METHODS = ("step", "zero_grad", "state_dict", "load_state_dict", "add_param_group")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_methods_have_torchs_signatures(name):
+    def described(function):
+        return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+    ours, theirs = (getattr(module, name) for module in (fastopt.torch, torch.optim))
+    for method in METHODS:
+        assert described(getattr(ours, method)) == described(getattr(theirs, method)), method
+    own = {"flatten", "storage", "seed"}
+    assert [p for p in described(ours) if p[0] not in own] == described(theirs)
+
+
+def test_hooks_see_how_step_was_called():
+    """And may change the arguments, as torch lets them."""
+
+    def closure():
+        return torch.tensor(5.0)
+
+    def called(module):
+        p = set_gradient(parameter(2))
+        opt, seen = module.SGD([p], lr=0.1), []
+
+        def before(optimizer, args, kwargs):
+            seen.append((len(args), args[0] is optimizer, [x is closure for x in args[1:]], sorted(kwargs)))
+            return args, kwargs
+
+        opt.register_step_pre_hook(before)
+        opt.register_step_post_hook(lambda optimizer, args, kwargs: seen.append((len(args), sorted(kwargs))))
+        losses = [opt.step(), opt.step(None), opt.step(closure), opt.step(closure=closure), opt.step(closure=None)]
+        return seen, losses
+
+    assert called(fastopt.torch) == called(torch.optim)
+
+
+def test_step_takes_nothing_but_a_closure():
+    opt = fastopt.torch.SGD([set_gradient(parameter(2))], lr=0.1)
+    assert opt.step(closure=lambda: 3.0) == 3.0
+    for wrong in (lambda: opt.step(None, None), lambda: opt.step(grads=None)):
+        with pytest.raises(TypeError, match="argument"):
+            wrong()

@@ -91,6 +91,50 @@ def test_accelerate():
         np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), atol=1e-4)
 
 
+def test_accelerate_sees_the_steps_that_its_scaler_skips():
+    """By the step not being called: its scheduler then stands still."""
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+    from accelerate.scheduler import AcceleratedScheduler
+
+    Accelerator(cpu=True)
+    p = torch.nn.Parameter(torch.ones(5))
+    opt, scaler = fastopt.torch.SGD([p], lr=1.0), torch.amp.GradScaler("cpu", init_scale=8.0)
+    theirs = AcceleratedOptimizer(opt, device_placement=False, scaler=scaler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        schedule = AcceleratedScheduler(torch.optim.lr_scheduler.ExponentialLR(opt, 0.5), theirs)
+        skipped = []
+        for bad in (False, True, True, False):
+            scaler.scale(p.sum()).backward()
+            p.grad.fill_(float("nan") if bad else 0.01)
+            theirs.step()
+            skipped.append(theirs.step_was_skipped)
+            schedule.step()
+            theirs.zero_grad()
+    assert skipped == [False, True, True, False]
+    assert opt.param_groups[0]["lr"] == 0.25
+
+
+def test_lightning_clips_under_mixed_precision():
+    """It refuses to where an optimizer unscales gradients itself."""
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    from lightning.pytorch.plugins.precision import MixedPrecision
+    from lightning.pytorch.utilities import GradClipAlgorithmType
+
+    p = torch.nn.Parameter(torch.ones(4))
+    p.grad = torch.full((4,), 3.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    for algorithm, expected in ((GradClipAlgorithmType.NORM, 0.5), (GradClipAlgorithmType.VALUE, 0.25)):
+        opt = fastopt.torch.SGD([p], lr=0.1)
+        plugin.clip_gradients(
+            opt, clip_val=2 * expected if algorithm == "norm" else expected, gradient_clip_algorithm=algorithm
+        )
+        assert p.grad.tolist() == pytest.approx([expected] * 4, rel=1e-5)
+
+
 @pytest.mark.parametrize("automatic", [True, False])
 def test_lightning(automatic, tmp_path):
     lightning = pytest.importorskip("lightning", reason="lightning is not installed")

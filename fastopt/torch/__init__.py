@@ -5,7 +5,7 @@
 Arguments, defaults and semantics are torch's, and so are the names of state: checkpoints go both ways. Beyond torch's
 arguments each takes
 
-    flatten   move parameters, gradients and state of each group into flat buffers that the model's tensors view
+    flatten   move parameters and state of each group into flat buffers, in which each tensor has a storage of its own
     storage   how each buffer is stored, as in `fastopt.Optimizer`: "8bit", "split", …; None is the parameter's own type
     seed      seed of gradient noise and stochastic rounding
 

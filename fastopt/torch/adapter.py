@@ -180,7 +180,7 @@ class Adapter(torch.optim.Optimizer):
 
     # Steps.
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D417 — the arguments are in __signature__
         """Take one step: one compiled call per group, and one more for each number of steps taken so far.
 
         Parameters whose gradient is None are left alone and do not count it. Gradients are read, never written.
@@ -202,12 +202,13 @@ class Adapter(torch.optim.Optimizer):
             or _global_optimizer_pre_hooks
             or _global_optimizer_post_hooks
         ):
-            return self._hooked(closure) if closure is not None else self._hooked()  # as a hook expects it
-        loss = self._evaluate(closure)
+            return self._hooked(*args, **kwargs)  # hooks see how it was called
+        loss = self._evaluate(*args, **kwargs)
         self._optimizer_step_code()
         return loss
 
     step.hooked = True  # type: ignore[attr-defined]  # or torch puts 10 µs around each step, for hooks and a profiler
+    step.__signature__ = inspect.signature(torch.optim.Optimizer.step)  # type: ignore[attr-defined]
 
     def _evaluate(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step, unless GradScaler says not to, and return the loss of the closure."""
