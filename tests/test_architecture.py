@@ -52,8 +52,8 @@ HEAVY = {
                                                 "demo.machine")},
     "cupy": {"fastopt.kernels.devices"},
     "torch": {"fastopt.arrays.torch"} | {
-        f"fastopt.torch.{name}" for name in ("adapter", "bucket", "buckets", "c_abi", "flat", "guards", "optimizers",
-                                             "options", "requirements", "state")
+        f"fastopt.torch.{name}" for name in ("adapter", "bucket", "buckets", "c_abi", "flat", "guards", "in_backward",
+                                             "optimizers", "options", "requirements", "state")
     },
     "jax": set(),
     "ml_dtypes": {"fastopt.arrays.numpy"},
@@ -61,7 +61,7 @@ HEAVY = {
     "sklearn": {"fastopt.demo.digits"},
     "threadpoolctl": {"fastopt.bench.peers.tensors", "fastopt.bench.quality.__main__", "fastopt.demo.digits"},
     "rich": {"fastopt.bench.quality.__main__", "fastopt.demo.bench", "fastopt.demo.console"},
-    "typer": {"fastopt.demo.commands"},
+    "typer": {"fastopt.bench.peak_memory", "fastopt.demo.commands"},
 }  # fmt: skip
 
 

@@ -642,3 +642,13 @@ def test_invalid_arguments_are_refused_before_anything_is_timed(arguments, words
 def test_help_teaches():
     text = bench("--help").output
     assert all(word in text for word in [*PARTS, "--compare", "--quick", "100x10-1000", "median", "checked", "Try:"])
+
+
+def test_peak_memory_is_measured_in_a_process_of_its_own():
+    pytest.importorskip("torch", reason="torch is not installed")
+    from fastopt.bench import peak_memory
+
+    for make in peak_memory.VARIANTS.values():
+        compile(make, "variant", "eval")
+    found = peak_memory.measure(peak_memory.VARIANTS["in_backward, AdamW, 8bit"], layers=8, width=2000)
+    assert 4 < found < 12  # 6 are the parameter's and its state's; gradients of all layers would be 4 more

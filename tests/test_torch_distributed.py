@@ -62,3 +62,8 @@ def test_gradients_that_are_not_reduced_yet_are_reduced_as_by_torch(tmp_path):
 
 def test_zero_redundancy_optimizer(tmp_path):
     spawned(2, "zero", str(tmp_path))
+
+
+@shards_on_cpus
+def test_sharded_parameters_are_stepped_in_the_backward_pass(tmp_path):
+    spawned(2, "in_backward", str(tmp_path))

@@ -431,7 +431,7 @@ def test_state_whose_layout_changed_in_place_is_refused(flatten, kind):
         moved.data = moved.data.clone()
         change(moved)
         values = first.tolist(), p.tolist()
-        with pytest.raises(LayoutError, match=r"of parameter 1 of group 0 was made another"):
+        with pytest.raises(LayoutError, match=r"of parameter 1 of group 0 was changed in place"):
             opt.step()
         assert (first.tolist(), p.tolist()) == values
         opt.state[p]["exp_avg"] = torch.zeros(3, 2)

@@ -333,7 +333,32 @@ def zero(rank: int, folder: str) -> None:
         torch.testing.assert_close(q, p, rtol=0.05, atol=0.02)  # other offsets of noise: 8 bits are rounded otherwise
 
 
-SCRIPTS = {f.__name__: f for f in (ddp, fsdp, save, load, plain, fsdp1, partial, zero)}
+def in_backward(rank: int, folder: str) -> None:
+    """Step sharded parameters in the backward pass."""
+    from torch.distributed.device_mesh import init_device_mesh  # pyright: ignore[reportMissingImports]
+    from torch.distributed.fsdp import fully_shard  # pyright: ignore[reportMissingImports]
+
+    ends = []
+    for within in (False, True):
+        net, mesh = network(12), init_device_mesh("cpu", (2,))
+        for layer in (net[0], net[2]):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(net, mesh=mesh)
+        if within:
+            opt: Any = fastopt.torch.in_backward(net, fastopt.torch.AdamW, lr=0.01, storage="8bit")
+        else:
+            opt = fastopt.torch.AdamW(net.parameters(), lr=0.01, storage="8bit")
+        for step in range(4):
+            opt.zero_grad()
+            x = torch.randn(4, 256, generator=torch.Generator().manual_seed(10 * step + rank))
+            net(x).square().mean().backward()
+            assert [p.grad is None for p in net.parameters()] == [within] * 2
+            opt.step()
+        ends.append(values_of(net, opt))
+    equal(ends[1], ends[0], "in the backward pass")
+
+
+SCRIPTS = {f.__name__: f for f in (ddp, fsdp, save, load, plain, fsdp1, partial, zero, in_backward)}
 
 
 def run(rank: int, port: int, world: int, script: str, arguments: list[str]) -> None:

@@ -9,9 +9,12 @@ arguments each takes
     storage   how each buffer is stored, as in `fastopt.Optimizer`: "8bit", "split", …; None is the parameter's own type
     seed      seed of gradient noise and stochastic rounding
 
+`in_backward` makes one whose steps happen in the backward pass, so that gradients need no memory.
+
 Import it by name; `import fastopt` alone does not import torch.
 """
 
+from fastopt.torch.in_backward import in_backward
 from fastopt.torch.optimizers import (
     SGD,
     Adadelta,
@@ -38,4 +41,5 @@ __all__ = [
     "NAdam",
     "RAdam",
     "RMSprop",
+    "in_backward",
 ]

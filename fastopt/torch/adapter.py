@@ -57,6 +57,7 @@ class Adapter(torch.optim.Optimizer):
             own = dict(storage) if isinstance(storage, Mapping) else storage
             self._settings = Settings(choice("flatten", flatten), own, seed_number(seed))
             self._buckets: Buckets | None = None
+            self._backward: Any = None  # what steps in the backward pass: see in_backward.py
             self._renew_lock()
             super().__init__(params, *args, **options)
             self._observe(self.state)
@@ -216,6 +217,9 @@ class Adapter(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._backward is not None:
+            self._backward.finish()
+            return loss
         found = getattr(self, "found_inf", None)
         if found is not None and float(found):
             return loss
@@ -249,6 +253,26 @@ class Adapter(torch.optim.Optimizer):
             checks = buckets.check()
         for device, calls in buckets.calls(checks, self.state, self._advance).items():
             with running(device):
+                run(calls)
+
+    def step_apart(self, backward: Any) -> None:
+        """Let the backward pass step each parameter by itself; `backward.finish()` is called by `step`."""
+        self._backward, self._settings, self._buckets = backward, self._settings._replace(apart=True), None
+
+    def step_one(self, p: Any, *, first: bool) -> None:
+        """Step one parameter, where `step_apart` has been called; `first` says that others may have changed options."""
+        with self._lock, torch.no_grad():
+            if first or self._buckets is None:
+                self._up_to_date().follow(self._current_rules(None))
+            assert self._buckets is not None
+            try:
+                check = self._buckets.of(p).check()
+            except (KeyError, Regroup):  # it was frozen, or is of another kind now
+                self._build()
+                check = self._buckets.of(p).check()
+            bucket = self._buckets.of(p)
+            calls = bucket.calls(bucket.prepare(check, self.state), self._settings.seed, self._advance)
+            with running(bucket.device):
                 run(calls)
 
     @_disable_dynamo
@@ -309,7 +333,8 @@ class Adapter(torch.optim.Optimizer):
         if "_settings" not in state:
             self._load(state["state"], state["param_groups"])
             return
-        self._buckets = None  # unpickled, or a deep copy
+        self._buckets = self._backward = None  # unpickled, or a deep copy
+        self._settings = state["_settings"]._replace(apart=False)
         self._options = tuple(state.get("_options", state["defaults"]))  # 0.1 had none
         self._renew_lock()
         super().__setstate__({**state, "state": defaultdict(dict, state["state"])})

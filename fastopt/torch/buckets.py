@@ -57,8 +57,9 @@ class Buckets:
                 if may_wait(p) and not is_steppable(p):
                     self._waiting.append((p, labels[i]))
                 else:
-                    kinds.setdefault(kind_of(p), []).append(i)
-            for kind, members in kinds.items():
+                    kind = kind_of(p)
+                    kinds.setdefault((kind, i) if settings.apart else (kind,), []).append(i)
+            for (kind, *_), members in kinds.items():
                 params = [group["params"][i] for i in members]
                 bucket = known.get(tuple(map(id, params)))
                 if bucket is None or bucket.kind != kind or int(bucket.offsets[0]) != first:
@@ -68,6 +69,11 @@ class Buckets:
                 buckets.append(bucket)
             self.groups.append(buckets)
         self._all = [bucket for buckets in self.groups for bucket in buckets]
+        self._by_parameter = {bucket.params[0]: bucket for bucket in self._all} if settings.apart else {}
+
+    def of(self, p: Any) -> ParamBucket:
+        """Return the bucket of a parameter, where each has one, or raise a KeyError."""
+        return self._by_parameter[p]
 
     def __iter__(self) -> Iterator[ParamBucket]:
         return iter(self._all)

@@ -36,6 +36,7 @@ class Settings(NamedTuple):
     flatten: bool
     storage: Any
     seed: int
+    apart: bool = False  # each parameter is a bucket, to be stepped by itself
 
 
 class StateNames(NamedTuple):
