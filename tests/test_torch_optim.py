@@ -260,3 +260,23 @@ def test_flattening_does_not_change_bits_in_any_storage():
             found.append([copy.deepcopy(p.detach()) for p in own])
         for other in found[1:]:
             assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True)), storage
+
+
+@flatten_or_not
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_one_loses_no_gradient(flatten, nesterov):
+    """With momentum=1 the velocity is the sum of all gradients: of t gradients of 1 it is t, exactly in binary."""
+    p = torch.nn.Parameter(torch.zeros(3))
+    optimizer = fastopt.torch.SGD([p], lr=0.5, momentum=1.0, nesterov=nesterov, flatten=flatten)
+    moved = 0.0
+    for t in range(1, 9):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        moved += t + 1 if nesterov else t  # Nesterov: the velocity once more and the gradient
+        assert p.tolist() == [-0.5 * moved] * 3
+
+
+def test_averaged_form_refuses_a_beta_of_one():
+    """An average whose gradients have the weight 1 − β = 0 would never move."""
+    with pytest.raises(fastopt.SettingError, match="beta is out of its range"):
+        fastopt.Momentum(beta=1.0)

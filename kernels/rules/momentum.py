@@ -18,8 +18,8 @@ class Momentum:
     bias_correction=True (averaged form only) divides m by 1 − βᵗ, because m starts at zero and is too small at first;
     with Nesterov the two terms are divided by 1 − βᵗ⁺¹ and 1 − βᵗ, what each of them averages.
 
-    Buffer: m is in units of the gradient and starts at zero. Settings: lr, weight_decay ≥ 0; beta in [0, 1);
-    dampening in [0, 1] or None. float32: 20 bytes a parameter and step.
+    Buffer: m is in units of the gradient and starts at zero. Settings: lr, weight_decay ≥ 0; beta in [0, 1),
+    of the heavy ball ≥ 0; dampening in [0, 1] or None. float32: 20 bytes a parameter and step.
 
     Where others differ: torch.optim.SGD(momentum=β) is `Momentum(beta=β, dampening=0.0)`; its steps are 1/(1 − β) times
     longer than those of the averaged form, so learning rates do not carry over. optax.trace is the heavy ball too,
@@ -45,7 +45,8 @@ class Momentum:
     weight_decay: Setting = 0.0
 
     def __post_init__(self):
-        check(self, lr=NONNEGATIVE, beta=DECAY_RATE, dampening=UNIT, weight_decay=NONNEGATIVE)
+        own = DECAY_RATE if self.dampening is None else NONNEGATIVE  # at 1 the ball rolls without friction, as in torch
+        check(self, lr=NONNEGATIVE, beta=own, dampening=UNIT, weight_decay=NONNEGATIVE)
         if self.dampening is not None and self.bias_correction:
             raise SettingError(
                 "only the averaged form has a bias to correct.",
