@@ -280,3 +280,27 @@ def test_averaged_form_refuses_a_beta_of_one():
     """An average whose gradients have the weight 1 − β = 0 would never move."""
     with pytest.raises(fastopt.SettingError, match="beta is out of its range"):
         fastopt.Momentum(beta=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("SGD", {"momentum": 1.5}),
+        ("SGD", {"momentum": 0.9, "dampening": -0.5}),
+        ("SGD", {"momentum": 0.9, "dampening": 1.5}),
+        ("RMSprop", {"alpha": 1.0}),
+        ("RMSprop", {"alpha": 0.0, "momentum": 1.0}),
+        ("Adadelta", {"rho": 1.0}),
+        ("Adadelta", {"rho": 0.0}),
+    ],
+)
+def test_settings_at_the_ends_of_torchs_ranges(name, options):
+    ends = []
+    for module in (torch.optim, fastopt.torch):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 7, dtype=torch.float64))
+        opt = getattr(module, name)([p], lr=1e-10, **options)
+        for step in range(6):
+            p.grad = torch.cos((step + 1) * torch.linspace(0, 3, 7, dtype=torch.float64))
+            opt.step()
+        ends.append(p.detach())
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-13, atol=0)  # six steps, each of a few roundings of float64

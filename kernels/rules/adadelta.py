@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fastopt.kernels.rules.settings import DECAY_RATE, NONNEGATIVE, Setting, check
+from fastopt.kernels.rules.settings import NONNEGATIVE, UNIT, Setting, check
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Adadelta:
         p ← p − lr · Δ
 
     Buffers: v in units of the gradient's square, u, the running average of the squared steps, of the parameter's
-    square; both start at zero. Settings: lr, eps, weight_decay ≥ 0; rho in [0, 1). u grows from ε alone: at ε = 0 no
+    square; both start at zero. Settings: lr, eps, weight_decay ≥ 0; rho in [0, 1]. u grows from ε alone: at ε = 0 no
     parameter ever moves. float32: 28 bytes a parameter and step.
 
     Where others differ: the form here is torch's and optax's; the paper has lr = 1. Keras puts lr at 1e-3.
@@ -42,7 +42,7 @@ class Adadelta:
     weight_decay: Setting = 0.0
 
     def __post_init__(self):
-        check(self, lr=NONNEGATIVE, rho=DECAY_RATE, eps=NONNEGATIVE, weight_decay=NONNEGATIVE)
+        check(self, lr=NONNEGATIVE, rho=UNIT, eps=NONNEGATIVE, weight_decay=NONNEGATIVE)
 
     def scalars(self, t):
         """Compute the step's scalars in float64; rest = 1 − ρ."""

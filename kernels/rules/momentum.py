@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fastopt.errors import SettingError
-from fastopt.kernels.rules.settings import DECAY_RATE, NONNEGATIVE, UNIT, Setting, check
+from fastopt.kernels.rules.settings import DECAY_RATE, FINITE, NONNEGATIVE, Setting, check
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Momentum:
     with Nesterov the two terms are divided by 1 − βᵗ⁺¹ and 1 − βᵗ, what each of them averages.
 
     Buffer: m is in units of the gradient and starts at zero. Settings: lr, weight_decay ≥ 0; beta in [0, 1),
-    of the heavy ball ≥ 0; dampening in [0, 1] or None. float32: 20 bytes a parameter and step.
+    of the heavy ball ≥ 0; dampening any number or None. float32: 20 bytes a parameter and step.
 
     Where others differ: torch.optim.SGD(momentum=β) is `Momentum(beta=β, dampening=0.0)`; its steps are 1/(1 − β) times
     longer than those of the averaged form, so learning rates do not carry over. optax.trace is the heavy ball too,
@@ -46,7 +46,7 @@ class Momentum:
 
     def __post_init__(self):
         own = DECAY_RATE if self.dampening is None else NONNEGATIVE  # at 1 the ball rolls without friction, as in torch
-        check(self, lr=NONNEGATIVE, beta=own, dampening=UNIT, weight_decay=NONNEGATIVE)
+        check(self, lr=NONNEGATIVE, beta=own, dampening=FINITE, weight_decay=NONNEGATIVE)
         if self.dampening is not None and self.bias_correction:
             raise SettingError(
                 "only the averaged form has a bias to correct.",

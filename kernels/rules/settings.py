@@ -14,11 +14,11 @@ from functools import lru_cache
 from numbers import Real
 from typing import Any, TypeAlias
 
-from fastopt.checks import DECAY_RATE, NONNEGATIVE, UNIT, Interval, choice, to_float
+from fastopt.checks import DECAY_RATE, FINITE, NONNEGATIVE, UNIT, Interval, choice, to_float
 from fastopt.errors import SettingError
 from fastopt.kernels.rules.rule import Rule, is_rule
 
-__all__ = ["DECAY_RATE", "NONNEGATIVE", "UNIT", "Interval", "Setting", "check"]  # what a file of a rule imports
+__all__ = ["DECAY_RATE", "FINITE", "NONNEGATIVE", "UNIT", "Interval", "Setting", "check"]  # for files of rules
 
 Setting: TypeAlias = Any
 """A number, or a callable of t (a schedule) that returns one, as `check` makes sure."""
