@@ -382,3 +382,26 @@ def test_saving_in_another_thread_does_not_disturb_the_steps(dtype, storage):
     assert bits(net, opt) == bits(twin, other)
     for state in saved:  # each is of one moment: all parameters have taken equally many steps
         assert len({float(entries["step"]) for entries in state.values()}) <= 1
+
+
+@every_storage
+def test_reading_state_in_another_thread_does_not_disturb_the_steps(dtype, storage):
+    """What is decoded while a step runs would be half of it, and must not be stored by the next."""
+    net, opt = made(dtype, storage, steps=1)
+    twin, other = made(dtype, storage, steps=1)
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            for p in net.parameters():
+                assert all(torch.isfinite(x).all() for x in opt.state[p].values())
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        train(net, opt, range(1, 80))
+    finally:
+        stop.set()
+        thread.join()
+    train(twin, other, range(1, 80))
+    assert bits(net, opt) == bits(twin, other)

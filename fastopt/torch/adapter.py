@@ -49,6 +49,7 @@ class Adapter(torch.optim.Optimizer):
     """torch's Optimizer whose `step` is one call of a compiled kernel per group, whatever the number of tensors."""
 
     names: ClassVar[StateNames] = StateNames()
+    _observed_state: Any = None
 
     def __init__(
         self, params: Any, *args: Any, flatten: bool = False, storage: Any = None, seed: int = 0, **options: Any
@@ -76,11 +77,13 @@ class Adapter(torch.optim.Optimizer):
     def _renew_lock(self) -> None:
         """Make the lock of the step, which a forked child makes anew: the thread that held it may not be there."""
         self._lock = threading.RLock()
+        if self._observed_state is not None:
+            self._observed_state.changes.lock = self._lock
         _ALIVE.add(self)
 
     def _observe(self, state: Mapping) -> None:
         """Make the state one that tells when others change it."""
-        self.state: Any = ObservedState(Changes(), state)
+        self.state: Any = ObservedState(Changes(self._lock), state)
         self._observed_state = self.state
 
     # Groups.
@@ -96,10 +99,8 @@ class Adapter(torch.optim.Optimizer):
 
         """
         with raised_by(type(self).__name__):
-            if (
-                "_options" not in self.__dict__
-            ):  # torch's of this class: others may add theirs later, which are not read
-                self._options = tuple(self.defaults)
+            if "_options" not in self.__dict__:
+                self._options = tuple(self.defaults)  # torch's; what others add to `defaults` later is theirs
             given = param_group["params"]
             if not isinstance(given, torch.Tensor | set):
                 given = param_group["params"] = list(given)
@@ -110,11 +111,11 @@ class Adapter(torch.optim.Optimizer):
             super().add_param_group(param_group)
             try:
                 self._require_group(len(self.param_groups) - 1)
+                if self._buckets is not None:
+                    self._build()
             except BaseException:
                 self.param_groups.pop()
                 raise
-            if self._buckets is not None:
-                self._build()
 
     def _require_group(self, k: int) -> None:
         group, settings = self.param_groups[k], self._settings
@@ -161,7 +162,7 @@ class Adapter(torch.optim.Optimizer):
     def _reread(self, buckets: Buckets) -> None:
         """Follow the state as it is now, also where others have changed it."""
         if self.state is not self._observed_state:
-            self._observed_state.settle()
+            self._observed_state.store_changed()
             self._observe(self.state)
         buckets.follow(self._current_rules(None))
         buckets.reread(self.state)
@@ -175,7 +176,7 @@ class Adapter(torch.optim.Optimizer):
         elif self._observed_state.changes.seen or self.state is not self._observed_state:
             self._reread(buckets)
         if self._observed_state.changes.decoded:
-            self._observed_state.settle()
+            self._observed_state.store_changed()
         assert self._buckets is not None
         return self._buckets
 

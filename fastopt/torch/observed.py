@@ -25,7 +25,8 @@ class Encoded(NamedTuple):
 class Changes:
     """What has happened to the dicts that share it since the last step."""
 
-    def __init__(self) -> None:
+    def __init__(self, lock: Any):
+        self.lock = lock  # the step's: what is decoded while a step runs would be half of it
         self.seen = False  # whether an entry was assigned or removed
         self.decoded: list[tuple[ParameterState, str]] = []  # the values that were read, and may have been written to
 
@@ -110,10 +111,11 @@ class ParameterState(ObservedDict):
         value = super().__getitem__(key)
         if type(value) is not Encoded:
             return value
-        if key not in self._decoded:
-            self._decoded[key] = value.decode()
-            self.changes.decoded.append((self, key))
-        return self._decoded[key]
+        with self.changes.lock:
+            if key not in self._decoded:
+                self._decoded[key] = value.decode()
+                self.changes.decoded.append((self, key))
+            return self._decoded[key]
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._decoded.pop(key, None)
@@ -158,7 +160,7 @@ class ParameterState(ObservedDict):
         """Assign an entry of fastopt's own, which is no change."""
         dict.__setitem__(self, key, value)
 
-    def settle(self, key: str) -> None:
+    def store_changed(self, key: str) -> None:
         """Store a value that was decoded if it has been written to, and forget it."""
         value, encoded = self._decoded.pop(key, None), self.stored(key)
         if value is not None and type(encoded) is Encoded and not same_bits(value, encoded.decode()):
@@ -167,10 +169,10 @@ class ParameterState(ObservedDict):
     def plain(self) -> dict:
         """Return a plain dict of values; of scalars copies, because those of a bucket are elements of one tensor."""
         found = {}
-        for key, value in super().items():
-            decoded = self._decoded.get(key, _NOTHING)
-            x = value if type(value) is not Encoded else value.decode() if decoded is _NOTHING else decoded
-            found[key] = separate(x)
+        with self.changes.lock:
+            for key, value in super().items():
+                x = self._decoded.get(key, value)
+                found[key] = separate(x.decode() if type(x) is Encoded else x)
         return found
 
 
@@ -191,8 +193,8 @@ class ObservedState(ObservedDict):
             dict.__setitem__(self, key, entries)
         return entries
 
-    def settle(self) -> None:
+    def store_changed(self) -> None:
         """Store what was decoded since the last step and written to."""
         read, self.changes.decoded = self.changes.decoded, []
         for entries, key in read:
-            entries.settle(key)
+            entries.store_changed(key)
