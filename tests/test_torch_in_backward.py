@@ -79,6 +79,19 @@ def test_few_gradients_live_at_a_time():
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_state_that_is_read_between_two_parameters_is_not_stored_again():
+    nets, read = [network(), network()], []
+    opts = [fastopt.torch.in_backward(net, fastopt.torch.AdamW, lr=0.01, storage="8bit") for net in nets]
+    for p in nets[1].parameters():
+        p.register_post_accumulate_grad_hook(
+            lambda _: read.extend(opts[1].state[q]["exp_avg"].sum() for q in nets[1].parameters() if q in opts[1].state)
+        )
+    for net, opt in zip(nets, opts, strict=True):
+        train(net, opt, range(4))
+    assert equal(*nets)
+    assert len(read) > 100
+
+
 def test_gradients_cannot_be_accumulated():
     net = network()
     opt = fastopt.torch.in_backward(net, fastopt.torch.AdamW, lr=0.01)

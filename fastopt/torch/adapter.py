@@ -265,6 +265,8 @@ class Adapter(torch.optim.Optimizer):
         with self._lock, torch.no_grad():
             if first or self._buckets is None:
                 self._up_to_date().follow(self._current_rules(None))
+            if self._observed_state.changes.decoded:
+                self._observed_state.store_changed()
             assert self._buckets is not None
             try:
                 check = self._buckets.of(p).check()
