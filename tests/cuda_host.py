@@ -65,7 +65,8 @@ class HostKernels:
         size = arrays[0].size
         n = tail_of or size
         before = [b.size(n) - b.size(size) for b in program.buffers]
-        addresses = [np.uint64(a.ctypes.data - k * a.itemsize) for a, k in zip(arrays, before, strict=True)]
+        # Modulo 2⁶⁴, as pointers count: a heap may begin below such an offset.
+        addresses = [np.uint64((a.ctypes.data - k * a.itemsize) % 2**64) for a, k in zip(arrays, before, strict=True)]
         blocks = blocks or blocks_of(n)
         arguments = [np.int64(n), *addresses, *numbers(program, noise[:2], noise[2] if noise else 0, scalars)]
         first = blocks - blocks_of(size) if tail_of else 0
