@@ -136,8 +136,10 @@ class Buckets:
 
     def load(self, given: Mapping[Any, Any], state: ObservedState) -> None:
         """Replace all state by copies of what was given, which has been checked; an error leaves it as it was."""
-        former = [bucket.state.forget() for bucket in self]
+        former: list[tuple[ParamBucket, tuple]] = []
         try:
+            for bucket in self:
+                former.append((bucket, bucket.state.forget()))  # noqa: PERF401 — all that were forgotten are restored
             for bucket in self:
                 bucket.arranged = None
                 for i, p in enumerate(bucket.params):
@@ -150,7 +152,7 @@ class Buckets:
                 if given.get(p):
                     _copy_entries(given[p], state.observe(p))
         except BaseException:
-            for bucket, before in zip(self, former, strict=True):
+            for bucket, before in former:
                 bucket.state.restore(before)
             raise
 
