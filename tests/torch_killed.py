@@ -77,13 +77,20 @@ def run(how: str, storage: str, folder: Path, ready: int) -> None:
     while True:
         step += 1
         save(net, opt, step, folder)
+        os.write(ready, b".")
         train(net, opt, range(step, step + 1))
+
+
+def wait(pipe: int) -> None:
+    """Wait until a child has written to a pipe."""
+    assert select.select([pipe], [], [], 60)[0], "a child does not go on"
+    os.read(pipe, 1)
 
 
 def main(how: str, storage: str, folder: Path, kills: int) -> None:
     """Kill a run at random moments, and compare what is left with a run that was not killed."""
     made(*STORAGES[storage], steps=1)  # imports, compiles and loads what the children need
-    rng = random.Random(0)
+    rng, saved, took = random.Random(0), 0, 0.02  # saves that were finished, seconds that the last took
     for _ in range(kills):
         waiting, ready = os.pipe()
         child = os.fork()
@@ -93,15 +100,20 @@ def main(how: str, storage: str, folder: Path, kills: int) -> None:
             finally:
                 os._exit(1)
         os.close(ready)
-        began = select.select([waiting], [], [], 60)[0] and os.read(waiting, 1)
-        os.close(waiting)
-        time.sleep(rng.uniform(0, 0.03))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        assert began, "a child did not begin to save"
+        try:
+            wait(waiting)
+            for _ in range(rng.randrange(3)):
+                began = time.perf_counter()
+                wait(waiting)
+                saved, took = saved + 1, time.perf_counter() - began
+            time.sleep(rng.uniform(0, 1.2 * took))  # so the next save is in whatever state
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(waiting)
     net, opt = made(*STORAGES[storage], steps=0)
     step = WAYS[how][1](net, opt, folder)
-    assert step >= kills // 2
+    assert step >= saved > 0
     assert bits(net, opt) == bits(*made(*STORAGES[storage], steps=step))
 
 
