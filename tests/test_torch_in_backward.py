@@ -98,8 +98,9 @@ def test_gradients_cannot_be_accumulated():
     net(torch.ones(1, 20)).sum().backward()
     with pytest.raises(SettingError, match=r"(?s)AdamW in the backward pass: .*another gradient before step"):
         net(torch.ones(1, 20)).sum().backward()
-    for p in net.parameters():
-        p.grad = None
+    with pytest.raises(SettingError, match="another gradient before step"):  # nor taken by step itself
+        opt.step()
+    opt.zero_grad()
     opt.step()
     net(torch.ones(1, 20)).sum().backward()
 

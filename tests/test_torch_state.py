@@ -288,6 +288,19 @@ def test_state_of_another_optimizer_is_still_refused():
         opt.load_state_dict(other.state_dict())
 
 
+def test_what_another_storage_has_beside_values_is_not_carried_along():
+    """A later run with that storage would take it for the parameters of then."""
+    _, opt = made(torch.bfloat16, "split_8bit")
+    net, other = made(torch.float32, None, steps=0)
+    other.load_state_dict(copy.deepcopy(opt.state_dict()))
+    assert list(other.state[net[0].weight]) == ["step", "exp_avg", "exp_avg_sq"]
+    assert list(other.state_dict()["state"][0]) == ["step", "exp_avg", "exp_avg_sq"]
+    plain = fastopt.torch.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    buffers = {k: {"momentum_buffer": torch.ones_like(p)} for k, p in enumerate(net.parameters())}
+    plain.load_state_dict({**plain.state_dict(), "state": {k: {**x, "step": 3.0} for k, x in buffers.items()}})
+    assert list(plain.state[net[0].weight]) == ["momentum_buffer"]  # torch.optim.SGD counts no steps
+
+
 def test_what_a_hook_writes_to_the_state_stays():
     net, opt = made(storage="8bit")
     p = net[0].weight

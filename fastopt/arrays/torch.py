@@ -61,11 +61,11 @@ def is_distributed(tensor: Any) -> bool:
     return hasattr(tensor, "to_local")
 
 
-def placed_as(gradient: Any, parameter: Any) -> Any:
-    """Return a gradient distributed as its parameter is, by the communication that torch's own optimizers cause."""
-    if is_distributed(gradient) and is_distributed(parameter) and gradient.placements != parameter.placements:
-        return gradient.redistribute(parameter.device_mesh, parameter.placements)
-    return gradient
+def placed_as(tensor: Any, parameter: Any) -> Any:
+    """Return a gradient or state distributed as its parameter is, by the communication that torch.optim causes too."""
+    if is_distributed(tensor) and is_distributed(parameter) and tensor.placements != parameter.placements:
+        return tensor.redistribute(parameter.device_mesh, parameter.placements)
+    return tensor
 
 
 def gradient_type(parameter: Any) -> torch.dtype:

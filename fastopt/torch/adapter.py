@@ -231,27 +231,31 @@ class Adapter(torch.optim.Optimizer):
     _hooked = torch.optim.Optimizer.profile_hook_step(_evaluate)
 
     @_disable_dynamo  # torch.compile has nothing to gain here, and fails within
-    def _locked_step(self, unscale: float | None) -> None:
+    def _locked_step(self, unscale: float | None, only: Any = None, *, same: bool = False) -> None:
         """Step while no other thread does, which would write to the same tables."""
         with self._lock:
             try:
-                self._step(unscale)
+                self._step(unscale, only, same=same)
             except FastoptError as error:
                 error.where = error.where or f"{type(self).__name__}.step"
                 raise
 
-    def _step(self, unscale: float | None) -> None:
+    def _step(self, unscale: float | None, only: Any, *, same: bool) -> None:
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             what = "the current stream is being captured into a CUDA graph, which would replay this step's t unchanged."
             raise BackendError(what, do="step outside of the capture, or use fastopt.Optimizer")
-        buckets = self._up_to_date()
-        buckets.follow(self._current_rules(unscale))
+        buckets = self._buckets
+        if buckets is None or not same:
+            buckets = self._up_to_date()
+            buckets.follow(self._current_rules(unscale))
+        elif self._observed_state.changes.decoded:
+            self._observed_state.store_changed()
         try:
-            checks = buckets.check()  # which hold the gradients until the step is done
+            checks = buckets.check(only)  # which hold the gradients until the step is done
         except Regroup:
             self._build()
             buckets = self._up_to_date()
-            checks = buckets.check()
+            checks = buckets.check(only)
         for device, calls in buckets.calls(checks, self.state, self._advance).items():
             with running(device):
                 run(calls)
@@ -260,23 +264,10 @@ class Adapter(torch.optim.Optimizer):
         """Let the backward pass step each parameter by itself; `backward.finish()` is called by `step`."""
         self._backward, self._settings, self._buckets = backward, self._settings._replace(apart=True), None
 
-    def step_one(self, p: Any, *, first: bool) -> None:
-        """Step one parameter, where `step_apart` has been called; `first` says that others may have changed options."""
-        with self._lock, torch.no_grad():
-            if first or self._buckets is None:
-                self._up_to_date().follow(self._current_rules(None))
-            if self._observed_state.changes.decoded:
-                self._observed_state.store_changed()
-            assert self._buckets is not None
-            try:
-                check = self._buckets.of(p).check()
-            except (KeyError, Regroup):  # it was frozen, or is of another kind now
-                self._build()
-                check = self._buckets.of(p).check()
-            bucket = self._buckets.of(p)
-            calls = bucket.calls(bucket.prepare(check, self.state), self._settings.seed, self._advance)
-            with running(bucket.device):
-                run(calls)
+    def step_one(self, p: Any, *, same: bool) -> None:
+        """Step one parameter, after `step_apart`; `same` says that groups and options are as at the last call."""
+        with torch.no_grad():
+            self._locked_step(None, p, same=same)
 
     @_disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -71,10 +71,6 @@ class Buckets:
         self._all = [bucket for buckets in self.groups for bucket in buckets]
         self._by_parameter = {bucket.params[0]: bucket for bucket in self._all} if settings.apart else {}
 
-    def of(self, p: Any) -> ParamBucket:
-        """Return the bucket of a parameter, where each has one, or raise a KeyError."""
-        return self._by_parameter[p]
-
     def __iter__(self) -> Iterator[ParamBucket]:
         return iter(self._all)
 
@@ -93,24 +89,31 @@ class Buckets:
             for bucket in buckets:
                 bucket.follow(rule)
 
-    def check(self) -> list[Check]:
-        """Check all buckets, before anything is written.
+    def check(self, only: Any = None) -> list[tuple[ParamBucket, Check]]:
+        """Check all buckets, or that of one parameter where each has its own, before anything is written.
 
         Raises:
             LayoutError: a step is impossible.
             Regroup: a parameter belongs into another bucket now.
 
         """
+        if only is not None:
+            if only not in self._by_parameter:
+                raise Regroup
+            bucket = self._by_parameter[only]
+            return [(bucket, bucket.check())]
         for p, label in self._waiting:
             if p.grad is not None:
                 require_parameter(p, label)
                 raise Regroup
-        return [bucket.check() for bucket in self._all]
+        return [(bucket, bucket.check()) for bucket in self._all]
 
-    def calls(self, checks: list[Check], state: ObservedState, advance: Advance) -> dict[torch.device, list[tuple]]:
+    def calls(
+        self, checks: list[tuple[ParamBucket, Check]], state: ObservedState, advance: Advance
+    ) -> dict[torch.device, list[tuple]]:
         """Prepare a step of what was checked, the calls for each device. Missing state is made and shown in `state`."""
         calls: dict[torch.device, list[tuple]] = {}
-        for bucket, check in zip(self._all, checks, strict=True):
+        for bucket, check in checks:
             arranged = bucket.prepare(check, state)
             calls.setdefault(bucket.device, []).extend(bucket.calls(arranged, self._seed, advance))
         return calls
@@ -146,7 +149,8 @@ class Buckets:
                     if given.get(p):
                         entries = state.observe(p)
                         bucket.state.take(i, given[p], copy=True)
-                        _copy_entries(given[p], entries)  # others' as well
+                        others = {name: x for name, x in given[p].items() if not bucket.state.is_own(name)}
+                        _copy_entries(others, entries)
                         bucket.state.expose(i, state)
             for p, _ in self._waiting:
                 if given.get(p):
@@ -159,8 +163,7 @@ class Buckets:
 
 def _copy_entries(given: Mapping[str, Any], entries: ParameterState) -> None:
     for name, value in given.items():
-        if not is_beside(name):
-            entries.show(name, value.clone() if isinstance(value, torch.Tensor) else value)
+        entries.show(name, value.clone() if isinstance(value, torch.Tensor) else value)
 
 
 def require_loadable(
@@ -172,11 +175,13 @@ def require_loadable(
 ) -> None:
     """Raise a LayoutError unless this is state of these groups' parameters, in values."""
     for k, group in enumerate(groups):
-        rule = rule_of(group)
+        rule, formats = rule_of(group), {}
         for p, label in zip(group["params"], labels_of(groups, k), strict=True):
             if may_wait(p) and not is_steppable(p):
                 continue
-            _require_state(given.get(p, {}), p, formats_for(rule, storage, p.dtype), names, storage, label)
+            if p.dtype not in formats:  # once, and not for each of a model's tensors
+                formats[p.dtype] = formats_for(rule, storage, p.dtype)
+            _require_state(given.get(p, {}), p, formats[p.dtype], names, storage, label)
 
 
 def _require_state(given: Any, p: Any, formats: Mapping[str, str], names: StateNames, storage: Any, label: str) -> None:
@@ -185,7 +190,7 @@ def _require_state(given: Any, p: Any, formats: Mapping[str, str], names: StateN
     if given.get("step") is not None:
         require_step_count(given["step"], f"the state 'step' of {label}")
     buffers = {names.of_value(b): b for b in formats if b != "g"}
-    known = ["step", *names.entries, *buffers]
+    known = [*names.counts, *buffers]
     others = [entry for entry in given if entry not in known and not is_beside(entry)]
     if others and len(buffers) > 1 and not given.keys() & buffers.keys() - {"master"}:  # not someone's beside ours
         what = f"the state {others[0]!r} of {label} fits nothing here."

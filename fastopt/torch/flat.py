@@ -42,7 +42,7 @@ class FlatBuffers:
                 own.copy_(p)
                 p.data = own
             if any(p.grad is not None for p in params):
-                self.gather_gradients(params)
+                self._gather_gradients(params)
 
     def _zeros(self, dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(self._total, dtype=dtype, device=self._device)
@@ -57,7 +57,7 @@ class FlatBuffers:
         self._gradient_views = [self._view(self.gradients, i) for i in range(len(self._layouts))]
         return self._gradient_views
 
-    def gather_gradients(self, params: Sequence[torch.Tensor]) -> None:
+    def _gather_gradients(self, params: Sequence[torch.Tensor]) -> None:
         """Move gradients to a flat buffer, but for those of another type."""
         for p, own in zip(params, self._make_gradients(), strict=True):
             if p.grad is not None and p.grad.layout == torch.strided and p.grad.dtype == own.dtype:

@@ -77,16 +77,15 @@ class BackwardSteps:
         optimizer = self._optimizer()
         assert optimizer is not None
         with raised_by(f"{type(optimizer).__name__} in the backward pass"):
-            if p in self._stepped:
-                what = "a parameter got another gradient before step(): gradients cannot be accumulated here."
-                raise SettingError(what, do="call step() after each backward pass, or use the optimizer by itself")
             self._take(optimizer, p)
         p.grad = None
 
     def _take(self, optimizer: Adapter, p: Any) -> None:
-        first = not self._stepped
+        if p in self._stepped:
+            what = "a parameter got another gradient before step(): gradients cannot be accumulated here."
+            raise SettingError(what, do="call step() after each backward pass, or use the optimizer by itself")
+        optimizer.step_one(p, same=bool(self._stepped))
         self._stepped.add(p)
-        optimizer.step_one(p, first=first)
 
     def finish(self) -> None:
         """End an iteration: step what has a gradient still, as parameters that were frozen before."""

@@ -55,9 +55,7 @@ def numbers(group: dict[str, Any], names: Iterable[str], kind: str) -> dict[str,
             raise SettingError(what, do=f"leave {name}=False, or use torch.optim.{kind}")
     options = {name: _number(name, group[name]) for name in names if name not in _HINTS}
     lr = options.get("lr")
-    if (
-        isinstance(lr, Real) and -_ROUNDING < float(lr) <= 0
-    ):  # the end of a schedule: a number that is zero is another kernel
+    if isinstance(lr, Real) and -_ROUNDING < float(lr) <= 0:  # a rule's number that is zero is another kernel
         options["lr"] = Constant(0.0)
     return options
 

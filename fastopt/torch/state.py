@@ -46,6 +46,11 @@ class StateNames(NamedTuple):
     entries: Mapping[str, float] = MappingProxyType({})  # scalars beside the number of steps → where they start
     counted: bool = True  # whether torch's state has the number of steps
 
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """The scalars in torch's state."""
+        return ("step", *self.entries)
+
     def of_value(self, buffer: str) -> str:
         """Return the name of a buffer's values: the parameter's, in full precision, are "master"."""
         return "master" if buffer == "p" else self.buffers.get(buffer, buffer)
@@ -182,6 +187,10 @@ class ParamState:
         planes, own = self.store.planes[i].keys(), self.own_planes(i).keys()
         names = {b: form.plane_names(b).keys() for b, form in self.store.formats.items() if b != "g"}
         return {b: self.names.of_value(b) for b, known in names.items() if own & known and planes >= known}
+
+    def is_own(self, name: Any) -> bool:
+        """Whether an entry of saved state is what torch or fastopt calls something, stored here or not."""
+        return name in self.names.counts or name in map(self.names.of_value, self.store.formats) or is_beside(name)
 
     def _entry(self, i: int, b: str) -> Any:
         """Return what stands in torch's state for a buffer: the tensor that has its values, or `Encoded`."""
