@@ -20,7 +20,7 @@ class Adadelta:
 
     Buffers: v in units of the gradient's square, u, the running average of the squared steps, of the parameter's
     square; both start at zero. Settings: lr, eps, weight_decay ≥ 0; rho in [0, 1]. u grows from ε alone: at ε = 0 no
-    parameter ever moves. float32: 28 bytes a parameter and step.
+    parameter ever moves. float32: 28 bytes per parameter and step.
 
     Where others differ: the form here is torch's and optax's; the paper has lr = 1. Keras puts lr at 1e-3.
 

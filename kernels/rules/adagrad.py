@@ -21,7 +21,7 @@ class Adagrad:
 
     Buffer: v, the sum of the squared gradients, is in units of the gradient's square. Settings: lr, lr_decay,
     weight_decay, eps ≥ 0; initial_accumulator_value ≥ 0 and a number, not a schedule: it is used once, before any step.
-    float32: 20 bytes a parameter and step.
+    float32: 20 bytes per parameter and step.
 
     Where others differ: the form here is torch's. optax.adagrad starts v at 0.1, has ε inside the root (1e-7 by
     default) and does not move a parameter whose v is zero; at ε = 0 and v > 0 both agree. The paper has no ε.

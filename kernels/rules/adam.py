@@ -23,7 +23,7 @@ class Adam:
     With amsgrad=True the largest v so far, the buffer `vmax`, stands in place of v in the last line.
 
     Buffers: m is in units of the gradient, v and vmax in its square; all start at zero.
-    Settings: lr, eps, weight_decay ≥ 0; betas in [0, 1). float32: 28 bytes a parameter and step, AMSGrad 36.
+    Settings: lr, eps, weight_decay ≥ 0; betas in [0, 1). float32: 28 bytes per parameter and step, AMSGrad 36.
 
     Where others differ: torch.optim.Adam means L2 decay by `weight_decay`, torch.optim.AdamW decoupled decay (and
     1e-2 by default); here decay is decoupled unless `decoupled=False`, and 0 by default. The maximum of AMSGrad is

@@ -18,7 +18,7 @@ class Lion:
         p ← (1 − lr·λ) p − lr · sign(c)     weight_decay λ, decoupled; sign(0) = 0
 
     Buffer: m is in units of the gradient and starts at zero. Settings: lr, weight_decay ≥ 0; betas in [0, 1).
-    float32: 20 bytes a parameter and step, of which Adam needs 28.
+    float32: 20 bytes per parameter and step, of which Adam needs 28.
 
     Where others differ: optax.lion is the same with weight_decay 1e-3 by default; torch.optim has no Lion. The authors
     advise a learning rate 3 to 10 times smaller than Adam's, and a weight decay larger by the same factor.

@@ -19,7 +19,7 @@ class Momentum:
     with Nesterov the two terms are divided by 1 − βᵗ⁺¹ and 1 − βᵗ, what each of them averages.
 
     Buffer: m is in units of the gradient and starts at zero. Settings: lr, weight_decay ≥ 0; beta in [0, 1),
-    of the heavy ball ≥ 0; dampening any number or None. float32: 20 bytes a parameter and step.
+    of the heavy ball ≥ 0; dampening any number or None. float32: 20 bytes per parameter and step.
 
     Where others differ: torch.optim.SGD(momentum=β) is `Momentum(beta=β, dampening=0.0)`; its steps are 1/(1 − β) times
     longer than those of the averaged form, so learning rates do not carry over. optax.trace is the heavy ball too,

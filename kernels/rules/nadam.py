@@ -25,7 +25,7 @@ class NAdam:
 
     Buffers: m is in units of the gradient, v in its square; both start at zero. Settings: lr, eps, weight_decay,
     momentum_decay ≥ 0; betas in [0, 1). Πₜ depends on every step up to t, so β₁ and ψ are numbers, never schedules.
-    float32: 28 bytes a parameter and step.
+    float32: 28 bytes per parameter and step.
 
     Where others differ: the form here is torch's, which averages m with β₁ where the paper's m decays by μₜ; torch
     keeps Πₜ in float32 unless torch's default type is float64, which puts its steps off by some 1e-8. optax.nadam has

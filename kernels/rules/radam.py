@@ -25,7 +25,7 @@ class RAdam:
     Buffers: m is in units of the gradient, v in its square; both start at zero. Settings: lr, eps, weight_decay ≥ 0;
     betas in [0, 1); with β₂ ≤ ⅔, ρ never reaches 5 and every step is a plain one. The plain steps are those of
     Momentum(bias_correction=True), in units of the gradient and not of lr: large gradients make them large.
-    float32: 28 bytes a parameter and step.
+    float32: 28 bytes per parameter and step.
 
     Where others differ: the form here is torch's. optax.radam adds ε to √v̂ instead of √v (the two agree at ε = 0) and
     rectifies where ρ ≥ 5; the paper's algorithm rectifies where ρ > 4 and has no ε.

@@ -19,7 +19,7 @@ class RMSprop:
         m ← μ m + s;  p ← p − lr · m        momentum μ; p ← p − lr · s without
 
     Buffers: v in units of the gradient's square, a of the gradient, m without units; all start at zero.
-    Settings: lr, eps, momentum, weight_decay ≥ 0, alpha in [0, 1]. float32: 20 bytes a parameter and step, 8 more for
+    Settings: lr, eps, momentum, weight_decay ≥ 0, alpha in [0, 1]. float32: 20 bytes per parameter and step, 8 more for
     each of centered and momentum.
 
     Where others differ: the form here is torch's. optax.rmsprop has decay=0.9 (α) and ε inside the root by default, and

@@ -12,7 +12,7 @@ class SGD:
         g ← g + λ p                         weight_decay λ (L2)
         p ← p − lr · g
 
-    Settings: lr, weight_decay ≥ 0. No state. float32: 12 bytes a parameter and step.
+    Settings: lr, weight_decay ≥ 0. No state. float32: 12 bytes per parameter and step.
 
     Where others differ: torch.optim.SGD has momentum too; here that is `Momentum`.
 

@@ -1,0 +1,35 @@
+"""Fixtures that several files of tests use."""
+
+import sys
+
+import pytest
+
+LIBRARIES = ("torch", "deepspeed", "jax", "bitsandbytes", "torchao", "flashoptim", "apex")
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Time as little as possible."""
+    from fastopt.bench import clock
+
+    monkeypatch.setattr(clock, "MIN_SAMPLE", 0.0)
+    monkeypatch.setattr(clock, "PAUSE", 0.0)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Pretend that no other library is installed."""
+    for name in LIBRARIES:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.fixture(params=["compiled", "Python"])
+def kind(request, monkeypatch):
+    """Run a test with the compiled guard and with the Python guard of fastopt.torch; return the guard's name."""
+    from fastopt.torch import c_abi
+
+    if request.param == "Python":
+        monkeypatch.setattr(c_abi, "functions", lambda: None)
+    elif c_abi.functions() is None:
+        pytest.skip("torch's C functions are not available here")
+    return request.param
