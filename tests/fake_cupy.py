@@ -4,6 +4,8 @@ It has only what fastopt uses of CuPy, so that any other use fails, and it is as
 convert to a NumPy array, a kernel runs only while its arrays' device is the current one, and while a stream is being
 captured launches are recorded instead of run. It tests what fastopt does around a kernel (which device, stream, grid
 and arguments, in what order). That CuPy and a GPU behave like this is tested in tests/device.
+
+Over 300 lines: it is one package, and each class stands for one of CuPy's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""EWA compared with the weighted sum in exact arithmetic and with other libraries; arrays; state; refused arguments."""
+"""EWA compared with the weighted sum in exact arithmetic and with other libraries; arrays; state; refused arguments.
+
+Over 300 lines: one class, and the table of its refused arguments.
+"""
 
 import math
 import pickle

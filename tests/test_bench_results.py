@@ -1,4 +1,7 @@
-"""What becomes of measurements: records, tables, pictures, README, comparisons, and the command `fastopt bench`."""
+"""What becomes of measurements: records, tables, pictures, README, comparisons, and the command `fastopt bench`.
+
+Over 300 lines: a run is made into everything that is shown of it.
+"""
 
 import os
 import re

@@ -1,4 +1,7 @@
-"""The command line: what it trains, races, shows and says, and how it refuses."""
+"""The command line: what it trains, races, shows and says, and how it refuses.
+
+Over 300 lines: each command is tried, and the table of what it refuses.
+"""
 
 from __future__ import annotations
 

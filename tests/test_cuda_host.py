@@ -2,6 +2,8 @@
 
 The text is the one that NVRTC compiles, with its loads, tails and indexing by threads and blocks. g++ compiles it
 together with `cuda_host.h`, which runs threads, warps and blocks in turn.
+
+Over 300 lines: each property of a kernel is tried on the kernels that could lack it.
 """
 
 import ctypes

@@ -1,4 +1,7 @@
-"""fastopt.Optimizer: flat memory and views, groups, steps, checkpoints, and errors that change nothing."""
+"""fastopt.Optimizer: flat memory and views, groups, steps, checkpoints, and errors that change nothing.
+
+Over 300 lines: one class, and the tables of what it refuses.
+"""
 
 import copy
 import dataclasses

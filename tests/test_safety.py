@@ -1,4 +1,7 @@
-"""Steps under threads, forks, concurrent processes, unwritable folders, full disks and interrupts."""
+"""Steps under threads, forks, concurrent processes, unwritable folders, full disks and interrupts.
+
+Over 300 lines: each is a program that is run by itself and written out here.
+"""
 
 import errno
 import math

@@ -1,4 +1,7 @@
-"""Schedules: values computed by hand, comparison with PyTorch's and optax's, and properties of all schedules."""
+"""Schedules: values computed by hand, comparison with PyTorch's and optax's, and properties of all schedules.
+
+Over 300 lines: the values computed by hand, and a recorded run of torch, stand here.
+"""
 
 import math
 import pickle

@@ -1,4 +1,7 @@
-"""Each storage format compared with an independent implementation, on every bit pattern where that is feasible."""
+"""Each storage format compared with an independent implementation, on every bit pattern where that is feasible.
+
+Over 300 lines: each property of a format is tried on all formats that have it.
+"""
 
 from collections.abc import Iterator
 from typing import Any

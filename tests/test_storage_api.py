@@ -1,4 +1,7 @@
-"""Storages in the public API: views, checkpoints and assignment of an Optimizer, and `update` on planes."""
+"""Storages in the public API: views, checkpoints and assignment of an Optimizer, and `update` on planes.
+
+Over 300 lines: each property is tried on every preset, with the tables of what is refused.
+"""
 
 import copy
 import io

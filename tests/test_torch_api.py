@@ -1,4 +1,7 @@
-"""The API of fastopt.torch: torch's arguments, what is refused, and changes of parameters, gradients and state."""
+"""The API of fastopt.torch: torch's arguments, what is refused, and changes of parameters, gradients and state.
+
+Over 300 lines: whatever torch.optim's users may do to it is tried once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Guards: every change of a tensor between steps is detected, by the compiled guard and by the Python guard."""
+"""Guards: every change of a tensor between steps is detected, by the compiled guard and by the Python guard.
+
+Over 300 lines: each change of a tensor is a function that a table names.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""fastopt.torch compared with torch.optim step by step: every class with its settings, dtypes, groups and `flatten`."""
+"""fastopt.torch compared with torch.optim step by step: every class with its settings, dtypes, groups and `flatten`.
+
+Over 300 lines: the tables of classes and settings are shared by all of it.
+"""
 
 from __future__ import annotations
 

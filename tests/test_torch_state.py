@@ -1,4 +1,7 @@
-"""State of fastopt.torch as others see it: torch's names and values in every storage, saved, loaded, extended."""
+"""State of fastopt.torch as others see it: torch's names and values in every storage, saved, loaded, extended.
+
+Over 300 lines: whatever others do with state is tried in every storage.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""fastopt.torch in training code: schedulers, GradScaler, checkpoints to and from torch.optim, copies, hooks."""
+"""fastopt.torch in training code: schedulers, GradScaler, checkpoints to and from torch.optim, copies, hooks.
+
+Over 300 lines: whatever training code does with an optimizer is tried once.
+"""
 
 from __future__ import annotations
 

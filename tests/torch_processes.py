@@ -1,6 +1,8 @@
 """Processes that train together by gloo, for test_torch_distributed: `python torch_processes.py 2 ddp …`.
 
 Each script is a function here; `spawn` starts as many processes as the first argument says.
+
+Over 300 lines: a started process costs seconds, so each script tries much.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 `pytest tests/device --require-cuda` runs all of it. test_the_sanitizer_finds_nothing runs some of the tests again under
 compute-sanitizer, if that is installed.
+
+Over 300 lines: one command runs whatever a device is needed for, from the kernel to the graph.
 """
 
 import importlib.util

@@ -1,4 +1,7 @@
-"""fastopt.torch on a GPU: equal to torch.optim, with the bits of the CPU, asynchronous, and on torch's stream."""
+"""fastopt.torch on a GPU: equal to torch.optim, with the bits of the CPU, asynchronous, and on torch's stream.
+
+Over 300 lines: one command runs whatever fastopt.torch needs a device for.
+"""
 
 from __future__ import annotations
 
