@@ -20,12 +20,6 @@ def by_name(value: Any, what: str) -> dict[str, Any]:
     return dict(value)
 
 
-def read_only(value: Any, name: str) -> Array:
-    """View a value that is only read, in whatever order its memory is."""
-    plain = isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
-    return value if plain else adopt(value, name)
-
-
 def first_values(params: Any) -> dict[str, Array]:
     """View the parameters' first values as arrays, by name, or raise a LayoutError."""
     values, given = {}, by_name(params, "parameters")
@@ -35,7 +29,7 @@ def first_values(params: Any) -> dict[str, Array]:
         if f"{name}.npy" in given:
             what = f"the names {name!r} and {name + '.npy'!r} are the same to np.load."
             raise LayoutError(what, do="rename one of them")
-        values[name] = array = read_only(value, name)
+        values[name] = array = adopt(value, name)
         if array.dtype.name not in ("float32", "float64", "float16", "bfloat16"):
             what = f"the parameter {name!r} has the wrong type."
             raise LayoutError(what, got=str(array.dtype), expected="floating-point numbers")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastopt.arguments import by_name, read_only, require_like, require_names
+from fastopt.arguments import by_name, require_like, require_names
+from fastopt.arrays import adopt
 from fastopt.checks import integer, seed_number
 from fastopt.errors import LayoutError
 from fastopt.kernels.compiler.specialization import describe
@@ -29,7 +30,7 @@ def check(state: Any, values: NamedValues) -> tuple[int, int, dict[str, dict[str
         raise LayoutError("the state belongs to other rules.", got=str(given["rules"]), expected=rules(values))
     found: dict[str, dict[str, Any]] = {}
     for key, (b, name) in keys.items():
-        array = read_only(given[key], key)
+        array = adopt(given[key], key)
         require_like(array, own[b][name], f"the entry {key!r}")
         found.setdefault(b, {})[name] = array
     t = integer("the entry 't'", given["t"], 0, 2**63, error=LayoutError)
@@ -46,7 +47,7 @@ def assigned(params: Mapping[str, Any], values: NamedValues) -> dict[str, Any]:
     given = by_name(params, "parameters")
     own = values.templates()["p"]
     require_names({**own, **given}, own, "the parameter")
-    arrays = {name: read_only(value, name) for name, value in given.items()}
+    arrays = {name: adopt(value, name) for name, value in given.items()}
     for name, array in arrays.items():
         require_like(array, own[name], f"the parameter {name!r}")
     return arrays

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from fastopt import checkpoint
-from fastopt.arguments import by_name, common_precision, first_values, read_only, require_like, require_names
-from fastopt.arrays import library_of, library_on
+from fastopt.arguments import by_name, common_precision, first_values, require_like, require_names
+from fastopt.arrays import adopt, library_of, library_on
 from fastopt.arrays.library import CPU, Array, Device
 from fastopt.arrays.numpy import visible_dtype
 from fastopt.capture import PreparedSteps
@@ -260,9 +260,7 @@ class Optimizer:
             require_names(given, self._own_grads, "the gradient of")
         copies = []
         for name, own in self._own_grads.items():
-            array = given[name]
-            if type(array) is not np.ndarray:
-                array = read_only(array, name)
+            array = adopt(given[name], name)
             if array.dtype != own.dtype or array.shape != own.shape or self._on_device or type(array) is not type(own):
                 do = "; or choose by storage={'g': …} how gradients are stored"
                 require_like(array, own, f"the gradient {name!r}", same_device=True, do=do)
