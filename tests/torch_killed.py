@@ -42,7 +42,7 @@ def save_distributed(net: Any, opt: Any, step: int, folder: Path) -> None:
 
     model, state = get_state_dict(net, opt)
     shutil.rmtree(folder / "new", ignore_errors=True)
-    save({"model": model, "state": state, "step": step}, storage_writer=FileSystemWriter(folder / "new"), no_dist=True)
+    save({"model": model, "state": state, "step": step}, storage_writer=FileSystemWriter(folder / "new"))
     (folder / "new").rename(folder / f"step-{step:06}")
 
 
@@ -59,7 +59,7 @@ def load_distributed(net: Any, opt: Any, folder: Path) -> int:
         return 0
     model, state = get_state_dict(net, opt)
     into = {"model": model, "state": state, "step": 0}
-    load(into, storage_reader=FileSystemReader(whole[-1]), no_dist=True)
+    load(into, storage_reader=FileSystemReader(whole[-1]))
     set_state_dict(net, opt, model_state_dict=into["model"], optim_state_dict=into["state"])
     return into["step"]
 
