@@ -52,8 +52,9 @@ HEAVY = {
                                                 "demo.machine")},
     "cupy": {"fastopt.kernels.devices"},
     "torch": {"fastopt.arrays.torch"} | {
-        f"fastopt.torch.{name}" for name in ("adapter", "bucket", "buckets", "c_abi", "flat", "guards", "in_backward",
-                                             "optimizers", "options", "requirements", "state")
+        f"fastopt.torch.{name}" for name in ("adapter", "bucket", "buckets", "c_abi", "flat", "gradients", "guards",
+                                             "in_backward", "offload", "optimizers", "options", "requirements",
+                                             "state", "transfers")
     },
     "jax": set(),
     "ml_dtypes": {"fastopt.arrays.numpy"},

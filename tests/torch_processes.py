@@ -354,10 +354,18 @@ def in_backward(rank: int, folder: str) -> None:
             opt.zero_grad()
             x = torch.randn(4, 256, generator=torch.Generator().manual_seed(10 * step + rank))
             net(x).square().mean().backward()
-            assert [p.grad is None for p in net.parameters()] == [within] * 2
+            if within:
+                with pytest.raises(fastopt.SettingError, match="was taken in the backward pass"):
+                    torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             opt.step()
         ends.append(values_of(net, opt))
     equal(ends[1], ends[0], "in the backward pass")
+
+    for make in (fastopt.torch.in_backward, fastopt.torch.offload):  # which average gradients after they are taken
+        replicated = torch.nn.parallel.DistributedDataParallel(model())
+        opt = make(replicated.parameters(), fastopt.torch.AdamW)
+        with pytest.raises(fastopt.SettingError, match="(?s)was taken in the backward pass.*DistributedDataParallel"):
+            replicated(data(0, rank)).square().mean().backward()
 
 
 SCRIPTS = {f.__name__: f for f in (ddp, fsdp, save, load, plain, fsdp1, partial, zero, in_backward)}

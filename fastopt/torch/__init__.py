@@ -9,12 +9,14 @@ arguments each takes
     storage   how each buffer is stored, as in `fastopt.Optimizer`: "8bit", "split", …; None is the parameter's own type
     seed      seed of gradient noise and stochastic rounding
 
-`in_backward` makes one whose steps happen in the backward pass, so that gradients need no memory.
+`in_backward` makes one whose steps happen in the backward pass, so that gradients need no memory; `offload` makes one
+whose state lies in the CPU's memory, where it steps.
 
 Import it by name; `import fastopt` alone does not import torch.
 """
 
 from fastopt.torch.in_backward import in_backward
+from fastopt.torch.offload import offload
 from fastopt.torch.optimizers import (
     SGD,
     Adadelta,
@@ -42,4 +44,5 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "in_backward",
+    "offload",
 ]

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
 
-from fastopt.errors import LayoutError, SettingError, raised_by
+from fastopt.errors import SettingError, raised_by
 from fastopt.torch.adapter import Adapter
+from fastopt.torch.gradients import GradientHooks, require_complete, require_optimizer_class
 
 
 @raised_by("in_backward")
@@ -20,15 +21,16 @@ def in_backward(module: Any, optimizer_class: type[Adapter], **options: Any) -> 
 
         optimizer = fastopt.torch.in_backward(model, fastopt.torch.AdamW, lr=1e-3, storage="8bit")
         for x, y in batches:
-            loss(model(x), y).backward()    # each parameter is stepped here, its gradient is None afterwards
+            loss(model(x), y).backward()    # each parameter is stepped here, and its gradient freed
             optimizer.step()
             schedule.step()
 
     Parameters, state and counts are, bit for bit, what the same optimizer computes after the backward pass.
     `state_dict`, schedulers and groups work as always; a copied or unpickled optimizer is an ordinary one.
 
-    What needs all gradients at once cannot be done: clipping by a global norm finds no gradients, GradScaler refuses to
-    step, and gradients cannot be accumulated over several backward passes.
+    What needs all gradients at once cannot be done: clipping by a global norm, GradScaler, gradients accumulated over
+    several backward passes. Until `step()`, `p.grad` is a tensor without memory, and whatever reads it raises a
+    SettingError.
 
     Args:
         module: the model, or parameters, or groups of them, as for torch's optimizers.
@@ -41,19 +43,13 @@ def in_backward(module: Any, optimizer_class: type[Adapter], **options: Any) -> 
             parameter gets a second gradient before `step()`.
 
     """
-    if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Adapter)):
-        expected = "a class of fastopt.torch, for example fastopt.torch.AdamW"
-        raise SettingError(
-            "this optimizer cannot step in a backward pass.", got=repr(optimizer_class), expected=expected
-        )
+    require_optimizer_class(optimizer_class)
     if options.get("flatten"):
         raise SettingError("flat gradients would all live at once.", got="flatten=True", do="leave flatten=False")
     if "max_norm" in options:
         what = "the norm of all gradients is known only after the backward pass."
         raise SettingError(what, got="max_norm", do="use the optimizer by itself, after clip_grad_norm_")
-    if type(module).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
-        what = "this module averages gradients between processes after they are complete in this one."
-        raise LayoutError(what, got=type(module).__name__, do="use fully_shard, or the optimizer by itself")
+    require_complete(module)
     params: Any = module.parameters() if isinstance(module, torch.nn.Module) else module
     optimizer = optimizer_class(params, **options)
     optimizer.step_apart(BackwardSteps(optimizer))
@@ -65,43 +61,31 @@ class BackwardSteps:
 
     def __init__(self, optimizer: Adapter):
         self._optimizer, self._stepped = weakref.ref(optimizer), set()
-        hook = weakref.WeakMethod(self._on_gradient)  # the hooks keep nothing alive
-        trainable = [p for p in _params(optimizer) if p.requires_grad]
-        self._hooks = [p.register_post_accumulate_grad_hook(lambda p: _call(hook, p)) for p in trainable]
+        self._hooks = GradientHooks(self._step)
+        self._hooks.add(_params(optimizer))
 
-    def __del__(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _on_gradient(self, p: Any) -> None:
+    def _step(self, p: Any) -> None:
         optimizer = self._optimizer()
-        assert optimizer is not None
+        if optimizer is None:
+            return
         with raised_by(f"{type(optimizer).__name__} in the backward pass"):
-            self._take(optimizer, p)
-        p.grad = None
-
-    def _take(self, optimizer: Adapter, p: Any) -> None:
-        if p in self._stepped:
-            what = "a parameter got another gradient before step(): gradients cannot be accumulated here."
-            raise SettingError(what, do="call step() after each backward pass, or use the optimizer by itself")
-        optimizer.step_one(p, same=bool(self._stepped))
-        self._stepped.add(p)
+            if p in self._stepped:
+                what = "a parameter got another gradient before step(), after it was stepped with the first."
+                do = "call step() after each backward pass; to accumulate, or with DistributedDataParallel, "
+                raise SettingError(what, do=f"{do}use the optimizer by itself")
+            optimizer.step_one(p, same=bool(self._stepped))
+            self._stepped.add(p)
 
     def finish(self) -> None:
         """End an iteration: step what has a gradient still, as parameters that were frozen before."""
         optimizer = self._optimizer()
         assert optimizer is not None
+        params = _params(optimizer)
         with raised_by(f"{type(optimizer).__name__}.step"):
-            for p in _params(optimizer):
-                if p.grad is not None:
-                    self._take(optimizer, p)
+            for p in params:
+                self._hooks.take(p)
+        self._hooks.release(params)
         self._stepped.clear()
-
-
-def _call(hook: weakref.WeakMethod, p: Any) -> None:
-    method = hook()
-    if method is not None:
-        method(p)
 
 
 def _params(optimizer: Adapter) -> list[Any]:

@@ -6,7 +6,7 @@ in every storage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, Mapping, MutableMapping, ValuesView
 from typing import Any, NamedTuple
 
 from fastopt.arrays.torch import same_bits, separate
@@ -198,3 +198,29 @@ class ObservedState(ObservedDict):
         read, self.changes.decoded = self.changes.decoded, []
         for entries, key in read:
             entries.store_changed(key)
+
+
+class HostState(MutableMapping):
+    """State that lies by copies on the CPU, by the parameters on the device."""
+
+    def __init__(self, state: Any, hosts: Mapping[Any, Any]):
+        self._state, self._hosts = state, hosts
+
+    def __getitem__(self, p: Any) -> Any:
+        return self._state[self._hosts.get(p, p)]
+
+    def __setitem__(self, p: Any, entries: Any) -> None:
+        self._state[self._hosts.get(p, p)] = entries
+
+    def __delitem__(self, p: Any) -> None:
+        del self._state[self._hosts.get(p, p)]
+
+    def __contains__(self, p: Any) -> bool:  # without it one that is missing would be made
+        return self._hosts.get(p, p) in self._state
+
+    def __iter__(self) -> Iterator:
+        device = {host: p for p, host in self._hosts.items()}
+        return (device.get(key, key) for key in list(self._state))
+
+    def __len__(self) -> int:
+        return len(self._state)
