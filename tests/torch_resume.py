@@ -112,6 +112,7 @@ def accelerate(variant: str, folder: Path, resume: bool) -> Any:
 
 def lightning(variant: str, folder: Path, resume: bool) -> Any:
     import lightning  # pyright: ignore[reportMissingImports]
+    from lightning.pytorch.callbacks import ModelCheckpoint  # pyright: ignore[reportMissingImports]
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
@@ -127,10 +128,11 @@ def lightning(variant: str, folder: Path, resume: bool) -> Any:
     trainer = lightning.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=folder, gradient_clip_val=1.0,
-        callbacks=[lightning.pytorch.callbacks.ModelCheckpoint(folder, "{epoch}", save_top_k=-1)],
+        callbacks=[ModelCheckpoint(folder, "{epoch}", save_top_k=-1)],
     )  # fmt: skip
     module = Module()
-    data = torch.utils.data.DataLoader(batches()[:3], batch_size=None)
+    first: Any = batches()[:3]
+    data = torch.utils.data.DataLoader(first, batch_size=None)
     trainer.fit(module, data, ckpt_path=folder / "epoch=0.ckpt" if resume else None, weights_only=False)
     return module.net
 

@@ -239,12 +239,12 @@ class OffloadedOptimizer(torch.optim.Optimizer):
     # State.
 
     @property
-    def state(self) -> Any:  # type: ignore[override] — torch declares an attribute
+    def state(self) -> Any:
         """The state, on the CPU, by the parameters on the device."""
         return HostState(self.optimizer.state, self._hosts)
 
     @state.setter
-    def state(self, given: Mapping) -> None:
+    def state(self, given: Mapping) -> None:  # type: ignore[override]
         self.optimizer.state = defaultdict(dict, {self._hosts.get(p, p): x for p, x in given.items()})
 
     def state_dict(self) -> dict[str, Any]:
