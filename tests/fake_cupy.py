@@ -225,17 +225,11 @@ def zeros(shape: Any, dtype: Any = np.float64) -> ndarray:
     return made
 
 
-class RawKernel:
+class Function:
     """An entry point of a module."""
 
-    def __init__(self, module: RawModule, name: str):
+    def __init__(self, module: Module, name: str):
         self._module, self._name = module, name
-
-    @property
-    def kernel(self) -> RawKernel:
-        self._module.library()
-        assert not get_current_stream().is_capturing(), "a module was loaded while a stream is captured"
-        return self
 
     def __call__(self, grid: tuple, block: tuple, args: tuple) -> None:
         values = [_argument(a) for a in args]
@@ -262,19 +256,21 @@ def _argument(x: Any) -> np.ndarray:
     return np.atleast_1d(np.int64(x) if isinstance(x, int) else x).copy()
 
 
-class RawModule:
+class Module:
     """The "machine code" that `_Nvrtc` below produces, which is the source text; g++ compiles it for the host."""
 
     _libraries: dict[str, ctypes.CDLL] = {}  # noqa: RUF012
     _folder = tempfile.TemporaryDirectory(prefix="fake-cupy-")
 
-    def __init__(self, *, path: str):
-        self._path = Path(path)
-
-    def library(self) -> ctypes.CDLL:
-        magic, _, source = self._path.read_text().partition("\n")
+    def load(self, code: bytes) -> None:
+        assert not get_current_stream().is_capturing(), "a module was loaded while a stream is captured"
+        magic, _, self._source = code.decode().partition("\n")
         if magic not in (f"cubin for sm_{_state.capability}", "ptx"):
             raise CUDADriverError("CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid")
+        self.library()
+
+    def library(self) -> ctypes.CDLL:
+        source = self._source
         name = hashlib.sha256(source.encode()).hexdigest()[:16]
         if name not in self._libraries:
             entries = re.findall(
@@ -289,8 +285,8 @@ class RawModule:
             self._libraries[name] = compile_library(text, Path(self._folder.name) / f"{name}.so")
         return self._libraries[name]
 
-    def get_function(self, name: str) -> RawKernel:
-        return RawKernel(self, name)
+    def get_function(self, name: str) -> Function:
+        return Function(self, name)
 
 
 class CUDADriverError(RuntimeError):
@@ -342,11 +338,12 @@ def install() -> types.ModuleType:
     runtime = types.SimpleNamespace(
         getDeviceCount=_count, CUDARuntimeError=CUDARuntimeError, getDeviceProperties=lambda device: found
     )
-    names = (ndarray, asarray, from_dlpack, empty, zeros, RawModule)
+    names = (ndarray, asarray, from_dlpack, empty, zeros)
     module.__dict__.update({x.__name__: x for x in names}, __version__="0 (a stand-in)")
     module.__dict__["cuda"] = types.SimpleNamespace(
         Device=Device,
         Stream=Stream,
+        Module=Module,
         nvrtc=_Nvrtc(),
         get_current_stream=get_current_stream,
         runtime=runtime,

@@ -1,48 +1,26 @@
-"""Steps under threads, forks, concurrent processes, unwritable folders, full disks and interrupts.
+"""Steps under threads, forks and interrupts.
 
 Over 300 lines: each is a program that is run by itself and written out here.
 """
 
-import errno
 import math
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cases import CASES
+from processes import output, run
 from values import assert_same_bits
 
 import fastopt
-from fastopt.kernels import cache
-from fastopt.kernels.compiler.trace import trace
-from fastopt.kernels.cpu.launch import compiled
 
 N = 700_001  # so large that a step uses several threads
 ADAM = CASES["adam"]
-
-
-def run(code: str, folder: Path, **environment: str) -> subprocess.Popen:
-    """Start a Python process whose kernel cache is in `folder`."""
-    env = {**os.environ, "XDG_CACHE_HOME": str(folder), **environment}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def output(process: subprocess.Popen) -> str:
-    """Wait for a process, assert that it succeeds, and return its standard output."""
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
 
 
 def steps(count: int, seed: int, backend: str = "cpu") -> np.ndarray:
@@ -189,150 +167,6 @@ def test_it_works_beside_a_running_numba_threading_layer(layer, tmp_path):
         pytest.skip(f"Numba cannot load the library of its threading layer {layer}")
     assert process.returncode == 0, err
     assert out.split() == [layer, "right"]
-
-
-ONE_STEP = """
-import numpy as np, fastopt, time
-p, m, v = np.ones(10), np.zeros(10), np.zeros(10)
-fastopt.update(fastopt.Adam(lr=0.1), 1, {"p": p, "g": np.ones(10), "m": m, "v": v})
-from fastopt.kernels.cpu.launch import compiled; from fastopt.kernels.compiler.trace import trace
-stats = compiled(trace(fastopt.Adam(), p.dtype)).stats
-print(p[0].round(6), sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
-"""
-
-
-def test_concurrent_processes_can_fill_an_empty_cache_and_later_ones_compile_nothing(tmp_path):
-    together = [run(ONE_STEP, tmp_path) for _ in range(4)]
-    assert {output(process).split()[0] for process in together} == {"0.9"}
-    assert output(run(ONE_STEP, tmp_path)).split() == ["0.9", "1", "0"]
-    assert not list(tmp_path.rglob("*.part"))
-
-
-@pytest.mark.parametrize("obstacle", ["a file has its name", "the file system is read-only"])
-def test_an_unwritable_cache_folder_is_a_warning(obstacle, tmp_path):
-    folder = tmp_path / "file"
-    folder.write_text("")
-    if obstacle != "a file has its name":
-        folder = Path("/proc/self")  # not even root can create a folder there
-        if not folder.exists():
-            pytest.skip("this system has no /proc")
-    process = run(ONE_STEP, folder)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert out.startswith("0.9")
-    assert "CacheWarning" in err
-    assert "compiled kernels cannot be stored on disk" in err
-    assert str(folder) in err
-
-
-def fresh_rule(name: str):
-    """Make a rule with a random constant, so that its kernel is not in any cache."""
-    from test_program import rule
-
-    constant = float(np.random.default_rng().random())
-    return rule(lambda self, p, g: p - constant * g, name=name)
-
-
-def full_disk(*_, **__):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize("what", ["the module", "the compiled code"])
-def test_a_full_disk_is_a_warning(what, monkeypatch, tmp_path):
-    mine = fresh_rule("FullDisk" + what.split()[-1].title())
-    if what == "the module":
-        real = os.replace
-        calls = []
-
-        def once(a, b):
-            calls.append(a)
-            return full_disk() if len(calls) == 1 else real(a, b)
-
-        monkeypatch.setattr(os, "replace", once)
-    else:
-        from numba.core.caching import FunctionCache
-
-        monkeypatch.setattr(FunctionCache, "save_overload", full_disk)
-    p = np.ones(4)
-    with pytest.warns(fastopt.CacheWarning, match="No space left"):
-        fastopt.update(mine, 1, {"p": p, "g": np.ones(4)})
-    assert np.all(p < 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fastopt.update(mine, 2, {"p": p, "g": np.ones(4)})
-
-
-DAMAGE = {
-    "code cut short": ("nbc", lambda data: data[:100]),
-    "code of zeros": ("nbc", lambda data: bytes(len(data))),
-    "index cut short": ("nbi", lambda data: data[:10]),
-    "index of zeros": ("nbi", lambda data: bytes(len(data))),
-    "index empty": ("nbi", lambda data: b""),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_compiled_code_is_reported_once_and_replaced(damage, tmp_path):
-    output(run(ONE_STEP, tmp_path))
-    suffix, spoil = DAMAGE[damage]
-    (path,) = tmp_path.rglob(f"adam*.{suffix}")
-    path.write_bytes(spoil(path.read_bytes()))
-    process = run(ONE_STEP, tmp_path)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert out.startswith("0.9")
-    assert "CacheWarning" in err
-    assert "compiled again and replaced" in err
-    process = run(ONE_STEP, tmp_path)
-    out, err = process.communicate(timeout=300)
-    assert (out.split(), err) == (["0.9", "1", "0"], "")
-
-
-def test_an_unwritable_package_and_home_are_a_warning(tmp_path):
-    root = Path(fastopt.__file__).parent.parent
-    unwritable = Path("/proc/self")  # not even root can create a folder there
-    if not unwritable.exists():
-        pytest.skip("this system has no /proc")
-    for name, target in (("fastopt", "fastopt"), ("kernels", "fastopt/kernels")):
-        ignore = shutil.ignore_patterns("__pycache__", "kernels", "demo")
-        shutil.copytree(root / name, tmp_path / target, ignore=ignore)
-    for folder in ("fastopt", "fastopt/kernels", "fastopt/kernels/rules"):
-        (tmp_path / folder / "__pycache__").write_text("")  # a file of that name has the effect of a read-only folder
-    process = run(ONE_STEP, unwritable, HOME=str(unwritable), PYTHONPATH=str(tmp_path))
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert out.startswith("0.9")
-    assert "compiled kernels cannot be stored on disk" in err
-
-
-@pytest.mark.parametrize("length", [120, 260])
-def test_a_kernel_with_a_long_name_is_cached(length):
-    from numba.core import event
-
-    mine = fresh_rule("Long" * (length // 4))
-    buffers = {"p": np.ones(4), "g": np.ones(4)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fastopt.update(mine, 1, buffers)
-    program = trace(mine, np.dtype(np.float64))
-    folder = Path(compiled(program).stats.cache_path)
-    assert list(folder.glob(f"{cache.short(program.name)}_*.nbc"))
-    with event.install_recorder("numba:compile") as recorder:
-        fastopt.update(mine, 2, buffers)
-    assert not recorder.buffer
-
-
-def test_a_truncated_module_is_rewritten(tmp_path):
-    folder = tmp_path / "kind"
-    folder.mkdir()
-    path = folder / "m.py"
-    cache._write(path, b"x = 1\n")
-    stamp = path.stat().st_mtime
-    cache._write(path, b"x = 1\n")
-    assert path.stat().st_mtime == stamp
-    path.write_text("x =")  # as a crash while writing would leave it
-    cache._write(path, b"x = 1\n")
-    assert path.read_text() == "x = 1\n"
 
 
 def test_steps_with_a_changing_learning_rate_compile_nothing():

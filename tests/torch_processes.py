@@ -364,7 +364,7 @@ def in_backward(rank: int, folder: str) -> None:
     for make in (fastopt.torch.in_backward, fastopt.torch.offload):  # which average gradients after they are taken
         replicated = torch.nn.parallel.DistributedDataParallel(model())
         opt = make(replicated.parameters(), fastopt.torch.AdamW)
-        with pytest.raises(fastopt.SettingError, match="(?s)was taken in the backward pass.*DistributedDataParallel"):
+        with pytest.raises(fastopt.SettingError, match=r"(?s)was taken in the backward pass.*DistributedDataParallel"):
             replicated(data(0, rank)).square().mean().backward()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -14,7 +15,7 @@ from llvmlite import binding
 import fastopt
 from fastopt.bench import ceiling
 from fastopt.errors import BackendError
-from fastopt.kernels import cache, jit
+from fastopt.kernels import jit
 from fastopt.kernels.backends import BACKENDS, bind
 from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.devices import require_device
@@ -89,13 +90,14 @@ def threads() -> str:
 
 def kernel_cache() -> str:
     """Return the folder of compiled kernels, whether it is writable, and its size."""
-    folder = jit.cache_folder()
-    if not folder.is_relative_to(cache.preferred_folder()):
-        return f"{cache.preferred_folder()} is not writable, so every process compiles its kernels again"
-    count = len(list(folder.glob("*.py")))
-    size = sum(file.stat().st_size for file in folder.rglob("*")) / 1e6
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        folder = jit.cache_folder()
+    if folder is None:
+        return f"none: {found[0].message.got}" if found else "none"
+    sizes = [file.stat().st_size for file in folder.glob("*.code")]
     access = "writable" if os.access(folder, os.W_OK) else "not writable"
-    return f"{folder} ({access}): {count} kernels, {size:.1f} MB"
+    return f"{folder} ({access}): {len(sizes)} kernels, {sum(sizes) / 1e6:.1f} MB"
 
 
 def memory_ceiling() -> str:

@@ -51,13 +51,13 @@ def stack_word(typingctx):
     return types.int64(), codegen
 
 
-@njit(cache=True, inline="always", error_model="numpy")
+@njit(inline="always", error_model="numpy")
 def answers(function, tensor, answer, dtype, expected):
     """Whether a function's answer, a number of that type, is the expected one."""
     return call_status(function, tensor, answer) == 0 and load_at(answer, dtype) == expected
 
 
-@njit(cache=True, inline="always", error_model="numpy")
+@njit(inline="always", error_model="numpy")
 def answers_all(function, tensor, answer, expected, first, count):
     """Whether a function's answer is the address of the `count` expected numbers from `first` on."""
     if call_status(function, tensor, answer) != 0:
@@ -69,7 +69,7 @@ def answers_all(function, tensor, answer, expected, first, count):
     return True
 
 
-@njit(cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def check_tensors(functions, common, params, objects, state, p_at, g_at, s_at, expected, found_at):
     """Return SAME, MOVED (gradients alone, to `found_at`) or CHANGED.
 

@@ -43,7 +43,7 @@ class TakenGradient(torch.Tensor):
         if function is torch.ops.aten._foreach_zero_.default:
             return None
         what = "this gradient was taken in the backward pass, as soon as it was complete, and has no memory now."
-        do = "clip by max_norm= of fastopt.torch.offload; or, and with DistributedDataParallel, use an optimizer by itself"
+        do = "clip by max_norm= of fastopt.torch.offload; else, and with DistributedDataParallel, step after backward"
         raise SettingError(what, got=f"{function.__name__} on it", do=do)
 
     def __repr__(self, **_: Any) -> str:

@@ -10,7 +10,7 @@ SIGNATURE = types.void(intp, intp)
 SPINS = 50_000  # some 0.1 ms, about as long as a chunk takes, before other threads are let have the core
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def wait(job, chunks):
     """Return when so many chunks of the job are finished."""
     spins = 0

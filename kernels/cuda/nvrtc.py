@@ -1,7 +1,7 @@
 """Compiling CUDA C++ with NVRTC, which needs no GPU, and loading the result; CuPy calls both.
 
 CuPy's RawModule would compile too, but it adds `-ftz=true` after all other options, and denormals are part of the
-arithmetic. So NVRTC is called directly, its machine code stored on disk, and RawModule loads that.
+arithmetic. So NVRTC is called directly, its machine code stored on disk, and loaded from memory once it is verified.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def compile_source(source: str, architecture: str, *more: str) -> Compiled:
         nvrtc.destroyProgram(program)
 
 
-def cache_folder() -> Path:
-    """Return the folder in which compiled CUDA kernels are stored."""
-    return cache.folder("cuda-nvrtc{}.{}".format(*load_cupy().cuda.nvrtc.getVersion()))
+def cache_folder() -> Path | None:
+    """Return the folder in which compiled CUDA kernels are stored, if there is one."""
+    return cache.folder("nvrtc{}.{}".format(*load_cupy().cuda.nvrtc.getVersion()))
 
 
-def stored(source: str, capability: int) -> Path:
-    """Return the file of a source's code for a compute capability such as 90, compiling it where there is none.
+def machine_code(source: str, capability: int) -> bytes:
+    """Return a source's code for a compute capability such as 90, compiled now or by an earlier process.
 
     For a device that is newer than the compiler it is PTX, which the driver translates.
     """
@@ -66,19 +66,21 @@ def stored(source: str, capability: int) -> Path:
     real = capability in known
     architecture = f"{'sm' if real else 'compute'}_{max(known)}"
     digest = hashlib.sha256("\0".join((source, architecture, *OPTIONS)).encode()).hexdigest()[:24]
-    path = cache_folder() / f"{digest}.{'cubin' if real else 'ptx'}"
     with cache.lock:
-        if not path.exists():
+        folder = cache_folder()
+        path = folder and folder / f"{digest}.{'cubin' if real else 'ptx'}"
+        found = None if path is None else cache.read(path)
+        if found is None:
             made = compile_source(source, architecture)
-            path = cache.store(path, made.cubin if real else made.ptx)
-    return path
+            found = made.cubin if real else made.ptx
+            if path is not None:
+                cache.write(path, found)
+    return found
 
 
 @lru_cache(maxsize=1024)
 def function(source: str, name: str, device: int) -> Any:
     """Return one of a source's kernels, loaded on the current device, whose number is `device`.
-
-    What an earlier process compiled is loaded from disk, and compiled again where it was damaged.
 
     Raises:
         BackendError: the compiler is missing or refuses the source, the device is too old, or does not load the code.
@@ -86,15 +88,9 @@ def function(source: str, name: str, device: int) -> Any:
     """
     cupy = load_cupy()
     try:
-        path = stored(source, int(cupy.cuda.Device(device).compute_capability))
-        try:
-            return _loaded(cupy, path, name)
-        except Exception as damage:  # whatever the driver says of bytes that are no code
-            path.unlink(missing_ok=True)
-            path = stored(source, int(cupy.cuda.Device(device).compute_capability))
-            kernel = _loaded(cupy, path, name)
-            cache.warn_damaged(path, damage)
-            return kernel
+        module = cupy.cuda.Module()
+        module.load(machine_code(source, int(cupy.cuda.Device(device).compute_capability)))
+        return module.get_function(name)
     except Exception as error:  # whatever NVRTC, the driver or the disk says
         raise BackendError(
             "this CUDA kernel cannot be compiled and loaded.",
@@ -102,9 +98,3 @@ def function(source: str, name: str, device: int) -> Any:
             do=f"see that NVRTC and the driver are installed and fit: {INSTALL}",
             where=name,
         ) from error
-
-
-def _loaded(cupy: Any, path: Path, name: str) -> Any:
-    kernel = cupy.RawModule(path=str(path)).get_function(name)
-    kernel.kernel  # noqa: B018 — loads it now, not in the middle of a capture
-    return kernel

@@ -40,7 +40,7 @@ def step_1(m_new, v_new, index, x15, x18, x20, x21, x7, x8):
     return select(x25 >= word(127), word(127), x25 | ((x22 >> word(24)) & word(128))), select(v_new == float32(0.0), word(0), select(x27 > word(255), word(255), x27))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def adam_psplit_gbf16_mf8_vuf8(
     job, n, chunk, prefetching, p_at, p_low_at, g_at, m_at, m_scale_at, v_at, v_scale_at, key0,
     key1, offset, beta1, rest1, beta2, rest2, step_size, root, eps, decay, keep,

@@ -12,7 +12,7 @@ SIGNATURE = types.void(
 )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def gradientnoise_sgd_pf32_gf32(
     job, n, chunk, prefetching, p_at, g_at, key0, key1, offset, lr, decay, noise_scale,
 ):

@@ -22,7 +22,7 @@ def step(p_i, g_i, m_i, index, beta, rest, m_size, x6, x9):
     return select(p_new != p_new, word(32704), word(p_new) + (x11 >> word(16)) >> word(16)), select(m_new != m_new, word(32704), word(m_new) + ((x11 << word(16)) >> word(16)) >> word(16))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def momentum_pbf16_sr_gbf16_mbf16_sr(
     job, n, chunk, prefetching, p_at, g_at, m_at, key0, key1, offset, beta, rest, m_size, g_size,
     decay,
