@@ -6,6 +6,8 @@ One class, and over 300 lines because half of them are its documentation: packin
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Mapping
 from itertools import starmap
 from operator import call
@@ -31,6 +33,7 @@ from fastopt.kernels.launch import Rows, run
 from fastopt.kernels.rules.rule import Rule, require_rule
 from fastopt.parameters import Group, NamedValues, padded
 from fastopt.store import Store
+from fastopt.turn import Turn, is_taken
 
 
 class Optimizer:
@@ -95,7 +98,7 @@ class Optimizer:
         require_rule(rule)
         values = first_values(params)
         self._seed = seed_number(seed)
-        self._t = 0
+        self._turn = Turn(0)
         self._prepared: PreparedSteps | None = None  # on a device, once `capturable` was called
         device = _device_for(backend, values)
         chosen, library = choose(backend, str(device)), library_on(device)
@@ -139,7 +142,8 @@ class Optimizer:
             made.append(Group(planned, shapes, offset, store, bind(chosen, planned.program, rows)))
             offset += count
         self._groups, self._on_device = made, device != CPU
-        self._steps = [(g.plan.scalars, g.plan.keys, g.launch.calls) for g in made]
+        self._apart = self._on_device or chosen == "reference"  # which have ways of their own to step
+        self._steps = [(g.plan.scalars, g.plan.keys if g.plan.program.noise else None, g.launch.calls) for g in made]
         self._values = NamedValues(made, values, library, device)
         self.flat_params, self.flat_grads = (_forward(made[0].store, b, flat) for b in ("p", "g"))
         if len(made[0].store.formats["p"].planes) > 1 and not self._on_device:
@@ -147,7 +151,7 @@ class Optimizer:
         self.params: Mapping[str, Any] = MappingProxyType(self._values.divide(self.flat_params))
         self._own_grads = self._values.divide(self.flat_grads)
         self.grads: Mapping[str, Any] = MappingProxyType(self._own_grads)
-        self._values.write("p", {name: _converted(value, computes) for name, value in values.items()})
+        self._write({"p": {name: _converted(value, computes) for name, value in values.items()}})
 
     @raised_by("Optimizer.assign")
     def assign(self, params: Mapping[str, Any]) -> None:
@@ -158,14 +162,27 @@ class Optimizer:
         Raises:
             LayoutError: a name is unknown, or a value has another shape or type. Nothing is changed then.
 
+        Values may be views of this optimizer's memory. An interrupt finds all of them set, or none.
+
         """
-        self._values.write("p", checkpoint.assigned(params, self._values))
+        self._write({"p": checkpoint.assigned(params, self._values)})
+
+    def _write(self, values: Mapping[str, Mapping[str, Any]], t: int | None = None, seed: int | None = None) -> None:
+        """Write values between two steps, buffer → parameter → array, and t and the seed where they are given."""
+        with self._values.library.running(self._values.device, None):
+            self._turn.take(
+                lambda now: [
+                    *self._values.writes(values),
+                    (setattr, self, "_seed", self._seed if seed is None else seed),
+                    (self._turn.end, now if t is None else t),
+                ]
+            )
 
     @property
     @raised_by("Optimizer.t")
     def t(self) -> int:
         """Steps taken. After `capturable`, which lets the device count, reading it waits for the device."""
-        return self._t if self._prepared is None else self._prepared.t()
+        return self._turn.now() if self._prepared is None else self._prepared.t()
 
     def step(self, grads: Mapping[str, Any] | None = None, *, stream: Any = None) -> None:
         """Take one step with the gradients in `self.grads`, or with these, which are copied there first.
@@ -185,26 +202,41 @@ class Optimizer:
 
         """
         try:
-            if self._on_device or stream is not None:
-                self._step_on_device(grads, stream)
+            if self._apart or stream is not None:
+                self._step_apart(grads, stream)
             else:
-                list(starmap(call, self._calls(grads)))  # `launch.run`, written out: a small step is short enough
+                # `launch.run`, written out: a small step is short enough.
+                list(starmap(call, self._calls(self._turn.now(), grads)))
         except FastoptError as error:
             error.where = error.where or "Optimizer.step"
             raise
+        except ValueError as error:
+            if not is_taken(error):
+                raise
+            self.step(grads, stream=stream)  # another thread has stepped
 
-    def _calls(self, grads: Mapping[str, Any] | None) -> list[tuple]:
-        """Check everything, copy the gradients and prepare the step."""
-        t, seed, ready = self._t + 1, self._seed, []
-        for scalars, keys, prepare in self._steps:  # all of them, before anything is written
-            ready.append((prepare, keys(seed, t), scalars(t)))
+    def _calls(self, taken: int, grads: Mapping[str, Any] | None) -> list[tuple]:
+        """Check everything, and prepare the step that follows so many."""
+        t, seed, turn, ready = taken + 1, self._seed, self._turn, []
+        for scalars, keys, prepare in self._steps:  # all of them, before any is prepared
+            ready.append((prepare, keys(seed, t) if keys else (), scalars(t)))
+        calls: list[tuple] = [(turn.begin, taken)]
         if grads is not None:
-            self._copy_gradients(grads)
-        calls = []
+            calls += self._gradient_copies(grads)
         for prepare, noise, values in ready:
             calls += prepare(noise, values)
-        calls.append((setattr, self, "_t", t))
+        calls.append((turn.end, t))
         return calls
+
+    def _step_apart(self, grads: Mapping[str, Any] | None, stream: Any) -> None:
+        """Step on a device, or by the reference, which computes while it prepares."""
+        if self._on_device or stream is not None:
+            self._step_on_device(grads, stream)
+            return
+        with _REFERENCE:
+            if grads is not None:
+                run(self._gradient_copies(grads))
+            run(self._calls(self._turn.now(), None))
 
     def _step_on_device(self, grads: Mapping[str, Any] | None, stream: Any) -> None:
         library = self._values.library
@@ -214,11 +246,10 @@ class Optimizer:
                     "which would replay this step's t and learning rate unchanged.",
                     "call opt.capturable(steps) before the capture: then they advance on the device",
                 )
-                run(self._calls(grads))
+                self._turn.take(lambda t: self._calls(t, grads)[1:])
                 return
-            if grads is not None:
-                self._copy_gradients(grads)
-            run(self._prepared.calls())
+            copies = [] if grads is None else self._gradient_copies(grads)
+            run([*copies, *self._prepared.calls()])
 
     @raised_by("Optimizer.capturable")
     def capturable(self, steps: int) -> None:
@@ -250,11 +281,11 @@ class Optimizer:
             self._prepared.prepare_next(self._seed, steps)
             return
         prepared = PreparedSteps(self._groups, self._values.library, self._values.device, steps)
-        prepared.prepare(self._seed, self._t)
+        prepared.prepare(self._seed, self._turn.now())
         self._prepared = prepared
 
-    def _copy_gradients(self, grads: Mapping[str, Any]) -> None:
-        """Copy gradients to the flat buffer; all are checked before any is copied."""
+    def _gradient_copies(self, grads: Mapping[str, Any]) -> list[tuple]:
+        """Check gradients, and prepare their copies to the flat buffer."""
         given = by_name(grads, "gradients")
         if given.keys() != self._own_grads.keys():
             require_names(given, self._own_grads, "the gradient of")
@@ -266,9 +297,8 @@ class Optimizer:
                 require_like(array, own, f"the gradient {name!r}", same_device=True, do=do)
             if array is not own and array.base is not None and self._is_within(array):
                 array = library_of(array).duplicate(array)  # another parameter's, which may be overwritten before
-            copies.append((own, array))
-        for own, array in copies:
-            own[...] = array
+            copies.append((own.__setitem__, ..., array))
+        return copies
 
     def _is_within(self, array: Array) -> bool:
         """Whether an array lies, in part, in the flat gradients."""
@@ -291,11 +321,16 @@ class Optimizer:
         known = sorted(self._values.buffers[1:])
         if name not in known:
             raise LayoutError(f"there is no state {name!r}.", do=suggest(str(name), known))
-        return {p: self._values.library.duplicate(value) for p, value in self._values.read(name).items()}
+        return self._copies(name)
 
     def master(self) -> dict[str, Any]:
         """Return the parameters in the computing precision, by name (a copy)."""
-        return {name: self._values.library.duplicate(value) for name, value in self._values.read("p").items()}
+        return self._copies("p")
+
+    def _copies(self, buffer: str) -> dict[str, Any]:
+        """Copy the values of a buffer between two steps."""
+        with self._turn.held():
+            return {name: self._values.library.duplicate(value) for name, value in self._values.read(buffer).items()}
 
     @raised_by("Optimizer.state_dict")
     def state_dict(self) -> dict[str, Any]:
@@ -312,7 +347,8 @@ class Optimizer:
         another of the same precision; in the same one it goes on bit for bit.
         """
         self._values.library.wait(self._values.device)  # for steps on any stream
-        return checkpoint.save(self._values, self.t, self._seed)
+        with self._turn.held() as t:
+            return checkpoint.save(self._values, t if self._prepared is None else self._prepared.t(), self._seed)
 
     @raised_by("Optimizer.load_state_dict")
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -323,14 +359,14 @@ class Optimizer:
         Raises:
             LayoutError: an entry is missing, unknown, or of another shape, type or rule. Nothing is changed then.
 
+        Values may be views of this optimizer's memory. An interrupt finds all of them loaded, or none.
+
         """
         self._values.library.wait(self._values.device)
         t, seed, found = checkpoint.check(state, self._values)  # before anything is written
-        for buffer, values in found.items():
-            self._values.write(buffer, values)
-        self._t, self._seed = t, seed
+        self._write(found, t, seed)
         if self._prepared is not None:
-            self._prepared.prepare(self._seed, self._t)
+            self._prepared.prepare(self._seed, t)
 
     def __reduce__(self) -> tuple:
         """Pickle and deep-copy by building anew: a kernel holds the addresses of its own optimizer's memory.
@@ -346,8 +382,13 @@ class Optimizer:
         count = sum(view.size for view in self.params.values())
         rules = ", ".join(repr(group.plan.rule) for group in self._groups)
         prepared = self._prepared
-        t = f"t={self._t}" if prepared is None else f"t from {prepared.first} on, counted on the device"
+        t = f"t={self._turn.now()}" if prepared is None else f"t from {prepared.first} on, counted on the device"
         return f"Optimizer({rules}; {len(self.params)} arrays, {count:,} parameters, {t})"
+
+
+_REFERENCE = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_REFERENCE._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def _restored(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 
-from fastopt.arrays import NUMPY
+from fastopt.arrays import NUMPY, library_of
 from fastopt.arrays.library import CPU, Array, Device, Library
 from fastopt.kernels.compiler.plan import Plan
 from fastopt.kernels.formats import TILE, Plane
@@ -70,22 +70,38 @@ class NamedValues:
                 found |= views(group.values(buffer, self.library, self.device), group.shapes)
         return {name: found[name] for name in self.names if name in found}
 
-    def write(self, buffer: str, values: Mapping[str, Array]) -> None:
-        """Write values of one buffer, of those parameters that are named and have it."""
+    def writes(self, values: Mapping[str, Mapping[str, Array]]) -> list[tuple]:
+        """Prepare the calls that write values, buffer → parameter → array, of those that are named.
+
+        Everything that may fail, or be interrupted, happens here. Values may be views of the memory that is written.
+        """
+        return [call for buffer, named in values.items() for call in self._writes(buffer, named)]
+
+    def _writes(self, buffer: str, values: Mapping[str, Array]) -> Iterator[tuple]:
+        """Prepare the calls that write values of one buffer."""
         for group in self.groups:
             if buffer not in group.plan.program.formats or not group.shapes.keys() & values.keys():
                 continue
-            store, library = group.store, self.library
-            if plain := store.formats[buffer].plain:
-                flat = store.planes[0][buffer]
-            else:  # decoded, changed and encoded in the CPU's memory
-                library, all_named = NUMPY, group.shapes.keys() <= values.keys()
-                flat = np.zeros(store.sizes[0], self.dtype) if all_named else store.decode(0, buffer)
+            store, planes = group.store, group.store.planes[0]
+            if store.formats[buffer].plain:
+                for name, own in views(planes[buffer], group.shapes).items():
+                    if name in values:
+                        yield self.library.writing(own, self._apart(values[name]))
+                continue
+            # Decoded, changed and encoded in the CPU's memory.
+            all_named = group.shapes.keys() <= values.keys()
+            flat = np.zeros(store.sizes[0], self.dtype) if all_named else store.decode(0, buffer)
             for name, own in views(flat, group.shapes).items():
                 if name in values:
-                    library.copy(own, values[name])
-            if not plain:
-                store.encode(0, buffer, flat)
+                    NUMPY.copy(own, values[name])
+            for plane, part, words in store.encoded(buffer, flat):
+                yield self.library.writing(planes[plane][part], words.view(planes[plane].dtype))
+
+    def _apart(self, value: Array) -> Array:
+        """Return values, in other memory where they may lie in this."""
+        planes = [array for group in self.groups for array in group.store.planes[0].values()]
+        library = library_of(value)
+        return library.duplicate(value) if any(library.overlap(value, array) for array in planes) else value
 
     def templates(self) -> dict[str, dict[str, np.ndarray]]:
         """Return an array of the shape and type of every value, by buffer and parameter, without memory."""

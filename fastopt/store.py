@@ -77,12 +77,17 @@ class Store:
 
     def encode(self, row: int, buffer: str, values: np.ndarray, *, skip: Any = ()) -> None:
         """Write flat values in the computing precision, each rounded to nearest, to all planes but those to `skip`."""
-        form, planes = self.formats[buffer], self.planes[row]
+        for name, part, words in self.encoded(buffer, values):
+            if name not in skip:
+                self.memory.write(self.planes[row][name], part, words)
+
+    def encoded(self, buffer: str, values: np.ndarray) -> Iterator[tuple[str, slice, np.ndarray]]:
+        """Encode values as `encode` does, and return their words: the name of a plane, a part of it, and what it is."""
+        form = self.formats[buffer]
         for part, tiles in _parts(values.size):
             packed = pack(form, values[part])
             for (name, plane), words in zip(form.plane_names(buffer).items(), packed, strict=True):
-                if name not in skip:
-                    self.memory.write(planes[name], tiles if plane.tiled else part, words)
+                yield name, tiles if plane.tiled else part, words
 
     def forward(self, buffer: str) -> str:
         """Return the name of the plane that a forward pass reads."""

@@ -75,6 +75,14 @@ class Library(Memory, Protocol):
         """Copy NumPy's array or one of this library's into one of the same shape and type."""
         ...
 
+    def writing(self, target: Array, source: Array) -> tuple:
+        """Prepare the call of a compiled function that does what `copy` does, while the target's device is current."""
+        ...
+
+    def overlap(self, a: Array, b: Array) -> bool:
+        """Whether two arrays may share memory."""
+        ...
+
     def duplicate(self, array: Array) -> Array:
         """Copy an array to new memory of its device."""
         ...

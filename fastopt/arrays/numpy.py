@@ -62,7 +62,14 @@ class NumPy:
         array[part].view(values.dtype)[...] = values
 
     def copy(self, target: np.ndarray, source: Any) -> None:  # noqa: D102
-        target[...] = source if isinstance(source, np.ndarray) else source.get()
+        function, *arguments = self.writing(target, source)
+        function(*arguments)
+
+    def writing(self, target: np.ndarray, source: Any) -> tuple:  # noqa: D102
+        return target.__setitem__, ..., source if isinstance(source, np.ndarray) else source.get()
+
+    def overlap(self, a: Any, b: Any) -> bool:  # noqa: D102
+        return isinstance(b, np.ndarray) and np.may_share_memory(a, b)
 
     def duplicate(self, array: np.ndarray) -> np.ndarray:  # noqa: D102
         return array.copy()
