@@ -206,7 +206,7 @@ class Optimizer:
                 self._step_apart(grads, stream)
             else:
                 # `launch.run`, written out: a small step is short enough.
-                list(starmap(call, self._calls(self._turn.now(), grads)))
+                list(starmap(call, self._calls(grads)))
         except FastoptError as error:
             error.where = error.where or "Optimizer.step"
             raise
@@ -215,16 +215,20 @@ class Optimizer:
                 raise
             self.step(grads, stream=stream)  # another thread has stepped
 
-    def _calls(self, taken: int, grads: Mapping[str, Any] | None) -> list[tuple]:
-        """Check everything, and prepare the step that follows so many."""
-        t, seed, turn, ready = taken + 1, self._seed, self._turn, []
+    def _calls(self, grads: Mapping[str, Any] | None) -> list[tuple]:
+        """Check everything, and prepare the next step, between `Turn.begin` and `Turn.end`."""
+        turn, seed, ready = self._turn, self._seed, []
+        taken = turn.now()
+        t = taken + 1
         for scalars, keys, prepare in self._steps:  # all of them, before any is prepared
-            ready.append((prepare, keys(seed, t) if keys else (), scalars(t)))
-        calls: list[tuple] = [(turn.begin, taken)]
-        if grads is not None:
-            calls += self._gradient_copies(grads)
-        for prepare, noise, values in ready:
-            calls += prepare(noise, values)
+            ready += (prepare, keys(seed, t) if keys else (), scalars(t))
+        copies = () if grads is None else self._gradient_copies(grads)
+        if len(ready) == 3:  # one group, as most have
+            prepare, noise, values = ready
+            return [(turn.begin, taken), *copies, *prepare(noise, values), (turn.end, t)]
+        calls = [(turn.begin, taken), *copies]
+        for k in range(0, len(ready), 3):
+            calls += ready[k](ready[k + 1], ready[k + 2])
         calls.append((turn.end, t))
         return calls
 
@@ -236,7 +240,7 @@ class Optimizer:
         with _REFERENCE:
             if grads is not None:
                 run(self._gradient_copies(grads))
-            run(self._calls(self._turn.now(), None))
+            run(self._calls(None))
 
     def _step_on_device(self, grads: Mapping[str, Any] | None, stream: Any) -> None:
         library = self._values.library
@@ -246,7 +250,7 @@ class Optimizer:
                     "which would replay this step's t and learning rate unchanged.",
                     "call opt.capturable(steps) before the capture: then they advance on the device",
                 )
-                self._turn.take(lambda t: self._calls(t, grads)[1:])
+                self._turn.take(lambda _: self._calls(grads)[1:])
                 return
             copies = [] if grads is None else self._gradient_copies(grads)
             run([*copies, *self._prepared.calls()])
