@@ -96,9 +96,12 @@ def test_what_uses_a_gradient_that_was_taken_is_refused():
         lambda: float(p.grad.norm()),
         lambda: p.grad.add_(p),
         lambda: torch.optim.SGD(net.parameters()).step(),
+        lambda: net.share_memory(),
+        lambda: p.grad.numpy(),
+        lambda: p.grad.data_ptr(),
     ]
     for use in uses:
-        with pytest.raises(SettingError, match=r"(?s)was taken in the backward pass.*got .* on it.*max_norm"):
+        with pytest.raises(SettingError, match=r"(?s)was taken in the backward pass.*got .*accumulate=None"):
             use()
     assert repr(p.grad) == "TakenGradient(shape=(20, 20), dtype=torch.float32)"
     opt.zero_grad(set_to_none=False)
@@ -125,10 +128,7 @@ def test_gradients_cannot_be_accumulated():
     net(torch.ones(1, 20)).sum().backward()
     with pytest.raises(SettingError, match=r"(?s)AdamW in the backward pass: .*another gradient before step"):
         net(torch.ones(1, 20)).sum().backward()
-    with pytest.raises(SettingError, match="another gradient before step"):  # nor taken by step itself
-        opt.step()
-    opt.zero_grad()
-    opt.step()
+    opt.step()  # which ends the iteration
     net(torch.ones(1, 20)).sum().backward()
 
 

@@ -53,8 +53,7 @@ WAYS = {
     "in backward": {},
     "accumulated": {"accumulate": 3},
     "open": {"accumulate": None},
-    "clipped": {"max_norm": 0.01},
-    "clipped and accumulated": {"max_norm": 0.01, "accumulate": None},
+    "clipped": {"accumulate": None},
 }
 
 
@@ -63,13 +62,13 @@ WAYS = {
 def test_the_bits_are_those_of_the_optimizer_on_a_cpu(name, dtype, storage, way):
     """With a schedule, two groups, and a checkpoint from which an ordinary optimizer goes on, and the reverse."""
     own, cls = WAYS[way], getattr(fastopt.torch, name)
-    loop = {"accumulate": 1 if way in ("in backward", "clipped") else 3}
+    loop: Any = {"accumulate": 1 if way == "in backward" else 3, "clip": 0.01 if way == "clipped" else None}
     nets, opts = [network(dtype), network(dtype)], []
     for net, make in zip(nets, (cls, lambda groups, **o: fastopt.torch.offload(groups, cls, **own, **o)), strict=True):
         groups = [{"params": net[:4].parameters()}, {"params": net[4:].parameters(), "weight_decay": 0.3}]
         opts.append(make(groups, lr=0.02, storage=storage, seed=3))
     schedules = [torch.optim.lr_scheduler.ExponentialLR(opt, 0.9) for opt in opts]
-    train(nets[0], opts[0], range(5), schedules[0], **loop, clip=own.get("max_norm"))
+    train(nets[0], opts[0], range(5), schedules[0], **loop)
     train(nets[1], opts[1], range(5), schedules[1], **loop)
     assert equal(*nets)
     saved = [opt.state_dict() for opt in opts]
@@ -79,11 +78,9 @@ def test_the_bits_are_those_of_the_optimizer_on_a_cpu(name, dtype, storage, way)
         assert str(dict(opts[0].state[p])) == str(dict(opts[1].state[q]))
     for opt, other in zip(opts, reversed(saved), strict=True):
         opt.load_state_dict(copy.deepcopy(other))
-    train(nets[0], opts[0], range(5, 8), **loop, clip=own.get("max_norm"))
+    train(nets[0], opts[0], range(5, 8), **loop)
     train(nets[1], opts[1], range(5, 8), **loop)
     assert equal(*nets)
-    if "max_norm" in own:
-        assert float(opts[1].grad_norm) > 0.01
 
 
 def test_steps_are_taken_while_backward_goes_on():
@@ -101,7 +98,7 @@ def test_steps_are_taken_while_backward_goes_on():
     train(net, opt, range(1))
     assert done.is_set()
     assert len(threads) == 12
-    assert set(threads) == {"fastopt-offload_0"}
+    assert set(threads) == {"fastopt-offload"}
 
 
 def test_gradients_are_freed_as_they_come():
@@ -123,7 +120,7 @@ def test_clipping_from_outside_is_refused():
     net = network()
     opt = fastopt.torch.offload(net, AdamW)
     loss_of(net, 0).backward()
-    with pytest.raises(SettingError, match=r"(?s)was taken in the backward pass.*max_norm= of fastopt.torch.offload"):
+    with pytest.raises(SettingError, match=r"(?s)was taken in the backward pass.*offload with accumulate=None"):
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale(torch.ones(()))
@@ -288,7 +285,7 @@ def test_what_cannot_work_is_refused_by_name():
     bad = [
         ({"flatten": True}, "flatten=True"),
         ({"accumulate": 0}, "accumulate=0"),
-        ({"max_norm": -1.0}, "max_norm=-1.0"),
+        ({"max_norm": 1.0}, "max_norm"),
         ({"storage": "split"}, "another type"),
     ]
     for own, match in bad:
@@ -301,9 +298,8 @@ def test_what_cannot_work_is_refused_by_name():
         with pytest.raises(SettingError, match=r"offloaded AdamW: .*cannot be copied or pickled"):
             copied(opt)
     opt.param_groups[0]["params"].pop()
-    loss_of(net, 0).backward()
     with pytest.raises(LayoutError, match="other parameters"):
-        opt.step()
+        loss_of(net, 0).backward()
     embedding = torch.nn.Embedding(4, 2, sparse=True)
     opt = fastopt.torch.offload(embedding, AdamW)
     with pytest.raises(LayoutError, match=r"gradient of parameter 0 of group 0 is sparse"):
@@ -391,13 +387,13 @@ def late(monkeypatch):
 @pytest.mark.parametrize("way", ["in backward", "accumulated", "clipped"])
 def test_every_copy_is_waited_for(way, waits, late, monkeypatch):
     own = WAYS[way]
-    loop = {"accumulate": own.get("accumulate", 1)}
+    loop: Any = {"accumulate": own.get("accumulate", 1) or 2, "clip": 0.01 if way == "clipped" else None}
     nets = [network(torch.bfloat16), network(torch.bfloat16)]
     opts: list[Any] = [AdamW(nets[0].parameters(), storage="split", lr=0.02)]
     opts.append(fastopt.torch.offload(nets[1], AdamW, storage="split", lr=0.02, **own))
     if not waits:
         monkeypatch.setattr(transfers.Transfers, "finish", lambda _: None)
-    train(nets[0], opts[0], range(4), **loop, clip=own.get("max_norm"))
+    train(nets[0], opts[0], range(4), **loop)
     train(nets[1], opts[1], range(4), **loop)
     assert equal(*nets) == waits
 

@@ -20,6 +20,7 @@ from torch.multiprocessing.spawn import spawn  # pyright: ignore[reportMissingIm
 import fastopt.torch
 
 VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "offload": (torch.bfloat16, {"storage": "split_8bit"}),
     "table": (torch.float32, {}),
     "flatten": (torch.float32, {"flatten": True}),
     "split": (torch.bfloat16, {"storage": "split"}),
@@ -46,7 +47,11 @@ def made(variant: str, resume: bool) -> tuple[Any, Any, Any]:
     """Return a model, its optimizer and a schedule; one that is to be resumed has other values at first."""
     dtype, own = VARIANTS[variant]
     model = Model(dtype, seed=int(resume))
-    opt = fastopt.torch.AdamW(model.parameters(), lr=0.02, seed=3, **own)
+    options: Any = {"lr": 0.02, "seed": 3, **own}
+    if variant == "offload":
+        opt: Any = fastopt.torch.offload(model, fastopt.torch.AdamW, accumulate=None, **options)
+    else:
+        opt = fastopt.torch.AdamW(model.parameters(), **options)
     return model, opt, torch.optim.lr_scheduler.StepLR(opt, 1, gamma=0.9)
 
 

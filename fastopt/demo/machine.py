@@ -94,7 +94,7 @@ def kernel_cache() -> str:
         warnings.simplefilter("always")
         folder = jit.cache_folder()
     if folder is None:
-        return f"none: {found[0].message.got}" if found else "none"
+        return f"none: {getattr(found[0].message, 'got', '')}" if found else "none"
     sizes = [file.stat().st_size for file in folder.glob("*.code")]
     access = "writable" if os.access(folder, os.W_OK) else "not writable"
     return f"{folder} ({access}): {len(sizes)} kernels, {sum(sizes) / 1e6:.1f} MB"

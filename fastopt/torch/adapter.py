@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch  # pyright: ignore[reportMissingImports]
@@ -22,7 +22,7 @@ from torch.optim.optimizer import (  # pyright: ignore[reportMissingImports]
     _global_optimizer_pre_hooks,
 )
 
-from fastopt.arrays.torch import gradient_type, is_distributed, running
+from fastopt.arrays.torch import CPU, gradient_type, is_distributed, running
 from fastopt.checks import choice, seed_number
 from fastopt.errors import BackendError, FastoptError, LayoutError, raised_by
 from fastopt.kernels.launch import run
@@ -231,16 +231,21 @@ class Adapter(torch.optim.Optimizer):
     _hooked = torch.optim.Optimizer.profile_hook_step(_evaluate)
 
     @_disable_dynamo  # torch.compile has nothing to gain here, and fails within
-    def _locked_step(self, unscale: float | None, only: Any = None, *, same: bool = False) -> None:
-        """Step while no other thread does, which would write to the same tables."""
+    def _locked_step(
+        self, unscale: float | None, only: Any = None, *, same: bool = False, after: Sequence[tuple] = ()
+    ) -> None:
+        """Step while no other thread does, which would write to the same tables; `after` are calls that belong to it.
+
+        A parameter is stepped by itself if it is named by `only`.
+        """
         with self._lock:
             try:
-                self._step(unscale, only, same=same)
+                self._step(unscale, only, same, after)
             except FastoptError as error:
                 error.where = error.where or f"{type(self).__name__}.step"
                 raise
 
-    def _step(self, unscale: float | None, only: Any, *, same: bool) -> None:
+    def _step(self, unscale: float | None, only: Any, same: bool, after: Sequence[tuple]) -> None:
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             what = "the current stream is being captured into a CUDA graph, which would replay this step's t unchanged."
             raise BackendError(what, do="step outside of the capture, or use fastopt.Optimizer")
@@ -256,7 +261,10 @@ class Adapter(torch.optim.Optimizer):
             self._build()
             buckets = self._up_to_date()
             checks = buckets.check(only)
-        for device, calls in buckets.calls(checks, self.state, self._advance).items():
+        prepared = buckets.calls(checks, self.state, self._advance)
+        if after:
+            prepared.setdefault(next(reversed(prepared), CPU), []).extend(after)
+        for device, calls in prepared.items():
             with running(device):
                 run(calls)
 
@@ -268,6 +276,15 @@ class Adapter(torch.optim.Optimizer):
         """Step one parameter, after `step_apart`; `same` says that groups and options are as at the last call."""
         with torch.no_grad():
             self._locked_step(None, p, same=same)
+
+    def step_with(self, after: Sequence[tuple]) -> None:
+        """Step all, without hooks, and make these calls of compiled functions; an interrupt finds all done, or none."""
+        with torch.no_grad():
+            self._locked_step(None, after=after)
+
+    def apart_from_steps(self) -> Any:
+        """Return a context in which no other thread steps."""
+        return self._lock
 
     @_disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -30,7 +30,8 @@ def in_backward(module: Any, optimizer_class: type[Adapter], **options: Any) -> 
 
     What needs all gradients at once cannot be done: clipping by a global norm, GradScaler, gradients accumulated over
     several backward passes. Until `step()`, `p.grad` is a tensor without memory, and whatever reads it raises a
-    SettingError.
+    SettingError. Options are read when the first gradient is complete. Between that and `step()` some parameters have
+    been stepped and others not: save after `step()`.
 
     Args:
         module: the model, or parameters, or groups of them, as for torch's optimizers.
@@ -61,20 +62,23 @@ class BackwardSteps:
 
     def __init__(self, optimizer: Adapter):
         self._optimizer, self._stepped = weakref.ref(optimizer), set()
-        self._hooks = GradientHooks(self._step)
+        self._hooks = GradientHooks(self._step, self._kept)
         self._hooks.add(_params(optimizer))
 
-    def _step(self, p: Any) -> None:
+    def _step(self, p: Any, _: bool) -> None:
         optimizer = self._optimizer()
         if optimizer is None:
             return
         with raised_by(f"{type(optimizer).__name__} in the backward pass"):
             if p in self._stepped:
                 what = "a parameter got another gradient before step(), after it was stepped with the first."
-                do = "call step() after each backward pass; to accumulate, or with DistributedDataParallel, "
-                raise SettingError(what, do=f"{do}use the optimizer by itself")
+                do = "call step() after each backward pass, also one that failed; to accumulate, use offload, or none"
+                raise SettingError(what, do=do)
             optimizer.step_one(p, same=bool(self._stepped))
             self._stepped.add(p)
+
+    def _kept(self, _: Any) -> None:
+        """Return None: gradients are gone once they were used."""
 
     def finish(self) -> None:
         """End an iteration: step what has a gradient still, as parameters that were frozen before."""
@@ -83,7 +87,7 @@ class BackwardSteps:
         params = _params(optimizer)
         with raised_by(f"{type(optimizer).__name__}.step"):
             for p in params:
-                self._hooks.take(p)
+                self._hooks.take(p, in_step=True)
         self._hooks.release(params)
         self._stepped.clear()
 

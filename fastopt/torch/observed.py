@@ -201,12 +201,13 @@ class ObservedState(ObservedDict):
 
 
 class HostState(MutableMapping):
-    """State that lies by copies on the CPU, by the parameters on the device."""
+    """State that lies by copies on the CPU, by the parameters on the device; `refresh` makes a copy what these are."""
 
-    def __init__(self, state: Any, hosts: Mapping[Any, Any]):
-        self._state, self._hosts = state, hosts
+    def __init__(self, state: Any, hosts: Mapping[Any, Any], refresh: Callable[[Any], None]):
+        self._state, self._hosts, self._refresh = state, hosts, refresh
 
     def __getitem__(self, p: Any) -> Any:
+        self._refresh(p)
         return self._state[self._hosts.get(p, p)]
 
     def __setitem__(self, p: Any, entries: Any) -> None:

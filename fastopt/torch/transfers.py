@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import queue
+import threading
+import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch  # pyright: ignore[reportMissingImports]
+from torch.multiprocessing.reductions import StorageWeakRef  # pyright: ignore[reportMissingImports]
+
+from fastopt.errors import BackendError
 
 
 class Gradient(NamedTuple):
@@ -56,16 +61,13 @@ class Transfers:
         with torch.cuda.stream(down):
             host.copy_(source)
 
-    def write(self, host: torch.Tensor, target: torch.Tensor, gradient: Gradient | None) -> None:
-        """Begin to copy a tensor to its device, when all is done there that came before a gradient, or before now."""
+    def write(self, host: torch.Tensor, target: torch.Tensor) -> None:
+        """Begin to copy a tensor to its device, after what the device's current stream has to do."""
         if not target.is_cuda:
             target.copy_(host)
             return
         _, up = self._of(target.device)
-        if gradient is None or gradient.arrived is None:
-            up.wait_stream(torch.cuda.current_stream(target.device))
-        else:
-            up.wait_event(gradient.arrived)
+        up.wait_stream(torch.cuda.current_stream(target.device))
         with torch.cuda.stream(up):
             target.copy_(host, non_blocking=True)
 
@@ -74,32 +76,68 @@ class Transfers:
         for device, (_, up) in self._streams.items():
             torch.cuda.current_stream(device).wait_stream(up)
 
+    def contents(self, tensor: torch.Tensor) -> tuple:
+        """Return what changes when a tensor is written to, as autograd counts, or gets other memory.
+
+        The weak reference keeps the number of a storage that is gone from being another's.
+        """
+        return tensor._version, tensor.storage_offset(), StorageWeakRef(tensor.untyped_storage())
+
+
+class Worker:
+    """One thread that does what is submitted, in order. It ends with this object."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.Queue = queue.Queue()
+        self._process, self._thread = os.getpid(), None
+        self._errors: list[BaseException] = []
+
+    def submit(self, job: Callable, *args: Any) -> None:
+        """Do this after all that was submitted before; what it raises is kept for `raise_error`."""
+        self._require_process()
+        if self._thread is None or not self._thread.is_alive():
+            arguments = self._jobs, self._errors
+            self._thread = threading.Thread(target=_work, args=arguments, name="fastopt-offload", daemon=True)
+            self._thread.start()
+            weakref.finalize(self, self._jobs.put, None).atexit = False
+        self._jobs.put((job, args))
+
+    def wait(self) -> None:
+        """Wait until all is done that was submitted."""
+        self._require_process()
+        self._jobs.join()
+
+    def raise_error(self) -> None:
+        """Raise the first error there was since this was asked last."""
+        errors = self._errors[:]
+        self._errors.clear()
+        if errors:
+            raise errors[0]
+
+    def _require_process(self) -> None:
+        """Begin anew in a forked child, which has no such thread; raise an error if it was at work."""
+        if self._process == os.getpid():
+            return
+        pending, self._jobs = self._jobs.unfinished_tasks, queue.Queue()
+        self._process, self._thread, self._errors = os.getpid(), None, []
+        if pending:
+            what = "this process was forked between backward and step, while a thread of its parent was stepping."
+            raise BackendError(what, do="fork after step(), or load a checkpoint into a new optimizer")
+
+
+def _work(jobs: queue.Queue, errors: list[BaseException]) -> None:
+    while (found := jobs.get()) is not None:
+        job, args = found
+        try:
+            with torch.no_grad():
+                job(*args)
+        except BaseException as error:  # raised by the thread that asks for it
+            errors.append(error)
+        finally:
+            del found, job, args
+            jobs.task_done()
+
 
 def empty_on_host(like: torch.Tensor, *, page_locked: bool) -> torch.Tensor:
     """Make a tensor of the CPU of a tensor's type, shape and order."""
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="cpu", pin_memory=page_locked)
-
-
-class Worker:
-    """One thread that does what is submitted, in order."""
-
-    def __init__(self) -> None:
-        self._pending: list[Future] = []
-        self._process, self._pool = -1, None
-
-    def submit(self, job: Callable, *args: Any) -> None:
-        """Do this after all that was submitted before."""
-        if self._process != os.getpid():  # at first, and in a forked child, which has no threads
-            self._process, self._pool, self._pending = os.getpid(), ThreadPoolExecutor(1, "fastopt-offload"), []
-        assert self._pool is not None
-        self._pending.append(self._pool.submit(job, *args))
-
-    def wait(self) -> None:
-        """Wait until all is done, and raise the first error there was."""
-        errors = []
-        while self._pending:
-            error = self._pending[0].exception()
-            del self._pending[0]  # after the wait, which may be interrupted
-            errors += [] if error is None else [error]
-        if errors:
-            raise errors[0]
