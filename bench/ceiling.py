@@ -59,7 +59,7 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
             f"SIGNATURE = types.void({', '.join(['intp'] * (4 + len(arrays)))})",
             "",
             "",
-            "@njit(nogil=True, cache=True)",
+            "@njit(nogil=True)",
             f"def {name}(job, n, chunk, prefetching, {', '.join(f'{a}_at' for a in arrays)}):",
             "    first = claim(job, -chunk, chunk)",
             "    while first < n:",

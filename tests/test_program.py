@@ -5,6 +5,7 @@ Over 300 lines: nearly half of it are the rules that must be refused.
 
 import inspect
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
@@ -18,6 +19,8 @@ import fastopt
 from fastopt import RuleError, SettingError
 from fastopt.kernels.compiler.plan import host_scalars, plan
 from fastopt.kernels.compiler.trace import trace
+
+GLOBAL, GLOBAL_ARRAY = 2.0, np.ones(3)
 
 
 def rule(update: Callable, name: str = "Mine", scalars: Callable | None = None, **settings: Any) -> Any:
@@ -68,7 +71,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "np.clip": (rule(lambda self, p, g: np.clip(p, -1, 1)), "two np.where"),
     "np.exp": (rule(lambda self, p, g: p * np.exp(g)), "np.exp is not known"),
     "np.power": (rule(lambda self, p, g: np.power(g, 2)), "x \\* x"),
-    "cube": (rule(lambda self, p, g: g**3), "this power is not known"),
+    "ninth power": (rule(lambda self, p, g: g**9), "this power is not known"),
+    "power with a fraction": (rule(lambda self, p, g: g**0.3), "this power is not known"),
+    "power that is not finite": (rule(lambda self, p, g: g ** float("nan")), "this power is not known"),
     "power of a number": (rule(lambda self, p, g: 2**g), "np.power is not known"),
     "remainder": (rule(lambda self, p, g: g % 2), "np.remainder is not known"),
     "remainder of a number": (rule(lambda self, p, g: 2 % g), "np.remainder is not known"),
@@ -81,7 +86,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "math.trunc": (rule(lambda self, p, g: p - math.trunc(g)), "Python number"),
     "integer too large for a float": (rule(lambda self, p, g: g * 10**400), "out of the range of float32"),
     "filled with a string": (rule(lambda self, p, g: np.full_like(p, "x")), "neither a buffer nor a number"),
-    "square root as a power": (rule(lambda self, p, g: g**0.5), "this power is not known"),
+    "words filled with a fraction": (
+        rule(lambda self, p, g: (p, np.full_like(g.view(np.uint32), 0.5))[0] if g.dtype == np.float32 else p % g),
+        "no word of 32 bits|np.remainder",
+    ),
+    "printed": (rule(lambda self, p, g: p if f"{p}" else g), "prints a value"),
+    "np.random": (rule(lambda self, p, g: p - np.random.random() * g), "draws a random number"),  # noqa: NPY002
+    "random": (rule(lambda self, p, g: p - random.random() * g), "draws a random number"),
+    "global number": (rule(lambda self, p, g: p - GLOBAL * g), "reads the global GLOBAL"),
+    "global array": (rule(lambda self, p, g: p - GLOBAL_ARRAY * g), "reads the global GLOBAL_ARRAY"),
     "power of a scalar": (rule(lambda self, p, g, *, lr: p - lr**2 * g), "this power is not known"),
     "np.sum": (rule(lambda self, p, g: p - np.sum(g)), "not known|not elementwise"),
     "reduce": (rule(lambda self, p, g: p - np.add.reduce(g)), "not elementwise"),
@@ -303,7 +316,7 @@ def test_a_field_computed_in_post_init_may_be_a_schedule(backend):
 
 def test_a_failed_reference_step_changes_no_group():
     base = fastopt.SGD(lr=0.5)
-    late = rule(lambda self, p, g: p - g.astype(np.float64) if isinstance(p, np.ndarray) else p - g)
+    late = rule(lambda self, p, g: p - g.astype(np.float64) if type(p).__name__ != "Symbol" else p - g)
     opt = fastopt.Optimizer(base, {k: np.ones(2, np.float32) for k in "ab"}, groups={"b": late}, backend="reference")
     with pytest.raises(RuleError, match="not an array like the old one"):
         opt.step({k: np.ones(2, np.float32) for k in "ab"})

@@ -70,6 +70,8 @@ class Trace:
 
     def constant(self, value: Any, dtype: np.dtype) -> Node:
         """Make the node of a number."""
+        if dtype == _WORD and isinstance(value, float | np.floating):
+            self.fail("a number with a fraction is no word of 32 bits.", got=value, expected="an integer")
         try:
             with np.errstate(over="ignore"):  # a float beyond the largest is ∞, as it is to NumPy
                 number = dtype.type(value)

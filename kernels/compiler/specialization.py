@@ -30,13 +30,22 @@ class Number:
     def __bool__(self) -> bool:
         return self.nonzero
 
+    @property
+    def __class__(self) -> Any:  # type: ignore[override] — isinstance(self.lr, float) is as true as outside of a trace
+        return float
+
+    def __getattr__(self, name: str) -> Any:
+        if hasattr(float, name):
+            self._refuse()
+        raise AttributeError(name)
+
     def __repr__(self) -> str:
         return f"{self.name}{'≠' if self.nonzero else '='}0"
 
     def __eq__(self, other: object) -> bool:
         if other is None or isinstance(other, str):
             return False
-        if isinstance(other, Number) and (self.name == other.name or not (self.nonzero and other.nonzero)):
+        if type(other) is Number and (self.name == other.name or not (self.nonzero and other.nonzero)):
             return self.nonzero == other.nonzero
         if isinstance(other, numbers.Real) and other == 0:
             return not self.nonzero
@@ -57,7 +66,7 @@ class Number:
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __divmod__ = __rdivmod__ = __matmul__ = __rmatmul__ = _refuse
     __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
     __float__ = __int__ = __index__ = __round__ = __trunc__ = __floor__ = __ceil__ = _refuse
-    __array_ufunc__ = __array__ = _refuse
+    __array_ufunc__ = __array__ = __str__ = __format__ = _refuse
 
 
 def specialize(rule: Rule) -> Any:
@@ -130,7 +139,7 @@ def describe(rule: Rule) -> str:
     def text(x: Any) -> str:
         if isinstance(x, tuple):
             return f"({', '.join(map(text, x))})"
-        return "…" if isinstance(x, Number) else describe(x) if is_rule(x) else repr(x)
+        return "…" if type(x) is Number else describe(x) if is_rule(x) else repr(x)
 
     choices = []
     for f in dataclasses.fields(rule):
@@ -148,7 +157,7 @@ def name_parts(rule: Rule) -> list[str]:
         if is_rule(value):
             words += name_parts(value)
         elif not isinstance(value, tuple) and (type(value) is not type(default) or value != default):
-            number = isinstance(value, Number) or value is None
+            number = type(value) is Number or value is None
             words.append(
                 f"{'' if value else 'no_'}{f.name}" if number or isinstance(value, bool) else f"{f.name}_{value}"
             )

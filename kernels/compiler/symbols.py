@@ -17,6 +17,7 @@ import numpy as np
 
 from fastopt.kernels.compiler.graph import Node, Trace
 from fastopt.kernels.compiler.operations import DERIVED, HINTS, VOCABULARY
+from fastopt.kernels.compiler.powers import is_exact_power, power
 
 _BOOL = np.dtype(bool)
 
@@ -38,8 +39,21 @@ class Symbol:
         """The NumPy type of the value."""
         return self._node.dtype
 
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        """What NumPy's value is, so that isinstance(p, np.ndarray) is as true as outside of a trace."""
+        return self.dtype.type if self._array is False else np.ndarray
+
     def __repr__(self) -> str:
         return repr(self._node)
+
+    def _print(self, *_: Any) -> NoReturn:
+        self._trace.fail(
+            "the rule prints a value, or makes a text of it, which no kernel does.",
+            do="call update on arrays to look at them: rule.update(p, g, …)",
+        )
+
+    __str__ = __format__ = _print  # type: ignore[assignment]
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Symbol:
         name = f"np.{ufunc.__name__}"
@@ -86,7 +100,9 @@ class Symbol:
         )
 
     def __pow__(self, exponent: Any) -> Symbol:
-        if type(exponent) in (int, float) and exponent == 2 and self._array and self.dtype != _BOOL:
+        if self._array and self.dtype.kind == "f" and is_exact_power(exponent):
+            return power(self, exponent)
+        if self._array and self.dtype.kind == "u" and type(exponent) is int and exponent == 2:
             return np.multiply(self, self)  # type: ignore[return-value,arg-type]
         self._unknown(np.power, "this power")
 

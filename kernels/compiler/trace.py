@@ -15,6 +15,7 @@ from fastopt.kernels.compiler.noise import centred, dither_bits, more_bits, radi
 from fastopt.kernels.compiler.program import Buffer, Program
 from fastopt.kernels.compiler.specialization import exact_key, name_parts, specialize
 from fastopt.kernels.compiler.symbols import Symbol
+from fastopt.kernels.compiler.visible import nothing_random, require_own
 from fastopt.kernels.formats import STORAGES, Format, Scaled
 from fastopt.kernels.rules.rule import Rule, is_rule, require_rule, signature
 
@@ -46,6 +47,7 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
     where = f"{type(rule).__name__}.update"
     _, optional, scalars, _ = signature(rule)
     formats = {b: STORAGES[name] for b, name in chosen}
+    require_own(rule, where)
     call = _Call(rule, formats, frozenset())
     absent = frozenset({b for b in optional if call.after[b] in (None, call.before[b])})
     present = [node for b, node in call.after.items() if b not in absent]
@@ -128,7 +130,8 @@ class _Call:
 
     def _run(self, rule: Rule, buffers: list, inputs: dict) -> Any:
         try:
-            return rule.update(*buffers, **inputs)
+            with nothing_random(self.where):
+                return rule.update(*buffers, **inputs)
         except AttributeError as error:
             if not is_rule(error.obj):
                 raise

@@ -23,6 +23,8 @@ def print_pairs(
     loads, stores = [names[b] for b in loop.loads], [names[b] for b, _ in loop.stores]
     reloads, spills, maxima = ([v.name for v in values] for values in (loop.reloads, loop.spills, loop.maxima))
     results = [*(text for _, text in loop.stores), *spills, *(v.text for v in loop.maxima)]
+    if not results:
+        return [], ["pass"]  # frozen parameters
     lines = [f"{v.name} = {v.text}" for v in loop.lines] + [f"return {', '.join(results)}"]
     mentioned = set(re.findall(r"\w+", " ".join(lines)))
     uniform = [*(names[b.name] + "_i" for b in program.buffers if b.tiled), *(names[s] for s in program.scalars)]

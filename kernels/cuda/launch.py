@@ -53,7 +53,7 @@ def blocks(n: int) -> int:
 def numbers(program: Program, keys: tuple, offset: int, scalars: tuple) -> list[Any]:
     """Return what a kernel takes after n and its buffers, each as the NumPy scalar whose bytes are passed."""
     noise = [*map(np.uint32, keys), np.int64(offset)] if program.noise else []
-    return [*noise, *map(program.dtype.type, scalars)]
+    return [*noise, *map(program.dtype.type, map(float, scalars))]
 
 
 class RowLaunch:
@@ -92,7 +92,7 @@ class RowLaunch:
         `counter` says which of them is next. Called again, with as many, it writes to the same memory, where captured
         graphs find them.
         """
-        table = np.array(scalars, self._program.dtype).reshape(len(scalars), -1)
+        table = np.array(scalars, np.float64).astype(self._program.dtype).reshape(len(scalars), -1)
         key_table = np.array(keys, np.uint32).reshape(-1, 2)
         with load_cupy().cuda.Device(self._device):
             if self._prepared is None:
@@ -167,7 +167,7 @@ class TableLaunch:
         """Prepare a step."""
         if self._upload is None:
             return []
-        launch = (*self._launch, (*self._fixed, *map(np.uint32, keys), *map(self._scalar, scalars)))
+        launch = (*self._launch, (*self._fixed, *map(np.uint32, keys), *map(self._scalar, map(float, scalars))))
         return [launch] if self._uploaded else [*self._upload, (setattr, self, "_uploaded", True), launch]
 
     def set_addresses(self, buffer: int, addresses: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastopt.errors import RuleError
 from fastopt.kernels.compiler.noise import element_bits, more_bits, normal, random_bits
+from fastopt.kernels.compiler.powers import Values
 from fastopt.kernels.compiler.program import Buffer, Program
 from fastopt.kernels.formats import pack, unpack
 from fastopt.kernels.launch import Rows
@@ -62,12 +63,15 @@ def _step(
         b: unpack(form, [memory[name] for name, plane in form.plane_names(b).items() if plane.read])
         for b, form in program.formats.items()
     }
-    numbers: dict[str, Any] = {name: program.dtype.type(x) for name, x in zip(program.scalars, scalars, strict=True)}
+    numbers: dict[str, Any] = {
+        name: program.dtype.type(float(x)) for name, x in zip(program.scalars, scalars, strict=True)
+    }
     with np.errstate(all="ignore"):
         words = _random_words(keys, offset, n)
         if with_noise:
             numbers["noise"] = normal(random_bits(next(words))).astype(program.dtype)
-        returned = rule.update(*[values.get(name) for name in names], **numbers)
+        given = [values[name].view(Values) if name in values else None for name in names]
+        returned = rule.update(*given, **numbers)
         results = returned if isinstance(returned, tuple) else (returned,)
         new = dict(zip([name for name in names if name != "g"], results, strict=True))
         halves = (half for word in words for half in (word, word << 16))
