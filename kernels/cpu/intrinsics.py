@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import platform
 import sys
 
 from llvmlite import ir
@@ -351,6 +352,65 @@ def claim(job, previous, chunk):
 def finished(job):
     """Return the number of chunks of the job that are finished; what was written to them can then be read."""
     return _load_acquire(job + FINISHED_AT)
+
+
+_MODE = {"x86_64": 0xE040, "amd64": 0xE040, "aarch64": 0x1C80007, "arm64": 0x1C80007}.get(platform.machine().lower(), 0)
+"""The bits of MXCSR or FPCR that change results: rounding, and what becomes of subnormal numbers. 0 is IEEE 754."""
+
+
+@intrinsic
+def standard_mode(typingctx):
+    """Round to nearest and keep subnormal numbers, whatever this thread does; return what `restore_mode` takes.
+
+    The mode is a thread's: a library built with -ffast-math changes the caller's, not that of threads that are there.
+    """
+
+    def codegen(context, builder, signature, args):
+        mode = _read_mode(builder)
+        changed = builder.and_(mode, ir.Constant(_INT64, _MODE))
+        with builder.if_then(builder.icmp_unsigned("!=", changed, ir.Constant(_INT64, 0)), likely=False):
+            _write_mode(builder, builder.and_(mode, ir.Constant(_INT64, ~_MODE)))
+        return mode
+
+    return types.int64(), codegen
+
+
+@intrinsic
+def restore_mode(typingctx, mode):
+    """Go back to a mode that `standard_mode` found."""
+
+    def codegen(context, builder, signature, args):
+        changed = builder.and_(args[0], ir.Constant(_INT64, _MODE))
+        with builder.if_then(builder.icmp_unsigned("!=", changed, ir.Constant(_INT64, 0)), likely=False):
+            _write_mode(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+def _read_mode(builder):
+    if not _MODE:
+        return ir.Constant(_INT64, 0)
+    if _MODE != 0xE040:
+        kind = ir.FunctionType(_INT64, [])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.get.fpcr"), [])
+    memory = cgutils.alloca_once(builder, _WORD)
+    kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer()])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.stmxcsr")
+    builder.call(function, [builder.bitcast(memory, _BYTE.as_pointer())])
+    return builder.zext(builder.load(memory), _INT64)
+
+
+def _write_mode(builder, mode):
+    if _MODE != 0xE040:
+        kind = ir.FunctionType(ir.VoidType(), [_INT64])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.set.fpcr"), [mode])
+        return
+    memory = cgutils.alloca_once(builder, _WORD)
+    builder.store(builder.trunc(mode, _WORD), memory)
+    kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer()])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.ldmxcsr")
+    builder.call(function, [builder.bitcast(memory, _BYTE.as_pointer())])
 
 
 @intrinsic

@@ -20,11 +20,11 @@ from fastopt.kernels.formats import TILE
 # Names of the printed skeleton, which a rule's own names must not hide.
 _SKELETON = (
     "job n chunk first last prefetching length count strip i offset tile tile_low tile_high start index key0 key1 min"
-    " range step step_0 step_1 step_2 step_3"
+    " range step step_0 step_1 step_2 step_3 mode"
 )
 _INTRINSICS = (
     "buffer claim prefetch scratch low high join umax wide_vectors word to_float from_bits sqrt rint floor ceil trunc"
-    " copysign sign select fabs"
+    " copysign sign select fabs standard_mode restore_mode"
 )
 _FROM_NUMBA = frozenset(["float32", "float64", "uint8", "uint16", "uint32", "intp", "njit", "types"])
 _RESERVED = frozenset([*_SKELETON.split(), *_INTRINSICS.split(), *_FROM_NUMBA, *PYTHON_TYPES.values()])
@@ -96,7 +96,13 @@ def print_source(program: Program) -> str:
     steps = [*tile, *(line for part in printed for line in part)]
 
     text = "\n".join([*convert, *views, *functions, *steps])
-    imported = {"claim", "prefetch", *(name for name in _INTRINSICS.split() if re.search(rf"\b{name}\(", text))}
+    imported = {
+        "claim",
+        "prefetch",
+        "restore_mode",
+        "standard_mode",
+        *(name for name in _INTRINSICS.split() if re.search(rf"\b{name}\(", text)),
+    }
     dtypes = {name for name in _FROM_NUMBA if re.search(rf"\b{name}\b", text)} | {"float64", "intp", "njit", "types"}
     return "\n".join(
         [
@@ -115,6 +121,7 @@ def print_source(program: Program) -> str:
             *functions,
             '@njit(nogil=True, error_model="numpy")',
             *wrapped(f"def {function_name(program)}(", arguments, "):"),
+            "    mode = standard_mode()",
             *(f"    {line}" for line in convert),
             "    first = claim(job, -chunk, chunk)",
             "    while first < n:",
@@ -125,6 +132,7 @@ def print_source(program: Program) -> str:
             *(f"            {view}" for view in views),
             *(f"            {line}" for line in steps),
             "        first = claim(job, first, chunk)",
+            "    restore_mode(mode)",
             "",
         ]
     )

@@ -5,7 +5,7 @@ Reads and writes p, m, v; reads g: 28 bytes per parameter.
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.cpu.intrinsics import buffer, claim, prefetch, sqrt
+from fastopt.kernels.cpu.intrinsics import buffer, claim, prefetch, restore_mode, sqrt, standard_mode
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64,
@@ -18,6 +18,7 @@ def adam_pf32_gf32_mf32_vf32(
     job, n, chunk, prefetching, p_at, g_at, m_at, v_at, beta1, rest1, beta2, rest2, step_size, root,
     eps, decay, keep,
 ):
+    mode = standard_mode()
     beta1 = float32(beta1)
     rest1 = float32(rest1)
     beta2 = float32(beta2)
@@ -51,3 +52,4 @@ def adam_pf32_gf32_mf32_vf32(
                 m[i] = m_new
                 v[i] = v_new
         first = claim(job, first, chunk)
+    restore_mode(mode)

@@ -5,7 +5,7 @@ Reads and writes p, p.low, m, m.scale, v, v.scale; reads g: 14.0625 bytes per pa
 
 from numba import float32, float64, intp, njit, types, uint16, uint32, uint8
 
-from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, high, join, low, prefetch, scratch, select, sqrt, umax, wide_vectors, word
+from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, high, join, low, prefetch, restore_mode, scratch, select, sqrt, standard_mode, umax, wide_vectors, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, float64,
@@ -45,6 +45,7 @@ def adam_psplit_gbf16_mf8_vuf8(
     job, n, chunk, prefetching, p_at, p_low_at, g_at, m_at, m_scale_at, v_at, v_scale_at, key0,
     key1, offset, beta1, rest1, beta2, rest2, step_size, root, eps, decay, keep,
 ):
+    mode = standard_mode()
     wide_vectors()
     beta1 = float32(beta1)
     rest1 = float32(rest1)
@@ -143,3 +144,4 @@ def adam_psplit_gbf16_mf8_vuf8(
                 m_last[0] = m_0
                 v_last[0] = v_0
         first = claim(job, first, chunk)
+    restore_mode(mode)

@@ -5,7 +5,7 @@ Reads and writes p; reads g: 12 bytes per parameter.
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, prefetch, scratch, sqrt, wide_vectors, word
+from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, prefetch, restore_mode, scratch, sqrt, standard_mode, wide_vectors, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64,
@@ -16,6 +16,7 @@ SIGNATURE = types.void(
 def gradientnoise_sgd_pf32_gf32(
     job, n, chunk, prefetching, p_at, g_at, key0, key1, offset, lr, decay, noise_scale,
 ):
+    mode = standard_mode()
     wide_vectors()
     lr = float32(lr)
     decay = float32(decay)
@@ -71,3 +72,4 @@ def gradientnoise_sgd_pf32_gf32(
                 p_new = p_i - lr * (g_i + noise_scale * (x11 * (float32(1.2533671) + float32(-0.0015589065) * x16 + (float32(0.33414847) + float32(0.002180625) * x16) * x17 + (float32(-0.02334358) + float32(0.06963132) * x16 + (float32(-0.056836393) + float32(0.019680353) * x16) * x17 + (float32(-0.0031776035) + float32(0.0001982846) * x16) * x18) * x18)))
                 p[i] = p_new
         first = claim(job, first, chunk)
+    restore_mode(mode)

@@ -5,7 +5,7 @@ Reads and writes p, m; reads g: 20 bytes per parameter.
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.cpu.intrinsics import buffer, claim, prefetch
+from fastopt.kernels.cpu.intrinsics import buffer, claim, prefetch, restore_mode, standard_mode
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64,
@@ -16,6 +16,7 @@ SIGNATURE = types.void(
 def momentum_nesterov_pf32_gf32_mf32(
     job, n, chunk, prefetching, p_at, g_at, m_at, beta, rest, m_size, g_size, decay,
 ):
+    mode = standard_mode()
     beta = float32(beta)
     rest = float32(rest)
     m_size = float32(m_size)
@@ -41,3 +42,4 @@ def momentum_nesterov_pf32_gf32_mf32(
                 p[i] = p_new
                 m[i] = m_new
         first = claim(job, first, chunk)
+    restore_mode(mode)

@@ -5,7 +5,7 @@ Reads and writes p, m; reads g: 10 bytes per parameter.
 
 from numba import float32, float64, intp, njit, types, uint16, uint32
 
-from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, high, join, low, prefetch, select, wide_vectors, word
+from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, high, join, low, prefetch, restore_mode, select, standard_mode, wide_vectors, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64,
@@ -27,6 +27,7 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
     job, n, chunk, prefetching, p_at, g_at, m_at, key0, key1, offset, beta, rest, m_size, g_size,
     decay,
 ):
+    mode = standard_mode()
     wide_vectors()
     beta = float32(beta)
     rest = float32(rest)
@@ -73,3 +74,4 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
                 p_last[0] = p_0
                 m_last[0] = m_0
         first = claim(job, first, chunk)
+    restore_mode(mode)

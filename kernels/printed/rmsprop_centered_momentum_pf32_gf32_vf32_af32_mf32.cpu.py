@@ -5,7 +5,7 @@ Reads and writes p, v, a, m; reads g: 36 bytes per parameter.
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.cpu.intrinsics import buffer, claim, prefetch, select, sqrt
+from fastopt.kernels.cpu.intrinsics import buffer, claim, prefetch, restore_mode, select, sqrt, standard_mode
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64,
@@ -17,6 +17,7 @@ SIGNATURE = types.void(
 def rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
     job, n, chunk, prefetching, p_at, g_at, v_at, a_at, m_at, lr, alpha, rest, eps, momentum, decay,
 ):
+    mode = standard_mode()
     lr = float32(lr)
     alpha = float32(alpha)
     rest = float32(rest)
@@ -52,3 +53,4 @@ def rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
                 a[i] = a_new
                 m[i] = m_new
         first = claim(job, first, chunk)
+    restore_mode(mode)
