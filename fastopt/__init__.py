@@ -15,11 +15,13 @@ from fastopt.batches import minibatches, suggest_batch_size
 from fastopt.errors import (
     BackendError,
     CacheWarning,
+    CheckpointError,
     FastoptError,
     LayoutError,
     RuleError,
     SettingError,
 )
+from fastopt.files import load, save
 from fastopt.kernels import rules
 from fastopt.kernels.formats import PRESETS, STORAGES
 from fastopt.kernels.rules import (
@@ -55,6 +57,7 @@ __all__ = [
     "Adamax",
     "BackendError",
     "CacheWarning",
+    "CheckpointError",
     "FastoptError",
     "GradientNoise",
     "LayoutError",
@@ -68,8 +71,10 @@ __all__ = [
     "ScaledGradient",
     "SettingError",
     "get_threads",
+    "load",
     "minibatches",
     "rules",
+    "save",
     "schedules",
     "set_threads",
     "suggest_batch_size",

@@ -10,7 +10,20 @@ from fastopt.arrays import adopt
 from fastopt.checks import integer, seed_number
 from fastopt.errors import LayoutError
 from fastopt.kernels.compiler.specialization import describe
-from fastopt.parameters import NamedValues
+from fastopt.parameters import Group, NamedValues
+
+
+class Checkpoint(dict):
+    """What `fastopt.load` returns: a dict as `state_dict` returns it, and `metadata`, what else the file says."""
+
+    def __init__(self, state: Mapping[str, Any], metadata: Mapping[str, Any]):
+        super().__init__(state)
+        self.metadata = dict(metadata)
+
+
+def layout(values: NamedValues) -> list[list[Any]]:
+    """Describe the groups: the rule of each, and its parameters in their order."""
+    return [[describe(group.plan.rule), list(group.shapes)] for group in values.groups]
 
 
 def save(values: NamedValues, t: int, seed: int) -> dict[str, Any]:
@@ -26,6 +39,14 @@ def check(state: Any, values: NamedValues) -> tuple[int, int, dict[str, dict[str
     given, own = by_name(state, "entries"), values.templates()
     keys = {f"{b}/{name}": (b, name) for b, templates in own.items() for name in templates}
     require_names(given, {"t": 0, "seed": 0, "rules": 0, **keys}, "the entry")
+    saved = state.metadata.get("layout") if isinstance(state, Checkpoint) else None
+    if saved not in (None, layout(values)) and any(_goes_by_place(group) for group in values.groups):
+        raise LayoutError(
+            "the parameters were in another order, or other groups, so steps would round, or draw noise, differently.",
+            got=_words(saved),
+            expected=_words(layout(values)),
+            do="build the optimizer as it was, or load dict(checkpoint) to go on with other bits",
+        )
     if str(given["rules"]) != rules(values):
         raise LayoutError("the state belongs to other rules.", got=str(given["rules"]), expected=rules(values))
     found: dict[str, dict[str, Any]] = {}
@@ -35,6 +56,16 @@ def check(state: Any, values: NamedValues) -> tuple[int, int, dict[str, dict[str
         found.setdefault(b, {})[name] = array
     t = integer("the entry 't'", given["t"], 0, 2**63, error=LayoutError)
     return t, seed_number(given["seed"], "the entry 'seed'", LayoutError), found
+
+
+def _goes_by_place(group: Group) -> bool:
+    """Whether bits depend on where a parameter lies: by noise, random rounding, or tiles that it shares."""
+    return group.plan.program.noise or group.plan.program.tiled
+
+
+def _words(described: list[list[Any]]) -> str:
+    text = "; ".join(f"{rule}: {', '.join(names)}" for rule, names in described)
+    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def rules(values: NamedValues) -> str:

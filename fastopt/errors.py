@@ -62,6 +62,10 @@ class BackendError(FastoptError, RuntimeError):
     """The requested backend does not exist, is not installed, or cannot reach the arrays' memory."""
 
 
+class CheckpointError(FastoptError, OSError):
+    """A checkpoint on disk cannot be written or read, or is not what was written."""
+
+
 class CacheWarning(Explained, UserWarning):
     """Compiled kernels cannot be stored on disk, or one was damaged there: everything works, but compiles again."""
 

@@ -354,6 +354,10 @@ class Optimizer:
         with self._turn.held() as t:
             return checkpoint.save(self._values, t if self._prepared is None else self._prepared.t(), self._seed)
 
+    def described(self) -> dict[str, Any]:
+        """Return what a checkpoint on disk says besides `state_dict`: the storage, and each group's rule and order."""
+        return {"storage": self._arguments["storage"], "layout": checkpoint.layout(self._values)}
+
     @raised_by("Optimizer.load_state_dict")
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; grouping may differ, names, shapes, types and rules may not.

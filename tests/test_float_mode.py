@@ -20,15 +20,15 @@ BOTH = [a | b for a in BITS for b in BITS if a < b]
 @njit(int64(int64))
 def enter(bits):
     """Set these bits of the thread's mode, which had none of them, and return what it was."""
-    mode = standard_mode()
-    restore_mode(mode | bits)
+    mode = standard_mode()  # pyright: ignore[reportCallIssue] — an intrinsic
+    restore_mode(mode | bits)  # pyright: ignore[reportCallIssue]
     return mode
 
 
 @njit(int64())
 def leave():
     """Go back to the standard mode, and return the bits that were set."""
-    return standard_mode() & _MODE
+    return standard_mode() & _MODE  # pyright: ignore[reportCallIssue]
 
 
 def end(rule, storage: str, bits: int, n: int = 1003) -> dict:

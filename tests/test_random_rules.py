@@ -109,6 +109,11 @@ FOUND = [  # what this test has found, and what was found before it
     (("def update(self, p, g, m):\n    return p, m\n", ["m"], {}), "split_8bit", 257),
     (("def update(self, p, g, *, n):\n    return (p * n)\n", [], {"n": 2**60 + 1}), "f32", 3),
     (("def update(self, p, g):\n    return (p * 16777217)\n", [], {}), "f32", 3),
+    (
+        ("def update(self, p, g, *, \u00b5):\n    return p * \u00b5\n", [], {"\u00b5": 0.1}),
+        "f32",
+        3,
+    ),  # Python reads \u03bc
     (("def update(self, p, g):\n    return (p) ** 3 - (g) ** 0.5\n", [], {}), "f64", 3),
 ]
 

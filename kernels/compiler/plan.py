@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -98,7 +99,7 @@ def host_scalars(program: Program, rule: Rule) -> Callable[[int], tuple[float, .
         try:
             values = pick(returned) if len(returned) == count else None
         except (KeyError, TypeError):
-            values = None
+            values = _normalized(returned, order)
         if values is None or not isinstance(returned, dict):
             raise RuleError(
                 "scalars(t) returns a dict of exactly the keyword-only parameters of update.",
@@ -116,13 +117,21 @@ def host_scalars(program: Program, rule: Rule) -> Callable[[int], tuple[float, .
                 if not abs(value) <= limit:
                     raise SettingError(
                         f"the scalar {name} is not a finite {program.dtype.name}.",
-                        got=repr(returned[name])[:60],
+                        got=repr(returned.get(name, value))[:60],
                         do="check the settings and schedules of the rule",
                         where=f"{type(rule).__name__}.scalars({t})",
                     )
         return values
 
     return at_step
+
+
+def _normalized(returned: Any, order: tuple[str, ...]) -> tuple | None:
+    """Return values by names that differ in how they are written: µ has two code points, of which Python takes one."""
+    if not isinstance(returned, dict):
+        return None
+    found = {unicodedata.normalize("NFKC", name): x for name, x in returned.items() if isinstance(name, str)}
+    return tuple([found[name] for name in order]) if found.keys() == set(order) else None
 
 
 def _picker(names: tuple[str, ...]) -> Callable[[dict], tuple]:
