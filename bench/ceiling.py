@@ -93,14 +93,10 @@ def bind(written: Sequence[np.ndarray], read: Sequence[np.ndarray]) -> Callable[
         return lambda arrays=arrays: run(calls)  # the default keeps the arrays alive
     compiled_wait()
 
-    def shared() -> None:
+    def shared(arrays: object = arrays) -> None:  # which it keeps alive
         chunk = tuning.chunk(n)
         helpers = WORKERS.helpers(-(-n // chunk))
-        run(
-            shared_calls(kernel, n, chunk, arguments, arrays, helpers)
-            if helpers > 0
-            else [(kernel, 0, n, n, *arguments)]
-        )
+        run(shared_calls(kernel, n, chunk, arguments, helpers) if helpers > 0 else [(kernel, 0, n, n, *arguments)])
 
     return shared
 

@@ -341,11 +341,11 @@ class Optimizer:
         """Return all that a later run needs to go on bit for bit: one flat dict of arrays, numbers, strings (copies).
 
         Keys: "t", "seed", "rules" (their names and choices, as a check), "p/<name>" and "<state>/<name>" for each
-        parameter. It can be pickled, or stored with `np.savez(path, **opt.state_dict())` and read again with
-        `np.load(path)`. Rules and groups are code, not state: build the optimizer as before, then load. Gradients are
-        not saved. With gradient noise, random rounding or 8-bit state, a later run goes on bit for bit only with the
-        same parameters in the same order and the same groups. The arrays are NumPy's, also of a device, so a run can
-        move between the CPU and a device.
+        parameter. It can be pickled, or stored by `fastopt.save(path, opt)` and read again by `fastopt.load(path)`.
+        Rules and groups are code, not state: build the optimizer as before, then load. Gradients are not saved. With
+        gradient noise, random rounding or 8-bit state, a later run goes on bit for bit only with the same parameters in
+        the same order and the same groups. The arrays are NumPy's, also of a device, so a run can move between the CPU
+        and a device.
 
         They hold values in the computing precision, in every storage, so a run can also move from one storage to
         another of the same precision; in the same one it goes on bit for bit.

@@ -7,18 +7,49 @@ up late finds nothing left to claim, so a step never waits for a thread to start
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import SupportsIndex
 
 from fastopt.checks import integer
 from fastopt.errors import raised_by
 
 
-def _available() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def available(root: Path = Path("/")) -> int:
+    """Return how many threads can run at once: the process's cores, or what its control group (cgroup) may use of them.
+
+    A container has all cores of its machine and often the time of a few: more threads would wait for one another.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, math.ceil(min(_quotas(root), default=cores))))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """List the cores' worth of time that the control groups of this process may use, in both versions of cgroups."""
+    try:
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, name in groups:
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        own = mount / name.strip("/")
+        for group in (own, *own.parents):  # a container may see its own group as the root
+            if not group.is_relative_to(mount):
+                break
+            with suppress(OSError, ValueError):
+                if controllers:
+                    quota, period = (int((group / f"cpu.cfs_{x}_us").read_text()) for x in ("quota", "period"))
+                else:
+                    quota, period = map(int, (group / "cpu.max").read_text().split())  # "max" is a ValueError
+                if quota > 0 and period > 0:
+                    yield quota / period
 
 
 class Workers:
@@ -63,14 +94,14 @@ def _serve(work: queue.SimpleQueue) -> None:
         del kernel, arguments, memory
 
 
-WORKERS = Workers(_available())
+WORKERS = Workers(available())
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=WORKERS.reset)
 
 
 def get_threads() -> int:
-    """Return the number of threads that share a large step, the calling one included; at first all available cores."""
+    """Return the number of threads that share a large step, the calling one included; at first all that can run."""
     return WORKERS.threads
 
 

@@ -3,6 +3,7 @@
 Over 300 lines: each is a program that is run by itself and written out here.
 """
 
+import array
 import math
 import os
 import signal
@@ -18,6 +19,7 @@ from processes import output, run
 from values import assert_same_bits
 
 import fastopt
+from fastopt.kernels.threads import available
 
 N = 700_001  # so large that a step uses several threads
 ADAM = CASES["adam"]
@@ -310,3 +312,57 @@ def test_many_small_optimizers_in_threads_are_independent():
     for w in workers:
         w.join()
     assert results == dict.fromkeys(range(8), True)
+
+
+GROUPS = {
+    "none": ({}, None),
+    "no limit": ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "max 100000"}, None),
+    "half a core": ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "50000 100000"}, 1),
+    "a core and a half": ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "150000 100000"}, 2),
+    "of a group above": (
+        {"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/b/cpu.max": "max 100000", "sys/fs/cgroup/a/cpu.max": "1 1"},
+        1,
+    ),
+    "seen from within a container": ({"proc/self/cgroup": "0::/../x", "sys/fs/cgroup/cpu.max": "100000 100000"}, 1),
+    "version 1": (
+        {
+            "proc/self/cgroup": "5:memory:/\n3:cpu,cpuacct:/a",
+            "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "100000",
+            "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000",
+        },
+        1,
+    ),
+    "version 1, no limit": (
+        {
+            "proc/self/cgroup": "3:cpu,cpuacct:/",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+        },
+        None,
+    ),
+    "nonsense": ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "?"}, None),
+}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_there_are_no_more_threads_than_a_container_may_run(group, tmp_path, monkeypatch):
+    files, expected = GROUPS[group]
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert available(tmp_path) == (expected or 64)
+
+
+def test_memory_is_not_held_after_the_step():
+    """By workers that wake up late: it can be resized at once, and a mapped file closed."""
+    before, n = fastopt.get_threads(), 1_500_000
+    fastopt.set_threads(8)
+    try:
+        g = np.ones(n, np.float32)
+        for _ in range(60):
+            memory = array.array("f", bytes(4 * n))
+            fastopt.update(fastopt.SGD(lr=1.0), 1, {"p": memory, "g": g})
+            memory.append(1.0)
+    finally:
+        fastopt.set_threads(before)

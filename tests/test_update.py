@@ -220,3 +220,13 @@ def test_t_may_be_a_numpy_integer():
     fastopt.update(ADAM, np.int64(3), first)  # type: ignore[arg-type]
     fastopt.update(ADAM, 3, second)
     assert first["p"].tolist() == second["p"].tolist()
+
+
+@pytest.mark.parametrize("storage", ["f32", "mixed_f16", "split"])
+def test_the_gradient_of_a_number_may_be_a_numpy_scalar_of_its_type(storage):
+    opt = fastopt.Optimizer(fastopt.SGD(lr=0.5), {"scale": np.array(1.0, np.float32)}, storage=storage)
+    kind = opt.grads["scale"].dtype.type
+    opt.step({"scale": kind(0.5)})
+    assert opt.master()["scale"] == 0.75
+    with pytest.raises(fastopt.LayoutError, match="the buffer 'p'"):
+        fastopt.update(fastopt.SGD(), 1, {"p": np.float32(1.0), "g": np.float32(1.0)})

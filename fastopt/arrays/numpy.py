@@ -30,6 +30,8 @@ class NumPy:
             raise LayoutError(f"the buffer {name!r} is a masked array.", do="pass its .data")
         if isinstance(value, np.ndarray):
             return value.view(np.ndarray)
+        if not written and np.generic in type(value).__mro__:
+            return np.asarray(value)
         if not hasattr(value, "__dlpack_device__"):
             return np.asarray(memoryview(value))
         if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which NumPy's DLPack does not know

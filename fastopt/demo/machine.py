@@ -20,6 +20,7 @@ from fastopt.kernels.backends import BACKENDS, bind
 from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.devices import require_device
 from fastopt.kernels.launch import Rows
+from fastopt.kernels.threads import available
 
 _VECTORS = {"avx512f": 512, "avx2": 256, "avx": 256, "sse2": 128, "neon": 128}
 
@@ -85,7 +86,9 @@ def vectors() -> str:
 
 def threads() -> str:
     """Return the number of threads for large steps."""
-    return f"{fastopt.get_threads()} of fastopt's own worker threads; Numba's threading layers are not used"
+    cores, usable = os.cpu_count() or 1, available()
+    why = "" if usable == cores else f" (of {cores} cores this process may use {usable}, by affinity or cgroup)"
+    return f"{fastopt.get_threads()} of fastopt's own worker threads{why}; Numba's threading layers are not used"
 
 
 def kernel_cache() -> str:

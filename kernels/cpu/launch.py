@@ -52,15 +52,15 @@ def bind(program: Program, rows: Rows) -> Launch:
     return TableLaunch(program, rows, sizes)
 
 
-def shared_calls(kernel: Any, n: int, chunk: int, arguments: tuple, memory: object, helpers: int) -> list[tuple]:
+def shared_calls(kernel: Any, n: int, chunk: int, arguments: tuple, helpers: int) -> list[tuple]:
     """Prepare the calls that run `kernel(job, n, chunk, *arguments)` here and on helpers until n elements are done.
 
-    Each claims chunks with an atomic add inside the compiled code. `memory` lives until the last worker has read
-    the job.
+    Each claims chunks with an atomic add inside the compiled code. The job lives until the last worker has read it; one
+    that wakes up late finds nothing to claim, and touches nothing else.
     """
     job = np.zeros(JOB_WORDS, np.int64)
     address = job.__array_interface__["data"][0]
-    calls = WORKERS.dispatch(kernel, (address, n, chunk, *arguments), (job, memory), helpers)
+    calls = WORKERS.dispatch(kernel, (address, n, chunk, *arguments), job, helpers)
     return [*calls, (compiled_wait(), address, -(-n // chunk))]
 
 
@@ -85,7 +85,7 @@ class RowLaunch:
             if helpers < 1:
                 return calls(keys, scalars)
             arguments = (*call[4:], *keys, *where, *scalars)
-            return shared_calls(kernel, n, chunk, arguments, memory, helpers)
+            return shared_calls(kernel, n, chunk, arguments, helpers)
 
         self.calls = calls
         if tuning.is_shared(n, program.bytes_per_parameter):
@@ -120,7 +120,7 @@ class TableLaunch:
         chunks = [-(-n // chunk) for n in table[:jobs_of_rows, 0].tolist()]
         parallel = tuning.is_shared(total, program.bytes_per_parameter)
 
-        def calls(keys: tuple, scalars: tuple) -> list[tuple]:
+        def calls(keys: tuple, scalars: tuple, memory: object = memory) -> list[tuple]:  # which it keeps alive
             arguments = (table, starts, chunk, prefetching, *keys, *scalars)
             helpers = WORKERS.helpers(blocks + sum(chunks)) if parallel else 0
             if helpers < 1:
@@ -128,7 +128,7 @@ class TableLaunch:
             jobs = np.zeros(JOB_WORDS * (jobs_of_rows + 1), np.int64)
             at = jobs.__array_interface__["data"][0]
             waits = [(wait, at + 8 * JOB_WORDS * (row + 1), count) for row, count in enumerate(chunks)]
-            shared = WORKERS.dispatch(kernel, (at, jobs_of_rows, *arguments), (jobs, memory), helpers)
+            shared = WORKERS.dispatch(kernel, (at, jobs_of_rows, *arguments), jobs, helpers)
             return [*shared, *waits, (wait, at, blocks)]
 
         self.calls = calls
