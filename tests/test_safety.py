@@ -248,7 +248,7 @@ def test_if_one_group_fails_no_group_is_written():
             return {"lr": self.lr}
 
         def update(self, p, g, *, lr):
-            if isinstance(p, np.ndarray):
+            if type(p).__name__ != "Symbol":
                 return np.zeros(3)
             return p - lr * g
 
