@@ -153,3 +153,19 @@ def test_the_extra_demo_lists_every_package_that_the_demo_imports():
     listed -= {"fastopt[bf16]"}  # ml_dtypes is imported by fastopt.arrays, not by the demo
     used = {name.split(".")[0] for module, path in modules().items() if ".demo" in module for name in imports(path)}
     assert used & set(HEAVY) - {"llvmlite"} == listed
+
+
+def test_a_folder_that_holds_a_checkout_does_not_hide_the_package(tmp_path):
+    """An editable install puts src/ on Python's path, where a package wins over a folder of its name."""
+    (tmp_path / "fastopt" / "fastopt").mkdir(parents=True)
+    code = "import fastopt, fastopt.kernels.backends; print(fastopt.__version__)"
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path[1:1] = {[*sys.path[1:]]!r}; {code}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.strip() == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"], (
+        done.stderr
+    )
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert settings["package-dir"] == {"": "src"}, "another mapping makes setuptools install a finder, which comes last"
+    assert [path.name for path in (ROOT / "src").iterdir()] == ["fastopt"]
+    for package in settings["packages"]:
+        assert (ROOT / "src" / Path(*package.split(".")) / "__init__.py").exists()

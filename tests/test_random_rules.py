@@ -17,7 +17,8 @@ import fastopt
 # Names that printed kernels, Numba, C++ or the tracer use themselves, and letters that not every compiler takes.
 NAMES = [
     "m", "v", "n", "job", "count", "first", "chunk", "word", "select", "float32", "index", "tile", "start", "strip",
-    "lane", "key0", "x0", "max0", "buffer", "scratch", "step", "int", "double", "register", "\u03bc", "o", "O", "l", "_",
+    "lane", "key0", "x0", "max0", "buffer", "scratch", "step", "int", "double", "register", "\u03bc",
+    "o", "O", "l", "_",
     "__x", "key0_", "m_i", "m_tile", "spill", "prefetching", "i", "TILE", "types", "njit", "sqrt", "true", "numba",
 ]  # fmt: skip
 CONSTANTS = ["0.0", "-0.0", "1.0", "0.5", "-3.0", "1e-30", "1e-45", "1e38", "16777217", "3", "float('inf')"]
