@@ -26,6 +26,8 @@ def first_values(params: Any) -> dict[str, Array]:
     for name, value in given.items():
         if not isinstance(name, str):
             raise LayoutError("a parameter's name is a string.", got=repr(name))
+        if not name.isascii() and name.encode(errors="replace").decode() != name:
+            raise LayoutError("a parameter's name has characters that UTF-8 cannot hold, nor a file.", got=repr(name))
         if f"{name}.npy" in given:
             what = f"the names {name!r} and {name + '.npy'!r} are the same to np.load."
             raise LayoutError(what, do="rename one of them")

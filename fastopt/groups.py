@@ -35,23 +35,28 @@ def sort(rule: Rule, names: list[str], groups: dict[str, Any]) -> list[tuple[Rul
         RuleError: a group's rule is no rule.
 
     """
+    order = {pattern: k for k, pattern in enumerate(groups)}
+    wild = [pattern for pattern in groups if set(pattern) & set("*?[")]
+    fits: dict[
+        str, list[str]
+    ] = {}  # name → its patterns; most patterns are whole names, of which there may be thousands
+    for name in names:
+        found = {pattern for pattern in wild if fnmatchcase(name, pattern)} | ({name} & order.keys())
+        fits[name] = sorted(found, key=order.__getitem__)
+    used = {pattern for patterns in fits.values() for pattern in patterns}
     for pattern in groups:
-        if not any(_fits(name, pattern) for name in names):
+        if pattern not in used:
             raise SettingError(f"the group {pattern!r} fits no parameter.", do=suggest(pattern, names))
     members: dict[tuple, tuple[Rule, list[str]]] = {}
     for name in names:
         own = rule
-        for pattern, change in groups.items():
-            if _fits(name, pattern):
-                with raised_by(f"Optimizer, group {pattern!r}"):
-                    own = changed(own, change) if isinstance(change, dict) else change
-                    require_rule(own)
+        for pattern in fits[name]:
+            change = groups[pattern]
+            with raised_by(f"Optimizer, group {pattern!r}"):
+                own = changed(own, change) if isinstance(change, dict) else change
+                require_rule(own)
         members.setdefault(exact_key(own), (own, []))[1].append(name)
     return list(members.values())
-
-
-def _fits(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
 
 
 def changed(rule: Rule, change: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from fastopt.arrays.library import CPU, Array, Device, Library
 from fastopt.kernels.compiler.plan import Plan
 from fastopt.kernels.formats import TILE, Plane
 from fastopt.kernels.launch import Launch
-from fastopt.store import Store
+from fastopt.store import Extents, Store
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +75,10 @@ class NamedValues:
 
         Everything that may fail, or be interrupted, happens here. Values may be views of the memory that is written.
         """
-        return [call for buffer, named in values.items() for call in self._writes(buffer, named)]
+        own = self._extents()
+        return [call for buffer, named in values.items() for call in self._writes(buffer, named, own)]
 
-    def _writes(self, buffer: str, values: Mapping[str, Array]) -> Iterator[tuple]:
+    def _writes(self, buffer: str, values: Mapping[str, Array], extents: Extents) -> Iterator[tuple]:
         """Prepare the calls that write values of one buffer."""
         for group in self.groups:
             if buffer not in group.plan.program.formats or not group.shapes.keys() & values.keys():
@@ -86,7 +87,7 @@ class NamedValues:
             if store.formats[buffer].plain:
                 for name, own in views(planes[buffer], group.shapes).items():
                     if name in values:
-                        yield self.library.writing(own, self._apart(values[name]))
+                        yield self.library.writing(own, self._apart(values[name], extents))
                 continue
             # Decoded, changed and encoded in the CPU's memory.
             all_named = group.shapes.keys() <= values.keys()
@@ -97,11 +98,20 @@ class NamedValues:
             for plane, part, words in store.encoded(buffer, flat):
                 yield self.library.writing(planes[plane][part], words.view(planes[plane].dtype))
 
-    def _apart(self, value: Array) -> Array:
-        """Return values, in other memory where they may lie in this."""
-        planes = [array for group in self.groups for array in group.store.planes[0].values()]
+    def _apart(self, value: Array, own: Extents) -> Array:
+        """Return values, in other memory where they may lie in this optimizer's."""
+        if value.base is None:
+            return value  # memory of its own
         library = library_of(value)
-        return library.duplicate(value) if any(library.overlap(value, array) for array in planes) else value
+        start, end = library.extent(value)
+        if library is not self.library or not own.touched_by(np.array([start]), np.array([end - start])).any():
+            return value
+        return library.duplicate(value)
+
+    def _extents(self) -> Extents:
+        """Return the memory of all groups."""
+        planes = [array for group in self.groups for array in group.store.planes[0].values()]
+        return Extents([self.library.address(array) for array in planes], [array.nbytes for array in planes])
 
     def templates(self) -> dict[str, dict[str, np.ndarray]]:
         """Return an array of the shape and type of every value, by buffer and parameter, without memory."""

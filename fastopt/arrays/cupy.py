@@ -80,12 +80,10 @@ class CuPy:
             return target.set, np.ascontiguousarray(source).reshape(target.shape)
         return target.__setitem__, ..., source
 
-    def overlap(self, a: Any, b: Any) -> bool:
-        """Whether two arrays lie in overlapping ranges of memory; those of an array that has gaps include them."""
-        if not self.owns(b):
-            return False
-        (start, end), (first, last) = (_range(x) for x in (a, b))
-        return start < last and first < end
+    def extent(self, array: Any) -> tuple[int, int]:  # noqa: D102
+        steps = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True) if array.size]
+        start = array.data.ptr + sum(s for s in steps if s < 0)
+        return start, start + sum(map(abs, steps)) + (array.itemsize if array.size else 0)
 
     def duplicate(self, array: Any) -> Any:  # noqa: D102
         with array.device:
@@ -150,10 +148,3 @@ class CuPy:
 
 def _cuda_device(device: Device) -> Any:
     return load_cupy().cuda.Device(device.number)
-
-
-def _range(array: Any) -> tuple[int, int]:
-    """Return the addresses between which an array's elements lie."""
-    steps = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True) if array.size]
-    start = array.data.ptr + sum(s for s in steps if s < 0)
-    return start, start + sum(map(abs, steps)) + (array.itemsize if array.size else 0)

@@ -79,8 +79,8 @@ class Library(Memory, Protocol):
         """Prepare the call of a compiled function that does what `copy` does, while the target's device is current."""
         ...
 
-    def overlap(self, a: Array, b: Array) -> bool:
-        """Whether two arrays may share memory."""
+    def extent(self, array: Array) -> tuple[int, int]:
+        """Return the addresses between which an array's elements lie, gaps included."""
         ...
 
     def duplicate(self, array: Array) -> Array:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from fastopt.arrays.library import CPU, Device
 from fastopt.errors import BackendError, LayoutError
@@ -70,8 +71,8 @@ class NumPy:
     def writing(self, target: np.ndarray, source: Any) -> tuple:  # noqa: D102
         return target.__setitem__, ..., source if isinstance(source, np.ndarray) else source.get()
 
-    def overlap(self, a: Any, b: Any) -> bool:  # noqa: D102
-        return isinstance(b, np.ndarray) and np.may_share_memory(a, b)
+    def extent(self, array: np.ndarray) -> tuple[int, int]:  # noqa: D102
+        return byte_bounds(array)
 
     def duplicate(self, array: np.ndarray) -> np.ndarray:  # noqa: D102
         return array.copy()

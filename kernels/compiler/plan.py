@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -59,10 +60,17 @@ class Plan:
 
 
 def plan(rule: Rule, storage: Hashable) -> Plan:
-    """Return the plan of a rule; remembered while equal rules come again.
+    """Return the plan of a rule; remembered while equal rules come again, and of one with schedules while it lives.
 
     `storage` is as for `layout`, but hashable: a mapping comes as a tuple of (buffer, name of its format).
     """
+    try:
+        moving = scheduled(rule)
+    except AttributeError:
+        require_rule(rule)
+        raise
+    if moving:
+        return make_plan(_program(rule, storage), rule)
     try:
         known = _known_plans(rule, storage)
     except TypeError:  # not hashable
@@ -74,6 +82,24 @@ def plan(rule: Rule, storage: Hashable) -> Plan:
     made = make_plan(trace(rule, dict(storage) if isinstance(storage, tuple) else storage), rule)
     known.append((rule, exact_key(rule), made))
     return made
+
+
+def _program(rule: Rule, storage: Hashable) -> Program:
+    """Return the program of a rule with schedules, which may hold anything: a trainer with its model, for example."""
+    number, wanted = id(rule), dict(storage) if isinstance(storage, tuple) else storage
+    known = _PROGRAMS.get(number)
+    if known is None or known[0]() is not rule:
+        try:
+            known = _PROGRAMS[number] = weakref.ref(rule, lambda _: _PROGRAMS.pop(number, None)), {}
+        except TypeError:  # a dataclass with slots
+            return trace(rule, wanted)
+    if storage not in known[1]:
+        known[1][storage] = trace(rule, wanted)
+    return known[1][storage]
+
+
+_PROGRAMS: dict[int, tuple[weakref.ref, dict[Hashable, Program]]] = {}
+"""Rules with schedules that live, by their ids, and their programs, which hold nothing of theirs."""
 
 
 @lru_cache(maxsize=256)

@@ -84,16 +84,21 @@ def _number(name: str, value: Any, interval: Interval) -> Any:
     raise SettingError(what, got=f"{name}={value!r}", expected=expected)
 
 
+_PLAIN = (float, bool, int, str, type(None))
+
+
 def _has_schedule(value: Any) -> bool:
+    if type(value) in _PLAIN:
+        return False
     if is_rule(value):
         return bool(scheduled(value))
     return callable(value) or (isinstance(value, tuple) and any(callable(x) for x in value))
 
 
-@lru_cache(maxsize=1024)
 def scheduled(rule: Rule) -> tuple[str, ...]:
     """Return the names of the settings of `rule` that are, or contain, callables of t."""
-    return tuple(f.name for f in dataclasses.fields(rule) if _has_schedule(getattr(rule, f.name)))
+    found: Any = rule
+    return tuple([name for name in found.__dataclass_fields__ if _has_schedule(getattr(rule, name))])
 
 
 def follow(rule: Rule) -> Callable[[int], Rule]:
