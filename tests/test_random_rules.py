@@ -115,6 +115,7 @@ FOUND = [  # what this test has found, and what was found before it
         "f32",
         3,
     ),  # Python reads \u03bc
+    (("def update(self, p, g):\n    return np.where(p < g, p, g) ** 3\n", [], {}), "f32", 257),
     (("def update(self, p, g):\n    return (p) ** 3 - (g) ** 0.5\n", [], {}), "f64", 3),
 ]
 

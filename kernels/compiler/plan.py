@@ -66,7 +66,7 @@ def plan(rule: Rule, storage: Hashable) -> Plan:
     """
     try:
         moving = scheduled(rule)
-    except AttributeError:
+    except TypeError:  # it is no dataclass
         require_rule(rule)
         raise
     if moving:
@@ -115,7 +115,7 @@ def make_plan(program: Program, rule: Rule) -> Plan:
 
 def host_scalars(program: Program, rule: Rule) -> Callable[[int], tuple[float, ...]]:
     """Return the function of t that computes a step's scalars: see `Plan`."""
-    order, limit = program.scalars, float(np.finfo(program.dtype).max)
+    order, limit = program.scalars, _largest(program.dtype)
     pick, count = _picker(order), len(order)
     rule_at, still = follow(rule), not scheduled(rule)
 
@@ -160,6 +160,12 @@ def _normalized(returned: Any, order: tuple[str, ...]) -> tuple | None:
     return tuple([found[name] for name in order]) if found.keys() == set(order) else None
 
 
+@lru_cache(maxsize=8)
+def _largest(dtype: np.dtype) -> float:
+    return float(np.finfo(dtype).max)
+
+
+@lru_cache(maxsize=512)
 def _picker(names: tuple[str, ...]) -> Callable[[dict], tuple]:
     """Return the function that takes the values of these keys out of a dict, always as a tuple."""
     if len(names) > 1:

@@ -44,6 +44,11 @@ class Values(np.ndarray):
             return power(self, exponent)
         return super().__pow__(exponent)
 
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Return what np.where makes of such arrays as one of them too."""
+        result = super().__array_function__(function, types, args, kwargs)
+        return result.view(Values) if type(result) is np.ndarray else result
+
     def __ipow__(self, exponent: Any) -> Any:
         self[...] = self**exponent
         return self

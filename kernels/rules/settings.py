@@ -84,21 +84,30 @@ def _number(name: str, value: Any, interval: Interval) -> Any:
     raise SettingError(what, got=f"{name}={value!r}", expected=expected)
 
 
-_PLAIN = (float, bool, int, str, type(None))
+_PLAIN = frozenset([float, bool, int, str, type(None)])
 
 
 def _has_schedule(value: Any) -> bool:
     if type(value) in _PLAIN:
         return False
-    if is_rule(value):
-        return bool(scheduled(value))
-    return callable(value) or (isinstance(value, tuple) and any(callable(x) for x in value))
+    if type(value) is tuple:
+        for x in value:  # noqa: SIM110 — a generator costs more than the rest
+            if type(x) not in _PLAIN and callable(x):
+                return True
+        return False
+    return bool(scheduled(value)) if is_rule(value) else callable(value)
+
+
+@lru_cache(maxsize=1024)
+def _fields_of(rule: type) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the names of a rule's fields, and of those that its `__post_init__` computes."""
+    fields = dataclasses.fields(rule)
+    return tuple(f.name for f in fields), frozenset(f.name for f in fields if not f.init)
 
 
 def scheduled(rule: Rule) -> tuple[str, ...]:
     """Return the names of the settings of `rule` that are, or contain, callables of t."""
-    found: Any = rule
-    return tuple([name for name in found.__dataclass_fields__ if _has_schedule(getattr(rule, name))])
+    return tuple([name for name in _fields_of(type(rule))[0] if _has_schedule(getattr(rule, name))])
 
 
 def follow(rule: Rule) -> Callable[[int], Rule]:
@@ -106,14 +115,13 @@ def follow(rule: Rule) -> Callable[[int], Rule]:
 
     That function raises SettingError where a schedule returns no number, or one out of the setting's range.
     """
-    names = scheduled(rule)
-    if not names:
+    moving_names = scheduled(rule)
+    if not moving_names:
         return lambda t: rule
-    fields = dataclasses.fields(rule)
-    own = [(f.name, getattr(rule, f.name)) for f in fields]
-    derived = [f.name for f in fields if not f.init and f.name in names]
-    fixed = [(name, setting) for name, setting in own if name not in names]
-    moving = [(name, _follow(type(rule).__name__, setting)) for name, setting in own if name in names]
+    names, computed = _fields_of(type(rule))
+    derived = [name for name in moving_names if name in computed]
+    fixed = [(name, getattr(rule, name)) for name in names if name not in moving_names]
+    moving = [(name, _follow(type(rule).__name__, getattr(rule, name))) for name in moving_names]
 
     def at_step(t: int) -> Any:
         now = object.__new__(type(rule))  # as dataclasses.replace, in a third of its time: it happens at every step
