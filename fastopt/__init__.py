@@ -80,3 +80,15 @@ __all__ = [
     "suggest_batch_size",
     "update",
 ]
+
+_ELSEWHERE = {
+    "AdamW": "fastopt.Adam has decoupled weight decay; fastopt.torch.AdamW is torch's (import fastopt.torch)",
+    "torch": "import fastopt.torch, which `import fastopt` alone does not, because it imports torch",
+}
+
+
+def __getattr__(name: str) -> object:
+    from fastopt.errors import suggest
+
+    do = _ELSEWHERE.get(name) or suggest(name, __all__)
+    raise AttributeError(f"module 'fastopt' has no attribute {name!r}: {do}", name=name)

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Mapping
 from itertools import starmap
 from operator import call
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from fastopt.arrays.library import CPU, Array, Device
 from fastopt.arrays.numpy import visible_dtype
 from fastopt.capture import PreparedSteps
 from fastopt.checks import integer, seed_number
-from fastopt.errors import BackendError, FastoptError, LayoutError, raised_by, suggest
+from fastopt.errors import BackendError, FastoptError, LayoutError, SettingError, raised_by, suggest
 from fastopt.groups import layouts, own_groups, sort
 from fastopt.kernels.backends import BACKENDS, bind, choose
 from fastopt.kernels.compiler.layout import layout
@@ -31,7 +30,7 @@ from fastopt.kernels.compiler.plan import plan
 from fastopt.kernels.formats import FULL, STORAGES
 from fastopt.kernels.launch import Rows, run
 from fastopt.kernels.rules.rule import Rule, require_rule
-from fastopt.parameters import Group, NamedValues, padded
+from fastopt.parameters import Group, NamedValues, Views, padded
 from fastopt.store import Store
 from fastopt.turn import Turn, is_taken
 
@@ -148,10 +147,18 @@ class Optimizer:
         self.flat_params, self.flat_grads = (_forward(made[0].store, b, flat) for b in ("p", "g"))
         if len(made[0].store.formats["p"].planes) > 1 and not self._on_device:
             self.flat_params.flags.writeable = False
-        self.params: Mapping[str, Any] = MappingProxyType(self._values.divide(self.flat_params))
+        self.params: Mapping[str, Any] = Views(self._values.divide(self.flat_params), "params")
         self._own_grads = self._values.divide(self.flat_grads)
-        self.grads: Mapping[str, Any] = MappingProxyType(self._own_grads)
+        self.grads: Mapping[str, Any] = Views(self._own_grads, "grads")
         self._write({"p": {name: _converted(value, computes) for name, value in values.items()}})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and (name not in _ATTRIBUTES or name in self.__dict__):
+            do = "a setting that changes is a callable of t, as fastopt.Adam(lr=lambda t: …); parameters: opt.assign"
+            if name not in _ATTRIBUTES:
+                do += "; otherwise build another Optimizer, and load this one's state_dict()"
+            raise SettingError(f"setting the attribute {name!r} would change nothing.", do=do, where="Optimizer")
+        object.__setattr__(self, name, value)
 
     @raised_by("Optimizer.assign")
     def assign(self, params: Mapping[str, Any]) -> None:
@@ -173,7 +180,7 @@ class Optimizer:
             self._turn.take(
                 lambda now: [
                     *self._values.writes(values),
-                    (setattr, self, "_seed", self._seed if seed is None else seed),
+                    (object.__setattr__, self, "_seed", self._seed if seed is None else seed),
                     (self._turn.end, now if t is None else t),
                 ]
             )
@@ -393,6 +400,8 @@ class Optimizer:
         t = f"t={self._turn.now()}" if prepared is None else f"t from {prepared.first} on, counted on the device"
         return f"Optimizer({rules}; {len(self.params)} arrays, {count:,} parameters, {t})"
 
+
+_ATTRIBUTES = ("params", "grads", "flat_params", "flat_grads")
 
 _REFERENCE = threading.RLock()
 if hasattr(os, "register_at_fork"):

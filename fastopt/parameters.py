@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from fastopt.arrays import NUMPY, library_of
 from fastopt.arrays.library import CPU, Array, Device, Library
+from fastopt.errors import LayoutError, suggest
 from fastopt.kernels.compiler.plan import Plan
 from fastopt.kernels.formats import TILE, Plane
 from fastopt.kernels.launch import Launch
@@ -37,6 +39,39 @@ class Group:
         made = library.allocate(values.size, Plane("", values.dtype), device)
         library.copy(made, values)
         return made
+
+
+class Views(Mapping):
+    """Arrays by the name of their parameter, which are written into and not replaced; `word` says which they are."""
+
+    def __init__(self, arrays: Mapping[str, Array], word: str):
+        self._arrays, self._word = dict(arrays), word
+
+    def __getitem__(self, name: str) -> Array:
+        try:
+            return self._arrays[name]
+        except KeyError:
+            do = suggest(str(name), list(self._arrays))
+            raise KeyError(f"there is no parameter {name!r} in opt.{self._word}: {do}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        raise LayoutError(
+            f"opt.{self._word} are views of memory that a step works on, and cannot be replaced.",
+            got=f"opt.{self._word}[{name!r}] = …",
+            do=f"write into it: opt.{self._word}[{name!r}][...] = value",
+        )
+
+    def __repr__(self) -> str:
+        return repr(self._arrays)
 
 
 class NamedValues:

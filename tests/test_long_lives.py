@@ -146,3 +146,19 @@ print(opt.t)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout.split() == ["MemoryError", "1"], done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["f32", "bf16"])
+def test_more_elements_than_32_bits_count(storage):
+    """With 2³¹ and more, of which the last and some around the border are looked at; some 9 and 17 GB."""
+    n, border = 2**31 + 1003, 2**31
+    kind = np.dtype(np.float32) if storage == "f32" else fastopt.arrays.numpy.bfloat16()
+    p, g = np.zeros(n, kind), np.zeros(n, kind)
+    for at in (slice(0, 300), slice(border - 300, border + 300), slice(n - 300, n)):
+        p[at], g[at] = 1.0, 0.5
+    rule = fastopt.SGD(lr=0.5)
+    fastopt.update(rule, 1, {"p": p, "g": g}, storage=None if storage == "f32" else {"p": "bf16", "g": "bf16"})
+    for at in (slice(0, 300), slice(border - 300, border + 300), slice(n - 300, n)):
+        assert np.all(p[at] == 0.75)
+    assert np.count_nonzero(p.view(np.uint32 if storage == "f32" else np.uint16)) == 1200

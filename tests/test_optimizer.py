@@ -86,7 +86,7 @@ def test_params_and_grads_are_views_of_flat_memory():
     before = opt.params["b"].copy()
     opt.step()
     assert np.array_equal(opt.params["b"], before - 1)
-    with pytest.raises(TypeError):
+    with pytest.raises(LayoutError, match=r"(?s)cannot be replaced.*opt\.params\['b'\]\[\.\.\.\] = value"):
         opt.params["b"] = before  # type: ignore[index]
 
 
@@ -453,3 +453,39 @@ def test_memory_is_freed_with_the_optimizer_without_the_garbage_collector(backen
         assert updated() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("name", ["lr", "rule", "t", "params", "flat_grads", "anything"])
+def test_attributes_that_would_be_ignored_are_refused(name):
+    opt = fastopt.Optimizer(CASES["sgd"], values())
+    before = vars(opt).copy()
+    with pytest.raises(SettingError, match=rf"(?s)Optimizer: setting the attribute '{name}' would change nothing.*do "):
+        setattr(opt, name, 1)
+    assert vars(opt).keys() == before.keys()
+    opt._mine = 1  # what begins with an underscore is nobody's business
+    opt.step()
+
+
+def test_names_that_are_not_there_are_suggested():
+    opt = fastopt.Optimizer(CASES["sgd"], {"weight": np.ones(2)})
+    for views in (opt.params, opt.grads):
+        assert "wight" not in views
+        with pytest.raises(KeyError, match=r"did you mean 'weight'\?"):
+            views["wight"]
+    assert list(opt.params) == ["weight"]
+    assert repr(opt.params) == "{'weight': array([1., 1.])}"
+    with pytest.raises(AttributeError, match="decoupled weight decay"):
+        fastopt.AdamW  # noqa: B018
+    with pytest.raises(AttributeError, match="did you mean 'Adam'"):
+        fastopt.Adamm  # noqa: B018
+    assert not hasattr(fastopt, "__wrapped__")
+
+
+@pytest.mark.parametrize("kind", [np.float32, lambda x: np.array(x), lambda x: np.array(x, np.float32)])
+def test_a_schedule_may_return_an_array_of_one_number_without_dimensions(kind):
+    opt = fastopt.Optimizer(fastopt.SGD(lr=lambda t: kind(0.25)), {"w": np.ones(2)})
+    opt.step({"w": np.ones(2)})
+    assert opt.params["w"].tolist() == [0.75, 0.75]
+    opt = fastopt.Optimizer(fastopt.SGD(lr=lambda t: np.array([0.25])), {"w": np.ones(2)})
+    with pytest.raises(SettingError, match="returns no number"):
+        opt.step()

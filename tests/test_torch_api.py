@@ -514,3 +514,16 @@ def test_step_takes_nothing_but_a_closure():
     for wrong in (lambda: opt.step(None, None), lambda: opt.step(grads=None)):
         with pytest.raises(TypeError, match="argument"):
             wrong()
+
+
+def test_update_counts_what_it_writes_for_autograd():
+    """Which refuses then to go back through values that are no longer there."""
+    import fastopt
+
+    p, m, g = torch.ones(3), torch.zeros(3), torch.ones(3)
+    x = torch.ones(3, requires_grad=True)
+    loss = (x * p).sum()
+    fastopt.update(fastopt.Momentum(lr=0.5), 1, {"p": p, "g": g, "m": m})
+    assert [t._version for t in (p, m, g)] == [1, 1, 0]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

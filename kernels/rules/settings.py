@@ -151,7 +151,7 @@ def _follow(where: str, setting: Any) -> Callable[[int], Any]:
         answer: Any = setting(t)
         if type(answer) is float:
             return answer
-        if isinstance(answer, Real):
+        if isinstance(answer, Real) or getattr(answer, "shape", None) == ():  # an array or a tensor of one number
             return to_float(answer)
         raise SettingError(f"a schedule returns no number at t={t}.", got=repr(answer)[:60], where=where)
 
