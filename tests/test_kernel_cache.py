@@ -9,6 +9,7 @@ import errno
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -34,6 +35,20 @@ print(p[0].round(6), sum(stats.cache_hits.values()), sum(stats.cache_misses.valu
 """
 HIT, MISS = ["0.9", "1", "0"], ["0.9", "0", "1"]
 posix = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no such owners and modes")
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kernels")
+    assert output(run(ONE_STEP, folder)).split() == MISS
+    return folder
+
+
+@pytest.fixture
+def filled(compiled_once, tmp_path):
+    """Return a folder with the kernel of `ONE_STEP`."""
+    shutil.copytree(compiled_once, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
 def warned(process: subprocess.Popen, *texts: str) -> list[str]:
@@ -91,7 +106,7 @@ def test_nothing_is_written_for_a_user_without_a_home_folder(tmp_path):
 
 
 def test_the_package_may_be_in_a_zip_file(tmp_path):
-    archive, root = tmp_path / "app.zip", Path(fastopt.__file__).parent.parent
+    archive, root = tmp_path / "app.zip", Path(__file__).parent.parent
     with zipfile.ZipFile(archive, "w") as file:
         for folder, inside in (("fastopt", "fastopt"), ("kernels", "fastopt/kernels")):
             for path in (root / folder).rglob("*.py"):
@@ -162,14 +177,13 @@ def flipped(data: bytes, at: int, bit: int = 3) -> bytes:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_kernel_is_reported_once_and_replaced(damage, tmp_path):
-    output(run(ONE_STEP, tmp_path))
-    (path,) = tmp_path.rglob("adam*.code")
+def test_a_damaged_kernel_is_reported_once_and_replaced(damage, filled):
+    (path,) = filled.rglob("adam*.code")
     whole = path.read_bytes()
     path.write_bytes(DAMAGE[damage](whole))
     assert path.read_bytes() != whole
-    assert warned(run(ONE_STEP, tmp_path), "was damaged; it is compiled again and replaced") == MISS
-    assert output(run(ONE_STEP, tmp_path)).split() == HIT
+    assert warned(run(ONE_STEP, filled), "was damaged; it is compiled again and replaced") == MISS
+    assert output(run(ONE_STEP, filled)).split() == HIT
 
 
 def test_no_flipped_bit_is_read(tmp_path):
@@ -187,12 +201,11 @@ def test_no_flipped_bit_is_read(tmp_path):
             assert cache.read(path) is None
 
 
-def test_a_folder_in_place_of_a_kernel_is_a_warning(tmp_path):
-    output(run(ONE_STEP, tmp_path))
-    (path,) = tmp_path.rglob("adam*.code")
+def test_a_folder_in_place_of_a_kernel_is_a_warning(filled):
+    (path,) = filled.rglob("adam*.code")
     path.unlink()
     path.mkdir()
-    process = run(ONE_STEP, tmp_path)
+    process = run(ONE_STEP, filled)
     out, err = process.communicate(timeout=300)
     assert (out.split(), process.returncode) == (MISS, 0), err
     assert "Is a directory" in err
@@ -213,31 +226,30 @@ class Planted:
 
 
 def planted(folder: Path) -> Path:
-    """Fill a cache, and replace a kernel by code with a right digest; return the file that it makes if it runs."""
-    output(run(ONE_STEP, folder))
+    """Replace a kernel by code with a right digest; return the file that it makes if it runs."""
     (path,) = folder.rglob("adam*.code")
     cache.write(path, pickle.dumps(Planted(folder / "it ran")))
     return folder / "it ran"
 
 
-def test_planted_code_would_run(tmp_path):
+def test_planted_code_would_run(filled):
     """Which is why the folder must be the user's own."""
-    mark = planted(tmp_path)
-    assert "TypeError" in run(ONE_STEP, tmp_path).communicate(timeout=300)[1]
+    mark = planted(filled)
+    assert "TypeError" in run(ONE_STEP, filled).communicate(timeout=300)[1]
     assert mark.exists()
 
 
 @posix
 @pytest.mark.parametrize("where", ["the folder of kernels", "the cache folder", "a folder above"])
 @pytest.mark.parametrize("mode", [0o777, 0o775])
-def test_nothing_is_read_from_a_folder_that_others_can_write_to(where, mode, tmp_path):
+def test_nothing_is_read_from_a_folder_that_others_can_write_to(where, mode, filled):
     if where == "a folder above" and mode == 0o775:
         pytest.skip("many systems give each user a group of its own, which may write to the user's folders")
-    mark, (path,) = planted(tmp_path), tmp_path.rglob("adam*.code")
-    spoiled = {"the folder of kernels": path.parent, "the cache folder": path.parent.parent}.get(where, tmp_path)
+    mark, (path,) = planted(filled), filled.rglob("adam*.code")
+    spoiled = {"the folder of kernels": path.parent, "the cache folder": path.parent.parent}.get(where, filled)
     spoiled.chmod(mode)
     try:
-        assert warned(run(ONE_STEP, tmp_path), "can be written by other users", "chmod") == MISS
+        assert warned(run(ONE_STEP, filled), "can be written by other users", "chmod") == MISS
     finally:
         spoiled.chmod(0o700)
     assert not mark.exists()
@@ -246,21 +258,21 @@ def test_nothing_is_read_from_a_folder_that_others_can_write_to(where, mode, tmp
 @posix
 @pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="only root can give files away")
 @pytest.mark.parametrize("where", ["the folder of kernels", "the cache folder", "a link to it", "a link above"])
-def test_nothing_is_read_from_a_folder_of_another_user(where, tmp_path):
-    mark, (path,) = planted(tmp_path), tmp_path.rglob("adam*.code")
-    folder = tmp_path
+def test_nothing_is_read_from_a_folder_of_another_user(where, filled):
+    mark, (path,) = planted(filled), filled.rglob("adam*.code")
+    folder = filled
     if where == "the folder of kernels":
         os.chown(path.parent, 65534, -1)
     elif where == "the cache folder":
         os.chown(path.parent.parent, 65534, -1)
     else:
-        folder = tmp_path / "other"
+        folder = filled / "other"
         if where == "a link above":
-            folder.symlink_to(tmp_path)
+            folder.symlink_to(filled)
             os.chown(folder, 65534, -1, follow_symlinks=False)
         else:
             folder.mkdir()
-            (folder / "fastopt").symlink_to(tmp_path / "fastopt")
+            (folder / "fastopt").symlink_to(filled / "fastopt")
             os.chown(folder / "fastopt", 65534, -1, follow_symlinks=False)
     assert warned(run(ONE_STEP, folder), "belongs to another user") == MISS
     assert not mark.exists()

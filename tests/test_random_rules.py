@@ -129,7 +129,7 @@ checked = given(rules(), st.sampled_from(STORAGES), st.sampled_from(SIZES), st.i
 slow_health = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=slow_health, database=None)
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=slow_health, database=None)
 @checked
 def test_random_rules_have_the_references_bits(written, storage, size, seed):
     with np.errstate(all="ignore"):
