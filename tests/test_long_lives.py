@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fastopt
+from fastopt.arrays.numpy import bfloat16
 
 
 def resident() -> float:
@@ -153,7 +154,7 @@ print(opt.t)
 def test_more_elements_than_32_bits_count(storage):
     """With 2³¹ and more, of which the last and some around the border are looked at; some 9 and 17 GB."""
     n, border = 2**31 + 1003, 2**31
-    kind = np.dtype(np.float32) if storage == "f32" else fastopt.arrays.numpy.bfloat16()
+    kind = np.dtype(np.float32) if storage == "f32" else bfloat16()
     p, g = np.zeros(n, kind), np.zeros(n, kind)
     for at in (slice(0, 300), slice(border - 300, border + 300), slice(n - 300, n)):
         p[at], g[at] = 1.0, 0.5

@@ -7,8 +7,6 @@ random generators. Not seen are those behind a function that it calls, in a clos
 from __future__ import annotations
 
 import dataclasses
-import dis
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Number
@@ -47,6 +45,8 @@ def require_own(rule: Any, where: str) -> None:
 
 def _names(code: CodeType | None) -> Iterator[tuple[str, str]]:
     """List what a function's code, and that of functions in it, loads by name."""
+    import dis
+
     if code is None:
         return
     for instruction in dis.get_instructions(code):
@@ -68,11 +68,17 @@ def _is_number(value: Any) -> bool:
 @contextmanager
 def nothing_random(where: str) -> Iterator[None]:
     """Raise a RuleError if what happens within draws from Python's or NumPy's global random generator."""
-    before = random.getstate(), _numpy_state()
+    before = _random_states()
     yield
-    if (random.getstate(), _numpy_state()) != before:
+    if _random_states() != before:
         what = "update draws a random number, which would stay in the kernel."
         raise RuleError(what, do="take noise as a keyword-only parameter, or wrap a rule in GradientNoise", where=where)
+
+
+def _random_states() -> Any:
+    import random  # 1 ms that `import fastopt` need not take, as dis above
+
+    return random.getstate(), _numpy_state()
 
 
 def _numpy_state() -> Any:
