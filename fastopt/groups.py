@@ -37,9 +37,7 @@ def sort(rule: Rule, names: list[str], groups: dict[str, Any]) -> list[tuple[Rul
     """
     order = {pattern: k for k, pattern in enumerate(groups)}
     wild = [pattern for pattern in groups if set(pattern) & set("*?[")]
-    fits: dict[
-        str, list[str]
-    ] = {}  # name → its patterns; most patterns are whole names, of which there may be thousands
+    fits: dict[str, list[str]] = {}  # of each name, its patterns; most are whole names, of which there may be thousands
     for name in names:
         found = {pattern for pattern in wild if fnmatchcase(name, pattern)} | ({name} & order.keys())
         fits[name] = sorted(found, key=order.__getitem__)

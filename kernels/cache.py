@@ -126,8 +126,8 @@ def read(path: Path) -> bytes | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
-    except OSError as error:
-        warn_damaged(path, str(error))
+    except OSError as error:  # not damage: too many open files, for example
+        _warn("a stored kernel cannot be read; it is compiled again.", f"{path}: {error}", "see what the system says")
         return None
     content = data[_DIGEST:]
     if hashlib.sha256(content).digest() == data[:_DIGEST]:

@@ -7,13 +7,14 @@ import math
 import pickle
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import fastopt
 from fastopt import schedules
 from fastopt.errors import SettingError
 from fastopt.schedules import (
@@ -490,3 +491,23 @@ def test_a_schedule_that_does_not_return_a_number_is_refused(answer):
     for schedule in (Odd(), Odd() * 2.0, 1.0 + Odd(), Odd().delayed(3), Join({0: Odd()})):
         with pytest.raises(SettingError, match=r"Odd\(\).*: the value at t=7 is not a number"):
             schedule(7)
+
+
+def test_schedules_in_a_named_tuple_are_followed():
+    class Pair(NamedTuple):
+        first: Any
+        second: Any
+
+    @dataclass(frozen=True)
+    class Mine:
+        rates: Any = (0.5, 0.5)
+
+        def scalars(self, t):
+            return {"lr": self.rates[0] * self.rates[1]}
+
+        def update(self, p, g, *, lr):
+            return p - lr * g
+
+    p = np.ones(2)
+    fastopt.update(Mine(Pair(lambda t: 0.5, 0.25)), 1, {"p": p, "g": np.ones(2)})
+    assert p.tolist() == [0.875, 0.875]

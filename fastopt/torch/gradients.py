@@ -23,20 +23,20 @@ _CPU = torch.device("cpu")
 class TakenGradient(torch.Tensor):
     """The `grad` of a parameter whose gradient was taken: a tensor without memory.
 
-    None would let clipping, or a log of norms, go on without a word. Where the gradient is still kept somewhere, `kept`
-    returns it, and operations on this tensor are made on that one; elsewhere they raise. The next backward pass adds
-    its gradient to this tensor, and so hands it over as `next`.
+    None would let clipping, or a log of norms, go on without a word. While the gradient was not used, `unused` returns
+    it, and operations on this tensor are made on that one; afterwards they raise. The next backward pass adds its
+    gradient to this tensor, and so hands it over as `next`.
     """
 
     next: torch.Tensor | None
-    kept: Callable[[], torch.Tensor | None]
+    unused: Callable[[], torch.Tensor | None]
     zeroed: bool
 
     @staticmethod
-    def __new__(cls, like: torch.Tensor, kept: Callable[[], torch.Tensor | None]) -> TakenGradient:  # noqa: D102
+    def __new__(cls, like: torch.Tensor, unused: Callable[[], torch.Tensor | None]) -> TakenGradient:  # noqa: D102
         size, strides = like.shape, like.stride()
         made = torch.Tensor._make_wrapper_subclass(cls, size, strides=strides, dtype=like.dtype, device=like.device)
-        made.next, made.kept, made.zeroed = None, kept, False
+        made.next, made.unused, made.zeroed = None, unused, False
         return made
 
     @classmethod
@@ -50,10 +50,10 @@ class TakenGradient(torch.Tensor):
         if function in _ZEROS:
             for x in own if isinstance(own, list | tuple) else [own]:
                 x.zeroed = True
-                if (kept := x.kept()) is not None:
-                    kept.zero_()
+                if (gradient := x.unused()) is not None:
+                    gradient.zero_()
             return own if function is _ZEROS[0] else None
-        return _on_kept(function, args, kwargs or {})
+        return _on_unused(function, args, kwargs or {})
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise _taken("its memory was asked for")
@@ -70,13 +70,13 @@ def _taken(got: str) -> SettingError:
     return SettingError(what, got=got, do=do)
 
 
-def _on_kept(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Make an operation on the gradients that are kept, on their device."""
+def _on_unused(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Make an operation on the gradients themselves, on the CPU, where they are."""
     moved: list[tuple[torch.Tensor, torch.Tensor]] = []  # other tensors that are written, and their copies
 
-    def kept(x: torch.Tensor) -> torch.Tensor:
+    def on_cpu(x: torch.Tensor) -> torch.Tensor:
         if type(x) is TakenGradient:
-            found = x.kept()
+            found = x.unused()
             if found is None:
                 raise _taken(f"{function.__name__} on it")
             return found
@@ -85,7 +85,7 @@ def _on_kept(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         moved.append((x, x.to(_CPU)))
         return moved[-1][1]
 
-    result = function(*tree_map_only(torch.Tensor, kept, args), **tree_map_only(torch.Tensor, kept, kwargs))
+    result = function(*tree_map_only(torch.Tensor, on_cpu, args), **tree_map_only(torch.Tensor, on_cpu, kwargs))
     written = any(a.alias_info is not None and a.alias_info.is_write for a in function._schema.arguments)
     for x, copy in moved if written else ():
         x.copy_(copy)
@@ -109,12 +109,12 @@ class GradientHooks:
     """Hooks on parameters that call `take(p, fresh)` when `p.grad` is complete, and put a `TakenGradient` in its place.
 
     `fresh` says that this gradient is not to be added to those before, because `p.grad` was set to None since then, or
-    to another tensor. `kept(p)` is the gradient that was taken, where it still is. The owner of these methods is
+    to another tensor. `unused(p)` is a gradient that was taken and not used, or None. The owner of these methods is
     referred to weakly; the hooks are removed with this object.
     """
 
-    def __init__(self, take: Callable[[Any, bool], None], kept: Callable[[Any], torch.Tensor | None]):
-        self._take, self._kept = weakref.WeakMethod(take), weakref.WeakMethod(kept)
+    def __init__(self, take: Callable[[Any, bool], None], unused: Callable[[Any], torch.Tensor | None]):
+        self._take, self._unused = weakref.WeakMethod(take), weakref.WeakMethod(unused)
         self._hooks: list[Any] = []
         self._taken: dict[Any, Any] = {}  # parameter → what replaces its gradients
 
@@ -164,13 +164,13 @@ class GradientHooks:
     def _replacement(self, p: Any) -> Any:
         known, grad = self._taken.get(p), p.grad
         if known is None or known.dtype != grad.dtype or known.shape != grad.shape or known.device != grad.device:
-            method = self._kept
+            method = self._unused
 
-            def kept() -> torch.Tensor | None:
+            def unused() -> torch.Tensor | None:
                 found = method()
                 return None if found is None else found(p)
 
-            known = self._taken[p] = _like(grad, TakenGradient(local(grad), kept))
+            known = self._taken[p] = _like(grad, TakenGradient(local(grad), unused))
         return known
 
     def is_taken(self, p: Any) -> bool:

@@ -62,7 +62,7 @@ class BackwardSteps:
 
     def __init__(self, optimizer: Adapter):
         self._optimizer, self._stepped = weakref.ref(optimizer), set()
-        self._hooks = GradientHooks(self._step, self._kept)
+        self._hooks = GradientHooks(self._step, self._unused)
         self._hooks.add(_params(optimizer))
 
     def _step(self, p: Any, _: bool) -> None:
@@ -77,7 +77,7 @@ class BackwardSteps:
             optimizer.step_one(p, same=bool(self._stepped))
             self._stepped.add(p)
 
-    def _kept(self, _: Any) -> None:
+    def _unused(self, _: Any) -> None:
         """Return None: gradients are gone once they were used."""
 
     def finish(self) -> None:

@@ -1,4 +1,7 @@
-"""Steps on the CPU for a model on a GPU: complete gradients go there, and what a forward pass reads comes back."""
+"""Steps on the CPU for a model on a GPU: complete gradients go there, and what a forward pass reads comes back.
+
+One class, and over 300 lines because torch prescribes its methods, and a fifth of them is what `offload` promises.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,7 @@ class OffloadedOptimizer(torch.optim.Optimizer):
         self._stepped: list[Any] = []  # whose copies are stepped, and not on the device yet
         self._following = False  # whether the options were read for this step
         self._listed: list[list[Any]] = []  # the parameters of each group
-        self._hooks = GradientHooks(self._on_gradient, self._kept)
+        self._hooks = GradientHooks(self._on_gradient, self._unused)
         groups = _Groups(params, {}).param_groups
         made = [self._with_hosts(group, k) for k, group in enumerate(groups)]
         self.optimizer = optimizer_class([host_group for host_group, _ in made], **options)
@@ -229,8 +232,8 @@ class OffloadedOptimizer(torch.optim.Optimizer):
             host.grad = None
             self._stepped.append(p)
 
-    def _kept(self, p: Any) -> torch.Tensor | None:
-        """Return the gradient of a parameter that is on the CPU and was not used, if all may be used that are there."""
+    def _unused(self, p: Any) -> torch.Tensor | None:
+        """Return the gradient of a parameter on the CPU, if no step has used it or is about to."""
         if self._arrived.get(p, 0) == self._accumulate:
             return None
         self._worker.wait()
@@ -360,7 +363,7 @@ class _Groups(torch.optim.Optimizer):
     """What torch makes of parameters or groups of them, with its checks."""
 
     def step(self, *_: Any) -> None:  # type: ignore[override] — torch would patch it if it were not hooked
-        raise NotImplementedError
+        """Take none: it is made for its groups alone."""
 
     step.hooked = True  # type: ignore[attr-defined]
 

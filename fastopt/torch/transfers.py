@@ -35,9 +35,12 @@ class Transfers:
     def __init__(self) -> None:
         self._streams: dict[torch.device, tuple[Any, Any]] = {}  # to the CPU, to the device
 
-    def _of(self, device: torch.device) -> tuple[Any, Any]:
+    def _after_current(self, device: torch.device) -> tuple[Any, Any]:
+        """Return the two streams of a device, which then wait for what its current stream has to do."""
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        for stream in self._streams[device]:
+            stream.wait_stream(torch.cuda.current_stream(device))
         return self._streams[device]
 
     def start(self, tensor: torch.Tensor) -> Gradient:
@@ -45,8 +48,7 @@ class Transfers:
         copy = empty_on_host(tensor, page_locked=tensor.is_cuda)
         if not tensor.is_cuda:
             return Gradient(copy.copy_(tensor), tensor)
-        down, _ = self._of(tensor.device)
-        down.wait_stream(torch.cuda.current_stream(tensor.device))
+        down = self._after_current(tensor.device)[0]
         with torch.cuda.stream(down):
             copy.copy_(tensor, non_blocking=True)
         return Gradient(copy, tensor, down.record_event())
@@ -56,9 +58,7 @@ class Transfers:
         if not source.is_cuda:
             host.copy_(source)
             return
-        down, _ = self._of(source.device)
-        down.wait_stream(torch.cuda.current_stream(source.device))
-        with torch.cuda.stream(down):
+        with torch.cuda.stream(self._after_current(source.device)[0]):
             host.copy_(source)
 
     def write(self, host: torch.Tensor, target: torch.Tensor) -> None:
@@ -66,9 +66,7 @@ class Transfers:
         if not target.is_cuda:
             target.copy_(host)
             return
-        _, up = self._of(target.device)
-        up.wait_stream(torch.cuda.current_stream(target.device))
-        with torch.cuda.stream(up):
+        with torch.cuda.stream(self._after_current(target.device)[1]):
             target.copy_(host, non_blocking=True)
 
     def finish(self) -> None:

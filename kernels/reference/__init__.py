@@ -63,9 +63,7 @@ def _step(
         b: unpack(form, [memory[name] for name, plane in form.plane_names(b).items() if plane.read])
         for b, form in program.formats.items()
     }
-    numbers: dict[str, Any] = {
-        name: program.dtype.type(float(x)) for name, x in zip(program.scalars, scalars, strict=True)
-    }
+    numbers: dict[str, Any] = dict(zip(program.scalars, map(program.dtype.type, map(float, scalars)), strict=True))
     with np.errstate(all="ignore"):
         words = _random_words(keys, offset, n)
         if with_noise:

@@ -90,7 +90,7 @@ _PLAIN = frozenset([float, bool, int, str, type(None)])
 def _has_schedule(value: Any) -> bool:
     if type(value) in _PLAIN:
         return False
-    if type(value) is tuple:
+    if isinstance(value, tuple):
         for x in value:  # noqa: SIM110 — a generator costs more than the rest
             if type(x) not in _PLAIN and callable(x):
                 return True
