@@ -198,7 +198,7 @@ def _library() -> Any:
     try:
         import safetensors
     except ImportError as error:
-        do = "pip install 'fastopt[safetensors]'"
+        do = "pip install safetensors"
         raise CheckpointError("reading checkpoints takes safetensors.", got=str(error), do=do) from error
     return safetensors
 
