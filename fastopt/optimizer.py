@@ -224,18 +224,22 @@ class Optimizer:
 
     def _calls(self, grads: Mapping[str, Any] | None) -> list[tuple]:
         """Check everything, and prepare the next step, between `Turn.begin` and `Turn.end`."""
-        turn, seed, ready = self._turn, self._seed, []
+        turn, steps = self._turn, self._steps
         taken = turn.now()
         t = taken + 1
-        for scalars, keys, prepare in self._steps:  # all of them, before any is prepared
-            ready += (prepare, keys(seed, t) if keys else (), scalars(t))
-        copies = () if grads is None else self._gradient_copies(grads)
-        if len(ready) == 3:  # one group, as most have
-            prepare, noise, values = ready
-            return [(turn.begin, taken), *copies, *prepare(noise, values), (turn.end, t)]
-        calls = [(turn.begin, taken), *copies]
-        for k in range(0, len(ready), 3):
-            calls += ready[k](ready[k + 1], ready[k + 2])
+        if len(steps) == 1:  # as most have
+            ((scalars, keys, prepare),) = steps
+            values = scalars(t)
+            noise = keys(self._seed, t) if keys else ()
+            if grads is None:
+                return [(turn.begin, taken), *prepare(noise, values), (turn.end, t)]
+            return [(turn.begin, taken), *self._gradient_copies(grads), *prepare(noise, values), (turn.end, t)]
+        seed = self._seed
+        # The numbers of all groups, and the copies, before any launch is prepared: what is wrong shows first.
+        ready = [(prepare, keys(seed, t) if keys else (), scalars(t)) for scalars, keys, prepare in steps]
+        calls = [(turn.begin, taken), *(() if grads is None else self._gradient_copies(grads))]
+        for prepare, noise, values in ready:
+            calls += prepare(noise, values)
         calls.append((turn.end, t))
         return calls
 

@@ -20,7 +20,7 @@ from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.compiler.specialization import exact_key
 from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.rules.rule import Rule, initial, require_rule
-from fastopt.kernels.rules.settings import follow, scheduled
+from fastopt.kernels.rules.settings import follow, is_scheduled
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ def plan(rule: Rule, storage: Hashable) -> Plan:
     `storage` is as for `layout`, but hashable: a mapping comes as a tuple of (buffer, name of its format).
     """
     try:
-        moving = scheduled(rule)
+        moving = is_scheduled(rule)
     except TypeError:  # it is no dataclass
         require_rule(rule)
         raise
@@ -117,7 +117,7 @@ def host_scalars(program: Program, rule: Rule) -> Callable[[int], tuple[float, .
     """Return the function of t that computes a step's scalars: see `Plan`."""
     order, limit = program.scalars, _largest(program.dtype)
     pick, count = _picker(order), len(order)
-    rule_at, still = follow(rule), not scheduled(rule)
+    rule_at, still = follow(rule), not is_scheduled(rule)
 
     def at_step(t: int) -> tuple[float, ...]:
         now = rule if still else rule_at(t)

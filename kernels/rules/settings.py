@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from numbers import Real
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 from fastopt.checks import DECAY_RATE, FINITE, NONNEGATIVE, UNIT, Interval, choice, to_float
@@ -95,7 +96,7 @@ def _has_schedule(value: Any) -> bool:
             if type(x) not in _PLAIN and callable(x):
                 return True
         return False
-    return bool(scheduled(value)) if is_rule(value) else callable(value)
+    return is_scheduled(value) if is_rule(value) else callable(value)
 
 
 @lru_cache(maxsize=1024)
@@ -105,9 +106,19 @@ def _fields_of(rule: type) -> tuple[tuple[str, ...], frozenset[str]]:
     return tuple(f.name for f in fields), frozenset(f.name for f in fields if not f.init)
 
 
-def scheduled(rule: Rule) -> tuple[str, ...]:
-    """Return the names of the settings of `rule` that are, or contain, callables of t."""
-    return tuple([name for name in _fields_of(type(rule))[0] if _has_schedule(getattr(rule, name))])
+@lru_cache(maxsize=1024)
+def _reader(rule: type) -> Callable[[Any], tuple]:
+    """Return the function that reads all fields of such a rule in one call."""
+    names = _fields_of(rule)[0]
+    return attrgetter(*names) if len(names) > 1 else lambda made: tuple([getattr(made, name) for name in names])
+
+
+def is_scheduled(rule: Rule) -> bool:
+    """Whether a setting of `rule` is, or contains, a callable of t: asked at each `update`."""
+    for value in _reader(type(rule))(rule):  # noqa: SIM110 — a generator costs more than the rest
+        if type(value) not in _PLAIN and _has_schedule(value):
+            return True
+    return False
 
 
 def follow(rule: Rule) -> Callable[[int], Rule]:
@@ -115,10 +126,10 @@ def follow(rule: Rule) -> Callable[[int], Rule]:
 
     That function raises SettingError where a schedule returns no number, or one out of the setting's range.
     """
-    moving_names = scheduled(rule)
+    names, computed = _fields_of(type(rule))
+    moving_names = [name for name in names if _has_schedule(getattr(rule, name))]
     if not moving_names:
         return lambda t: rule
-    names, computed = _fields_of(type(rule))
     derived = [name for name in moving_names if name in computed]
     fixed = [(name, getattr(rule, name)) for name in names if name not in moving_names]
     moving = [(name, _follow(type(rule).__name__, getattr(rule, name))) for name in moving_names]
