@@ -111,14 +111,9 @@ def _update(rule: Rule, t: int, buffers: Mapping[str, Any], backend: str, seed: 
     rows = Rows([arrays[0].size], [offset], [addresses], arrays, device.number)
     launch = bind(choose(backend, str(device)), program, rows)
     run(launch.calls(planned.keys(seed, t), planned.scalars(t)))
-    _count_writes([x for name, x in buffers.items() if type(x) is not np.ndarray and name != "g"])
-
-
-def _count_writes(written: list[Any]) -> None:
-    """Tell autograd of torch's tensors that were written, so that it refuses to use what it saved of them before."""
-    torch = sys.modules.get("torch") if written else None
-    if torch is not None:
-        torch.autograd.graph.increment_version([x for x in written if isinstance(x, torch.Tensor)])
+    if (torch := sys.modules.get("torch")) is not None:  # so that autograd refuses to use what it saved of them before
+        tensors = [x for name, x in buffers.items() if name != "g" and isinstance(x, torch.Tensor)]
+        torch.autograd.graph.increment_version(tensors)
 
 
 def _storage(rule: Rule, given: Mapping[str, Array], storage: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import starmap
 from operator import call
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,8 +30,17 @@ class Rows(NamedTuple):
     device: int = 0  # number of the device that the addresses are of, where there are several
 
 
+class StepsOnDevice(NamedTuple):
+    """Where a launch finds the numbers of steps on its device: arrays, or addresses as np.uint64."""
+
+    scalars: Any  # a row for each step, in the computing precision
+    keys: Any  # the two uint32 keys of its noise; not read where there is none
+    row: Any  # an int64: which row is next
+    rows: np.int64
+
+
 class Launch(Protocol):
-    """A program bound to rows."""
+    """A program bound to rows. On a device there is also `calls_from(numbers: StepsOnDevice)`."""
 
     def calls(self, keys: tuple[int, ...], scalars: tuple[float, ...]) -> list[tuple]:
         """Prepare a step: `keys` and `scalars` are those of its plan."""

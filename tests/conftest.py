@@ -23,6 +23,22 @@ def alone(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
 
 
+@pytest.fixture
+def cupy(monkeypatch, tmp_path):
+    """Install the fake CuPy, which runs kernels on the host; return it."""
+    import fake_cupy
+
+    from fastopt.kernels import cache
+    from fastopt.kernels.cuda import nvrtc
+
+    module = fake_cupy.install()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(cache, "folder", lambda kind: tmp_path)
+    nvrtc.function.cache_clear()
+    yield module
+    nvrtc.function.cache_clear()
+
+
 @pytest.fixture(params=["compiled", "Python"])
 def kind(request, monkeypatch):
     """Run a test with the compiled guard and with the Python guard of fastopt.torch; return the guard's name."""

@@ -20,21 +20,10 @@ from values import assert_same_bits
 import fastopt
 from fastopt import BackendError, LayoutError, SettingError
 from fastopt.demo import machine
-from fastopt.kernels import cache
 from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.cuda import nvrtc
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++, which compiles the kernels for the host")
-
-
-@pytest.fixture
-def cupy(monkeypatch, tmp_path):
-    module = fake_cupy.install()
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(cache, "folder", lambda kind: tmp_path)
-    nvrtc.function.cache_clear()
-    yield module
-    nvrtc.function.cache_clear()
 
 
 def on_device(cupy, array, device=0):

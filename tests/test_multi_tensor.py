@@ -4,9 +4,7 @@ g++ compiles the CUDA kernels to run on the host; NVRTC compiles them to machine
 """
 
 import re
-import sys
 
-import fake_cupy
 import numpy as np
 import pytest
 from cases import CASES
@@ -15,16 +13,14 @@ from cuda_matrix import compile_source
 from values import assert_same_bits, step
 
 import fastopt
-from fastopt.kernels import cache
 from fastopt.kernels.backends import bind
 from fastopt.kernels.compiler.noise import noise_keys
 from fastopt.kernels.compiler.plan import host_scalars
 from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.cpu import tuning
-from fastopt.kernels.cuda import nvrtc
 from fastopt.kernels.cuda.printer import print_table_source
 from fastopt.kernels.formats import TILE
-from fastopt.kernels.launch import Rows, run
+from fastopt.kernels.launch import Rows, StepsOnDevice, run
 
 SCALED = fastopt.ScaledGradient(CASES["adam-decoupled"], factor=-0.375)
 PROGRAMS = {
@@ -106,10 +102,7 @@ def test_a_multi_tensor_step_on_the_cpu_equals_a_step_of_each_tensor(name, threa
 
 @pytest.mark.skipif(COMPILER is None, reason="needs g++, which compiles the kernels for the host")
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_multi_tensor_step_on_a_device_equals_a_step_of_each_tensor(name, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.install())
-    monkeypatch.setattr(cache, "folder", lambda kind: tmp_path)
-    nvrtc.function.cache_clear()
+def test_a_multi_tensor_step_on_a_device_equals_a_step_of_each_tensor(name, cupy):
     program, rule, offsets, memory, arrays = make_problem(name)
     memory_before = [[m.copy() for m in row] for row in memory]
     truth = expected(program, rule, offsets, arrays, (1, 2))
@@ -117,10 +110,16 @@ def test_a_multi_tensor_step_on_a_device_equals_a_step_of_each_tensor(name, tmp_
     launch = bind("cuda", program, Rows(SIZES, offsets, np.zeros_like(addresses)))
     for k in range(len(program.buffers)):
         launch.set_addresses(k, addresses[:, k])
-    for t in (1, 2):
-        run(launch.calls(noise_keys(5, t) if program.noise else (), host_scalars(program, rule)(t)))
+    scalars = host_scalars(program, rule)
+    run(launch.calls(noise_keys(5, 1) if program.noise else (), scalars(1)))
+    table = cupy.asarray(np.array([scalars(1), scalars(2)], program.dtype))
+    keys = cupy.asarray(np.array([noise_keys(5, 1), noise_keys(5, 2)], np.uint32))
+    row = cupy.asarray(np.array([1], np.int64))
+    run(launch.calls_from(StepsOnDevice(table, keys, row, np.int64(2))))  # type: ignore[attr-defined]
     assert_same_and_guards_intact(program, arrays, truth, memory, memory_before)
-    nvrtc.function.cache_clear()
+    row.set(np.array([2]))  # past the last row: writes nothing
+    run(launch.calls_from(StepsOnDevice(table, keys, row, np.int64(2))))  # type: ignore[attr-defined]
+    assert_same_and_guards_intact(program, arrays, truth, memory, memory_before)
 
 
 def test_a_multi_tensor_step_of_empty_tensors_launches_nothing():
@@ -133,10 +132,13 @@ def test_a_multi_tensor_step_of_empty_tensors_launches_nothing():
 
 @pytest.mark.parametrize("architecture", [75, 90])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_nvrtc_compiles_multi_tensor_kernels_without_contraction_and_with_wide_accesses(name, architecture):
+@pytest.mark.parametrize("from_device", [False, True])
+def test_nvrtc_compiles_multi_tensor_kernels_without_contraction_and_with_wide_accesses(
+    from_device, name, architecture
+):
     pytest.importorskip("cupy", reason="NVRTC is called through CuPy, which this platform has no wheel of")
     program = make_problem(name, [1])[0]
-    made = compile_source(print_table_source(program), architecture)
+    made = compile_source(print_table_source(program, from_device=from_device), architecture)
     assert set(made.stack.values()) == {0}
     assert max(made.registers.values()) <= (128 if program.dtype == np.float32 else 160)
     assert not re.search(r"\b(fma|mad)\.(rn\.)?f(32|64)|\.ftz|\.approx|\.local", made.ptx)

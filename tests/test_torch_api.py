@@ -62,7 +62,6 @@ def test_arguments_and_defaults_are_torchs(name):
 def test_invalid_settings_are_refused():
     p = [parameter(3)]
     cases: Any = (
-        ({"capturable": True}, SettingError, "capturable"),
         ({"differentiable": True}, SettingError, "differentiable"),
         ({"lr": float("inf")}, SettingError, "lr"),
         ({"betas": (0.9, 1.0)}, ValueError, "beta"),
@@ -75,6 +74,9 @@ def test_invalid_settings_are_refused():
     for settings, error, match in cases:
         with pytest.raises(error, match=match):
             fastopt.torch.AdamW(p, **settings)
+    captured = fastopt.torch.AdamW([set_gradient(parameter(3))], capturable=True)
+    with pytest.raises(SettingError, match="capturable=True is for steps on a CUDA device"):
+        captured.step()  # as torch's: the parameters may move before
     for hint in ({"foreach": True}, {"fused": True}, {"foreach": False}):
         fastopt.torch.AdamW(p, **hint)  # accepted but without effect: every step is fused
 

@@ -24,12 +24,13 @@ from torch.optim.optimizer import (  # pyright: ignore[reportMissingImports]
 
 from fastopt.arrays.torch import CPU, gradient_type, is_distributed, running
 from fastopt.checks import choice, seed_number
-from fastopt.errors import BackendError, FastoptError, LayoutError, raised_by
+from fastopt.errors import BackendError, FastoptError, LayoutError, SettingError, raised_by
 from fastopt.kernels.launch import run
 from fastopt.kernels.rules.rule import Rule
 from fastopt.torch.bucket import Regroup
 from fastopt.torch.buckets import Buckets, labels_of, require_loadable
-from fastopt.torch.guards import guard_kind
+from fastopt.torch.device_numbers import DeviceScale
+from fastopt.torch.guards import Outcome, guard_kind
 from fastopt.torch.observed import Changes, ObservedState, ParameterState
 from fastopt.torch.options import GroupRules, numbers
 from fastopt.torch.requirements import formats_for, is_steppable, may_wait, require_parameter
@@ -60,7 +61,13 @@ class Adapter(torch.optim.Optimizer):
             self._buckets: Buckets | None = None
             self._backward: Any = None  # what steps in the backward pass: see in_backward.py
             self._renew_lock()
+            theirs = inspect.signature(super().__init__).parameters
+            capturable = None if "capturable" in theirs else choice("capturable", options.pop("capturable", False))
             super().__init__(params, *args, **options)
+            if capturable:  # of a class that torch does not have, or has without
+                self.defaults["capturable"] = True
+                for group in self.param_groups:
+                    group.setdefault("capturable", True)
             self._observe(self.state)
             if self._settings.flatten:
                 self._build()
@@ -135,7 +142,7 @@ class Adapter(torch.optim.Optimizer):
         """Make the rule of these options."""
         raise NotImplementedError
 
-    def _advance(self, rule: Rule, t: int, entries: dict[str, float]) -> tuple[Rule, dict[str, float]]:
+    def _advance(self, rule: Rule, t: int, entries: dict[str, Any]) -> tuple[Rule, dict[str, Any]]:
         """Return the rule of step t, and torch's other scalars after it."""
         return rule, entries
 
@@ -143,7 +150,7 @@ class Adapter(torch.optim.Optimizer):
         """Make the rule of a group's options."""
         return self._rule(numbers({**self.defaults, **group}, self._options, type(self).__name__))
 
-    def _current_rules(self, unscale: float | None) -> list[Rule]:
+    def _current_rules(self, unscale: Any) -> list[Rule]:
         """Return the rule of each group as its options are now: the same object while they are the same."""
         rules, make = self._rules, self._rule
         return [rules.current(k, group, unscale, make) for k, group in enumerate(self.param_groups)]
@@ -221,19 +228,19 @@ class Adapter(torch.optim.Optimizer):
         if self._backward is not None:
             self._backward.finish()
             return loss
-        found = getattr(self, "found_inf", None)
+        found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if (found is not None or scale is not None) and all(g.get("capturable") for g in self.param_groups):
+            self._locked_step(DeviceScale(scale, found))  # nothing waits for the device
+            return loss
         if found is not None and float(found):
             return loss
-        scale = getattr(self, "grad_scale", None)
         self._locked_step(None if scale is None else 1.0 / float(scale))
         return loss
 
     _hooked = torch.optim.Optimizer.profile_hook_step(_evaluate)
 
     @_disable_dynamo  # torch.compile has nothing to gain here, and fails within
-    def _locked_step(
-        self, unscale: float | None, only: Any = None, *, same: bool = False, after: Sequence[tuple] = ()
-    ) -> None:
+    def _locked_step(self, unscale: Any, only: Any = None, *, same: bool = False, after: Sequence[tuple] = ()) -> None:
         """Step while no other thread does, which would write to the same tables; `after` are calls that belong to it.
 
         A parameter is stepped by itself if it is named by `only`.
@@ -245,10 +252,10 @@ class Adapter(torch.optim.Optimizer):
                 error.where = error.where or f"{type(self).__name__}.step"
                 raise
 
-    def _step(self, unscale: float | None, only: Any, same: bool, after: Sequence[tuple]) -> None:
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-            what = "the current stream is being captured into a CUDA graph, which would replay this step's t unchanged."
-            raise BackendError(what, do="step outside of the capture, or use fastopt.Optimizer")
+    def _step(self, unscale: Any, only: Any, same: bool, after: Sequence[tuple]) -> None:
+        captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        if captured:
+            self._require_prepared()
         buckets = self._buckets
         if buckets is None or not same:
             buckets = self._up_to_date()
@@ -261,15 +268,30 @@ class Adapter(torch.optim.Optimizer):
             self._build()
             buckets = self._up_to_date()
             checks = buckets.check(only)
-        prepared = buckets.calls(checks, self.state, self._advance)
+        if captured and any(check.outcome is Outcome.CHANGED for _, check in checks):
+            raise _not_prepared("other parameters have gradients than at the last step, or memory has moved.")
+        prepared = buckets.calls(checks, self.state, self._advance, self.param_groups, unscale)
         if after:
             prepared.setdefault(next(reversed(prepared), CPU), []).extend(after)
         for device, calls in prepared.items():
             with running(device):
                 run(calls)
 
+    def _require_prepared(self) -> None:
+        """Raise a BackendError unless all that a step prepares outside of a capture is there."""
+        if not all(group.get("capturable") for group in self.param_groups):
+            what = "the current stream is being captured into a CUDA graph, which would replay this step's t unchanged."
+            raise BackendError(what, do="step outside of the capture, or pass capturable=True")
+        observed = self._observed_state
+        if self._buckets is None or not self._buckets.are_of(self.param_groups):
+            raise _not_prepared("the groups have changed since the last step, or there was none.")
+        if observed.changes.seen or observed.changes.decoded or self.state is not observed:
+            raise _not_prepared("the state was written since the last step, or read where it is stored in fewer bits.")
+
     def step_apart(self, backward: Any) -> None:
         """Let the backward pass step each parameter by itself; `backward.finish()` is called by `step`."""
+        if any(group.get("capturable") for group in self.param_groups):
+            raise SettingError("capturable=True is not supported in the backward pass.", do="leave capturable=False")
         self._backward, self._settings, self._buckets = backward, self._settings._replace(apart=True), None
 
     def step_one(self, p: Any, *, same: bool) -> None:
@@ -320,7 +342,8 @@ class Adapter(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` of this optimizer, or of torch's of the same name, returned. Values are copied.
 
-        A group that was saved with capturable=True, which says how torch took its steps, goes on without.
+        A group that was saved with capturable=True, which says how its steps were taken, goes on without where its
+        parameters are not on a CUDA device.
 
         Raises:
             LayoutError: state is of another shape or another optimizer, or would lose precision.
@@ -388,6 +411,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
+def _not_prepared(why: str) -> BackendError:
+    what = f"this step cannot be captured into a CUDA graph: {why}"
+    return BackendError(what, do="take steps as those to capture before the capture, on a side stream as torch advises")
+
+
 _OWN: dict[str, Any] = {"flatten": False, "storage": None, "seed": 0}
 
 
@@ -404,6 +432,10 @@ def _plain_state(optimizer: Any, state_dict: dict[str, Any]) -> None:
 
 def _hide_tensors(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Hide the saved tensors from torch's `load_state_dict`, which casts them to the parameters' type."""
-    groups = [{**g, "capturable": False} if g.get("capturable") else g for g in state_dict["param_groups"]]
+    groups = []
+    for k, group in enumerate(state_dict["param_groups"]):
+        own = optimizer.param_groups[k]["params"] if k < len(optimizer.param_groups) else ()
+        on_device = all(p.device.type == "cuda" for p in own)
+        groups.append(group if on_device or not group.get("capturable") else {**group, "capturable": False})
     state = {k: _Loaded(x) for k, x in state_dict["state"].items()}
     return {**state_dict, "state": state, "param_groups": groups}

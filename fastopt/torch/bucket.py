@@ -6,9 +6,9 @@ finds that nothing has changed (`guards`). In flat buffers neighbours are one ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
@@ -28,16 +28,20 @@ from fastopt.kernels.backends import bind, choose
 from fastopt.kernels.compiler.plan import Plan, host_scalars, make_plan, plan
 from fastopt.kernels.compiler.specialization import specialization_key
 from fastopt.kernels.formats import STORAGES, TILE
-from fastopt.kernels.launch import Launch, Rows
+from fastopt.kernels.launch import Launch, Rows, StepsOnDevice
 from fastopt.kernels.rules.rule import Rule
 from fastopt.store import Extents
+from fastopt.torch.device_numbers import Advance, DeviceNumbers, device_inputs, keys_on_device
 from fastopt.torch.flat import ALIGNED, TIE, FlatBuffers, require_separate
 from fastopt.torch.guards import Check, Outcome, PythonGuard, make_guard
-from fastopt.torch.requirements import formats_for, require_gradient, require_parameter, require_unchanged
+from fastopt.torch.requirements import (
+    formats_for,
+    require_capturable,
+    require_gradient,
+    require_parameter,
+    require_unchanged,
+)
 from fastopt.torch.state import ParamState, Settings, StateNames
-
-Advance: TypeAlias = Callable[[Rule, int, dict[str, float]], tuple[Rule, dict[str, float]]]
-"""Returns the rule of step t and torch's other scalars after it, from those before."""
 
 
 @dataclass
@@ -47,7 +51,9 @@ class Cohort:
     members: Any  # which of the bucket's parameters: an array, or a slice of them all
     rows: np.ndarray  # the active parameter at which each row begins
     launch: Launch
-    counted: dict[str, float]  # the steps taken, and torch's other scalars
+    counted: dict[str, float]  # the steps taken, and torch's other scalars; where they are on a device, as arranged
+    mask: Any = None  # where they are on a device: whether each of the bucket's parameters is a member
+    first: int = 0  # the first member
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +91,14 @@ class ParamBucket:
         names: StateNames,
         rule: Rule,
         settings: Settings,
+        *,
+        capturable: bool = False,
     ):
         self.params, self.labels, self.kind = list(params), list(labels), kind_of(params[0])
         self._dtype, self.device, self._gradients, self._distributed = self.kind
-        self._storage = storage = settings.storage
+        self._storage, self.capturable, self.group = settings.storage, capturable, 0
+        self._numbers: tuple[Rule, DeviceNumbers] | None = None
+        storage = settings.storage
         tensors = [local(p) for p in params]
         self._templates = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in tensors]
         self.offsets = first + np.cumsum([0, *(-(-p.numel() // TILE) * TILE for p in self.params)])
@@ -104,7 +114,7 @@ class ParamBucket:
             program = self.plan.program
             align = TILE if program.noise or program.tiled or storage is not None else ALIGNED
             self.flat = FlatBuffers(self.params, align, self._gradient_type)
-        self.state = ParamState(params, labels, names, formats, self.flat)
+        self.state = ParamState(params, labels, names, formats, self.flat, self.device if capturable else "cpu")
         self._use(self.plan)
         self.arranged: Arrangement | None = None
 
@@ -263,7 +273,7 @@ class ParamBucket:
     ) -> list[Cohort]:
         """Divide the active parameters by the steps that they have taken, each part with a launch of its own."""
         vectors, program, equal = self.state.counts.vectors, self.plan.program, {}
-        for k, counted in enumerate(zip(*(v.numpy()[which].tolist() for v in vectors.values()), strict=True)):
+        for k, counted in enumerate(zip(*(v.cpu().numpy()[which].tolist() for v in vectors.values()), strict=True)):
             equal.setdefault(counted, []).append(k)
         cohorts = []
         for counted, alike in equal.items():
@@ -275,7 +285,12 @@ class ParamBucket:
             members = slice(None) if len(alike) == len(self.params) else which[alike]
             with running(self.device):  # CuPy reuses memory that was freed on a stream on that stream
                 launch = bind(choose("auto", str(self.device)), program, row_set)
-            cohorts.append(Cohort(members, rows, launch, dict(zip(vectors, counted, strict=True))))
+            cohort = Cohort(members, rows, launch, dict(zip(vectors, counted, strict=True)))
+            if self.capturable:
+                mask = torch.zeros(len(self.params), dtype=torch.bool)
+                mask[members] = True
+                cohort.mask, cohort.first = mask.to(self.device), int(which[alike[0]])
+            cohorts.append(cohort)
         return cohorts
 
     # A step.
@@ -293,3 +308,33 @@ class ParamBucket:
             calls += [(vectors[name].numpy().__setitem__, cohort.members, x) for name, x in counted.items()]
             calls.append((setattr, cohort, "counted", counted))
         return calls
+
+    @torch.no_grad()
+    def calls_on_device(
+        self, arranged: Arrangement, seed: int, advance: Advance, group: dict[str, Any], unscale: Any
+    ) -> list[tuple]:
+        """Prepare the calls of a step that a CUDA graph can repeat: its numbers, and the counts, are on the device.
+
+        What is computed here goes to new memory. `DeviceScale.found` not being zero, nothing else is written.
+        """
+        require_capturable(self.device, self._distributed)
+        planned, vectors = self.plan, {n: v.data for n, v in self.state.counts.vectors.items()}
+        if self._numbers is None or self._numbers[0] is not planned.rule:
+            made = DeviceNumbers(planned.rule, planned.program, advance, self.state.names.entries, self.device)
+            self._numbers = planned.rule, made
+        inputs, found = device_inputs(group, unscale, self.device), getattr(unscale, "found", None)
+        skipped = torch.zeros((), dtype=torch.bool, device=self.device) if found is None else (found != 0).reshape(())
+        row = skipped.to(self.device, torch.int64)  # of one: there is none after it
+        calls: list[tuple] = [(increment_version, arranged.versioned)]
+        counted = dict(vectors)
+        for cohort in arranged.cohorts:
+            before = {name: v[cohort.first] for name, v in vectors.items()}
+            scalars, after = self._numbers[1].at(before["step"], inputs | {n: x.double() for n, x in before.items()})
+            keys = keys_on_device(seed, before["step"]) if planned.program.noise else row
+            where = [np.uint64(x.data_ptr()) for x in (scalars, keys, row)]
+            calls += cohort.launch.calls_from(StepsOnDevice(*where, np.int64(1)))  # type: ignore[attr-defined]
+            calls.append((len, (scalars, keys, row)))  # which live until then
+            writes = cohort.mask & ~row.bool()
+            for name, x in {**after, "step": before["step"] + 1}.items():
+                counted[name] = torch.where(writes, x.to(counted[name].dtype), counted[name])
+        return [*calls, *((vectors[name].copy_, now) for name, now in counted.items())]

@@ -11,7 +11,8 @@ from fastopt.arrays.torch import element_type
 from fastopt.errors import LayoutError
 from fastopt.kernels.formats import STORAGES
 from fastopt.kernels.rules.rule import Rule
-from fastopt.torch.bucket import Advance, ParamBucket, Regroup, kind_of
+from fastopt.torch.bucket import ParamBucket, Regroup, kind_of
+from fastopt.torch.device_numbers import Advance
 from fastopt.torch.guards import Check, same_objects
 from fastopt.torch.observed import ObservedState, ParameterState
 from fastopt.torch.requirements import (
@@ -48,6 +49,7 @@ class Buckets:
         known = {tuple(map(id, bucket.params)): bucket for bucket in former or ()}
         self.groups: list[list[ParamBucket]] = []
         self._listed = [list(group["params"]) for group in groups]
+        self._capturable = [bool(group.get("capturable")) for group in groups]
         self._waiting: list[tuple[Any, str]] = []  # parameters that no step could take, and what errors call them
         self._seed, first = settings.seed, 0
         for k, (group, rule) in enumerate(zip(groups, rules, strict=True)):
@@ -61,10 +63,12 @@ class Buckets:
                     kinds.setdefault((kind, i) if settings.apart else (kind,), []).append(i)
             for (kind, *_), members in kinds.items():
                 params = [group["params"][i] for i in members]
-                bucket = known.get(tuple(map(id, params)))
-                if bucket is None or bucket.kind != kind or int(bucket.offsets[0]) != first:
+                bucket, capturable = known.get(tuple(map(id, params))), self._capturable[k]
+                same = bucket is not None and (bucket.kind, bucket.capturable) == (kind, capturable)
+                if bucket is None or not same or int(bucket.offsets[0]) != first:
                     own = [labels[i] for i in members]
-                    bucket = ParamBucket(params, own, first, names, rule, settings)
+                    bucket = ParamBucket(params, own, first, names, rule, settings, capturable=capturable)
+                bucket.group = k
                 first = bucket.end
                 buckets.append(bucket)
             self.groups.append(buckets)
@@ -78,8 +82,8 @@ class Buckets:
         """Whether groups have the parameters that they had; others hold their lists and may have changed them."""
         if len(self._listed) != len(groups):
             return False
-        for group, listed in zip(groups, self._listed, strict=True):  # noqa: SIM110 — a generator costs a microsecond
-            if not same_objects(group["params"], listed):
+        for group, listed, capturable in zip(groups, self._listed, self._capturable, strict=True):
+            if not same_objects(group["params"], listed) or bool(group.get("capturable")) is not capturable:
                 return False
         return True
 
@@ -109,13 +113,22 @@ class Buckets:
         return [(bucket, bucket.check()) for bucket in self._all]
 
     def calls(
-        self, checks: list[tuple[ParamBucket, Check]], state: ObservedState, advance: Advance
+        self,
+        checks: list[tuple[ParamBucket, Check]],
+        state: ObservedState,
+        advance: Advance,
+        groups: Sequence[dict[str, Any]],
+        unscale: Any,
     ) -> dict[torch.device, list[tuple]]:
         """Prepare a step of what was checked, the calls for each device. Missing state is made and shown in `state`."""
         calls: dict[torch.device, list[tuple]] = {}
         for bucket, check in checks:
             arranged = bucket.prepare(check, state)
-            calls.setdefault(bucket.device, []).extend(bucket.calls(arranged, self._seed, advance))
+            if bucket.capturable:
+                own = bucket.calls_on_device(arranged, self._seed, advance, groups[bucket.group], unscale)
+            else:
+                own = bucket.calls(arranged, self._seed, advance)
+            calls.setdefault(bucket.device, []).extend(own)
         return calls
 
     def zero_gradients(self) -> None:

@@ -15,6 +15,7 @@ from fastopt.groups import changed, settings_of
 from fastopt.kernels import rules
 from fastopt.kernels.rules.rule import is_rule, require_rule
 from fastopt.torch.adapter import Adapter
+from fastopt.torch.device_numbers import Symbol
 from fastopt.torch.state import StateNames
 
 _MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
@@ -110,12 +111,17 @@ class NAdam(Adapter, torch.optim.NAdam):
     def _rule(self, options: dict[str, Any]) -> Any:
         return NAdamAfter(**options)
 
-    def _advance(self, rule: Any, t: int, entries: dict[str, float]) -> tuple[Any, dict[str, float]]:
+    def _advance(self, rule: Any, t: int, entries: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         own = rule.rule if isinstance(rule, rules.ScaledGradient) else rule
         kind = np.float64 if torch.get_default_dtype() == torch.float64 else np.float32  # in which torch multiplies
-        product = float(kind(entries["mu_product"]) * kind(own.momentum(t)))
+        momentum, before = float(kind(own.momentum(t))), entries["mu_product"]
         # Zero, which it comes to in the end, would be another kernel, and counts for no more than the least number.
-        now = dataclasses.replace(own, product=product or 5e-324)
+        if isinstance(before, Symbol):
+            product = (before * momentum).rounded(kind)
+            now = dataclasses.replace(own, product=product.at_least(5e-324))
+        else:
+            product = float(kind(before * momentum))  # in float64 that of two float32 is exact
+            now = dataclasses.replace(own, product=product or 5e-324)
         return (now if own is rule else dataclasses.replace(rule, rule=now)), {"mu_product": product}
 
 

@@ -13,12 +13,13 @@ from fastopt.errors import SettingError
 from fastopt.kernels.rules import ScaledGradient
 from fastopt.kernels.rules.rule import Rule
 from fastopt.schedules import Constant
+from fastopt.torch.device_numbers import FACTOR, LR, Symbol
 
-_REFUSED = ("capturable", "differentiable")
+_REFUSED = ("differentiable",)
 _ROUNDING = 1e-12
 """Learning rates a rounding below zero, at which torch's LinearLR(end_factor=0) ends (at -4e-20 from 1e-3), are zero:
 a step with them, as torch takes it, changes no float32 that is not itself as small."""
-_HINTS = ("foreach", "fused", "maximize", "initial_lr", *_REFUSED)
+_HINTS = ("foreach", "fused", "maximize", "initial_lr", "capturable", *_REFUSED)
 
 
 class GroupRules:
@@ -26,21 +27,29 @@ class GroupRules:
 
     def __init__(self, names: Iterable[str], groups: int, kind: str):
         self._names, self._kind = tuple(names), kind
-        self._read = tuple(dict.fromkeys((*self._names, *_REFUSED, "maximize")))
+        self._read = tuple(dict.fromkeys((*self._names, *_REFUSED, "maximize", "capturable")))
         self._known: list[tuple[Any, Any, Any]] = [(None, None, None)] * groups  # values, key, rule
 
-    def current(self, k: int, group: dict[str, Any], unscale: float | None, make: Callable[[dict], Any]) -> Rule:
+    def current(self, k: int, group: dict[str, Any], unscale: Any, make: Callable[[dict], Any]) -> Rule:
         """Return the rule of group k as its options are now; `make` makes it, `unscale` is a factor on gradients."""
         known_values, known_key, rule = self._known[k]
+        on_device = group.get("capturable")
+        if on_device and unscale is not None:
+            unscale = FACTOR
         values = [unscale, *map(group.get, self._read)]
+        if on_device and "lr" in self._read:
+            values[1 + self._read.index("lr")] = LR
         if values == known_values and torch.Tensor not in map(type, values):
             return rule
         options = numbers(group, self._names, self._kind)
-        factor = (-1.0 if group.get("maximize") else 1.0) * (1.0 if unscale is None else unscale)
+        if on_device:
+            factor = 1.0 if unscale is None and not group.get("maximize") else FACTOR
+        else:
+            factor = (-1.0 if group.get("maximize") else 1.0) * (1.0 if unscale is None else unscale)
         key = (factor, *options.values())
         if key != known_key:
             rule = make(options)
-            if factor != 1.0:
+            if factor is FACTOR or factor != 1.0:
                 rule = ScaledGradient(rule, factor)
         fixed = all(map(_is_fixed, values))  # others may write to what is not
         self._known[k] = (values if fixed else None), key, rule
@@ -53,7 +62,8 @@ def numbers(group: dict[str, Any], names: Iterable[str], kind: str) -> dict[str,
         if group.get(name):
             what = f"{name}=True is not supported: the step is a compiled kernel that takes numbers from the host."
             raise SettingError(what, do=f"leave {name}=False, or use torch.optim.{kind}")
-    options = {name: _number(name, group[name]) for name in names if name not in _HINTS}
+    given = {**group, "lr": LR} if group.get("capturable") else group  # which a graph reads on the device
+    options = {name: _number(name, given[name]) for name in names if name not in _HINTS}
     lr = options.get("lr")
     if isinstance(lr, Real) and -_ROUNDING < float(lr) <= 0:  # a rule's number that is zero is another kernel
         options["lr"] = Constant(0.0)
@@ -67,7 +77,7 @@ def _number(name: str, value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         if value.device.type != "cpu":
             what = f"{name} is a tensor on a device, and reading it waits for the device."
-            raise SettingError(what, got=str(value.device), do="pass a number")
+            raise SettingError(what, got=str(value.device), do="pass a number, or capturable=True")
         return value.item()
     return value
 
@@ -76,4 +86,4 @@ def _is_fixed(value: Any) -> bool:
     """Whether a value cannot change while it is the same object."""
     if type(value) is tuple:
         return all(map(_is_fixed, value))
-    return value is None or isinstance(value, bool | int | float | str | np.generic)
+    return value is None or isinstance(value, bool | int | float | str | np.generic | Symbol)

@@ -19,7 +19,7 @@ from fastopt.arrays.torch import (
     local,
     same_order,
 )
-from fastopt.errors import LayoutError
+from fastopt.errors import LayoutError, SettingError
 from fastopt.kernels.compiler.layout import layout
 from fastopt.kernels.formats import STORAGES, Format
 from fastopt.kernels.rules.rule import Rule, signature
@@ -190,3 +190,13 @@ def require_step_count(value: Any, text: str) -> None:
 
 
 LOAD = "load what this optimizer saved, or torch's"
+
+
+def require_capturable(device: torch.device, distributed: bool) -> None:
+    """Raise a SettingError if a step of parameters like these cannot be captured into a CUDA graph."""
+    if device.type != "cuda":
+        what = "capturable=True is for steps on a CUDA device."
+        raise SettingError(what, got=f"parameters on {device}", do="leave capturable=False, or move the model before")
+    if distributed:
+        what = "capturable=True is not supported with distributed parameters."
+        raise SettingError(what, do="leave capturable=False")

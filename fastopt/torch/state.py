@@ -62,13 +62,16 @@ def is_beside(name: Any) -> bool:
 
 
 class StepCounts:
-    """How many steps each parameter has taken, and torch's other scalars: vectors whose elements the state shows."""
+    """How many steps each parameter has taken, and torch's other scalars: vectors whose elements the state shows.
 
-    def __init__(self, count: int, entries: Mapping[str, float]):
+    They are on the CPU, or for steps that a CUDA graph repeats on the device of the parameters.
+    """
+
+    def __init__(self, count: int, entries: Mapping[str, float], device: Any = "cpu"):
         kind = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32  # as torch counts
         self._start = {"step": 0.0, **entries}
         with torch.inference_mode(mode=False):  # whose tensors have no version counter
-            self.vectors = {n: torch.full((count,), x, dtype=kind, device="cpu") for n, x in self._start.items()}
+            self.vectors = {n: torch.full((count,), x, dtype=kind, device=device) for n, x in self._start.items()}
 
     @property
     def versions(self) -> list[int]:
@@ -104,9 +107,10 @@ class ParamState:
         names: StateNames,
         formats: Mapping[str, str],
         flat: FlatBuffers | None,
+        counted_on: Any = "cpu",
     ):
         self.params, self.labels, self.names, self._flat = list(params), list(labels), names, flat
-        self.counts = StepCounts(len(self.params), names.entries)
+        self.counts = StepCounts(len(self.params), names.entries, counted_on)
         self.shows_step = names.counted
         self.formats = dict(formats)
         sizes = [local(p).numel() for p in self.params]

@@ -14,18 +14,22 @@ from fastopt.kernels.formats import TILE
 
 _MASK64 = (1 << 64) - 1
 
+MIXING = 0x9E3779B97F4A7C15, (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), 31
+"""The increment, shifts and factors of `mix64`, of SplitMix64's finaliser (Steele, Lea & Flood 2014)."""
 
-def _mix64(z: int) -> int:
-    """Scramble 64 bits on the host (the finaliser of SplitMix64, Steele, Lea & Flood 2014)."""
-    z = (z + 0x9E3779B97F4A7C15) & _MASK64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return z ^ (z >> 31)
+
+def mix64(z: int) -> int:
+    """Scramble 64 bits on the host."""
+    increment, *rounds, last = MIXING
+    z = (z + increment) & _MASK64
+    for shift, factor in rounds:
+        z = ((z ^ (z >> shift)) * factor) & _MASK64
+    return z ^ (z >> last)
 
 
 def noise_keys(seed: int, t: int) -> tuple[int, int]:
     """Return the two 32-bit keys of step t's noise: different for every seed and every step."""
-    key = _mix64(_mix64(seed & _MASK64) ^ t)
+    key = mix64(mix64(seed & _MASK64) ^ t)
     return key & 0xFFFFFFFF, key >> 32
 
 

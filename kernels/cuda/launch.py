@@ -15,15 +15,15 @@ from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.cuda.nvrtc import function
 from fastopt.kernels.cuda.printer import (
     FIRST_ADDRESS,
+    captured,
     entry,
     print_source,
     print_table_source,
-    spelled_out,
     table_entry,
 )
 from fastopt.kernels.devices import load_cupy
 from fastopt.kernels.formats import TILE
-from fastopt.kernels.launch import Launch, Rows
+from fastopt.kernels.launch import Launch, Rows, StepsOnDevice
 
 THREADS = 128
 """Threads of a block, 4 warps; as in tile.cuh. Twice as many are slower, most so where there is much arithmetic."""
@@ -33,6 +33,19 @@ MOST_BLOCKS = 2**31 - 1
 
 PIECE = 1 << 16
 """Bytes that CUDA copies from pageable memory without waiting for the stream."""
+
+WORDS = 240
+"""Words of a table that a launch of `write_words` takes as arguments, of which CUDA allows 4 KiB."""
+
+_WORD_NAMES = [f"w{k}" for k in range(WORDS)]
+
+WRITE = f"""extern "C" __global__ void write_words(
+    long long* at, long long count, long long {", long long ".join(_WORD_NAMES)}
+) {{
+    const long long words[] = {{{", ".join(_WORD_NAMES)}}};
+    for (int k = 0; k < count; ++k) at[k] = words[k];
+}}
+"""
 
 ADVANCE = 'extern "C" __global__ void advance_row(long long* row) { ++*row; }\n'
 
@@ -65,7 +78,8 @@ class RowLaunch:
         self._addresses = [np.uint64(a) for a in addresses]
         self._device, self._shape = rows.device, ((blocks(self._n),), (THREADS,))
         self._kernel: Any = self._load(entry(program)) if self._n else None
-        self._prepared: _PreparedSteps | None = None
+        self._captured: Any = None  # the entry point that finds its numbers on the device
+        self._prepared: StepsOnDevice | None = None
 
     def _load(self, name: str) -> Any:
         with load_cupy().cuda.Device(self._device):
@@ -82,6 +96,18 @@ class RowLaunch:
         """Move one buffer of the row."""
         self._addresses[buffer] = np.uint64(addresses[0])
 
+    def calls_from(self, numbers: StepsOnDevice) -> list[tuple]:
+        """Prepare the step whose numbers are in the next row on the device; without a row left it does nothing."""
+        if not self._n:
+            return []
+        if self._captured is None:
+            self._captured = self._load(captured(entry(self._program)))
+        keys = [numbers.keys, np.int64(self._offset)] if self._program.noise else []
+        arguments = (np.int64(self._n), *self._addresses, *keys, numbers.scalars, numbers.row, numbers.rows)
+        return [(self._captured, *self._shape, arguments)]
+
+    # Steps that are prepared in CuPy's memory.
+
     def counter(self) -> StepCounter:
         """Make a counter of prepared steps on the row's device."""
         return StepCounter(self._device)
@@ -94,22 +120,22 @@ class RowLaunch:
         """
         table = np.array(scalars, np.float64).astype(self._program.dtype).reshape(len(scalars), -1)
         key_table = np.array(keys, np.uint32).reshape(-1, 2)
-        with load_cupy().cuda.Device(self._device):
+        cupy = load_cupy()
+        with cupy.cuda.Device(self._device):
             if self._prepared is None:
-                kernel = self._load(spelled_out(f"{self._program.name}_captured"))
-                self._prepared = _PreparedSteps(kernel, counter, table, key_table)
+                own, own_keys = (cupy.empty(x.shape, x.dtype) for x in (table, key_table))
+                prepared = StepsOnDevice(own, own_keys, counter.row, np.int64(len(table)))
+                self.calls_from(prepared)  # which loads the kernel
+                self._prepared = prepared
             self._prepared.scalars.set(table)
             self._prepared.keys.set(key_table)
 
     def captured_calls(self) -> list[tuple]:
-        """Prepare the step whose scalars are in the next row; without a row left it does nothing."""
+        """Prepare the step that the counter says is next."""
         if not self._n:
             return []
         assert self._prepared is not None
-        steps = self._prepared
-        noise = [steps.keys, np.int64(self._offset)] if self._program.noise else []
-        arguments = (np.int64(self._n), *self._addresses, *noise, steps.scalars, steps.counter.row, steps.rows)
-        return [(steps.kernel, *self._shape, arguments)]
+        return self.calls_from(self._prepared)
 
 
 class StepCounter:
@@ -123,20 +149,13 @@ class StepCounter:
         self.calls = [(kernel, (1,), (1,), (self.row,))]
 
 
-class _PreparedSteps:
-    """The memory of prepared steps: a row of scalars and keys for each."""
-
-    def __init__(self, kernel: Any, counter: StepCounter, scalars: np.ndarray, keys: np.ndarray):
-        cupy = load_cupy()
-        self.kernel, self.counter, self.rows = kernel, counter, np.int64(len(scalars))
-        self.scalars, self.keys = cupy.empty(scalars.shape, scalars.dtype), cupy.empty(keys.shape, keys.dtype)
-
-
 class TableLaunch:
     """A step over the rows of a table on a device.
 
     The table goes there in the order of the current stream, before the launch that is the first to need it, so nothing
-    waits: an earlier step still finds what it was launched with. `order` says which of the given rows each is.
+    waits: an earlier step still finds what it was launched with. A CUDA graph would copy, at each replay, whatever lies
+    in the CPU's memory then; so in a capture the table is written by launches that have it as arguments. `order` says
+    which of the given rows each is.
     """
 
     def __init__(self, program: Program, rows: Rows, sizes: np.ndarray):
@@ -156,19 +175,54 @@ class TableLaunch:
         if not count:
             return
         cupy = load_cupy()
+        self._program, self._device = program, rows.device
         with cupy.cuda.Device(rows.device):
             on_device = cupy.empty(host.shape, np.int64)
-            kernel = function(print_table_source(program), table_entry(program), rows.device)
+            self._kernel = function(print_table_source(program), table_entry(program), rows.device)
         self._upload = _copies(on_device, host)
-        self._launch = kernel, (blocks(int(tiles[-1]) * TILE),), (THREADS,)
+        self._shape = (blocks(int(tiles[-1]) * TILE),), (THREADS,)
         self._fixed = np.int64(count), on_device, on_device[table.size :]
+        self._captured: Any = None  # the entry point that finds its numbers on the device, and `write_words`
+        self._in_graph = False  # whether a graph may write to the table on the device
 
     def calls(self, keys: tuple, scalars: tuple) -> list[tuple]:
         """Prepare a step."""
         if self._upload is None:
             return []
-        launch = (*self._launch, (*self._fixed, *map(np.uint32, keys), *map(self._scalar, map(float, scalars))))
-        return [launch] if self._uploaded else [*self._upload, (setattr, self, "_uploaded", True), launch]
+        arguments = (*self._fixed, *map(np.uint32, keys), *map(self._scalar, map(float, scalars)))
+        return [*self._uploads(), (self._kernel, *self._shape, arguments)]
+
+    def calls_from(self, numbers: StepsOnDevice) -> list[tuple]:
+        """Prepare the step whose numbers are in the next row on the device; without a row left it does nothing."""
+        if self._upload is None:
+            return []
+        cupy = load_cupy()
+        if self._captured is None:
+            with cupy.cuda.Device(self._device):
+                name = captured(table_entry(self._program))
+                kernel = function(print_table_source(self._program, from_device=True), name, self._device)
+                self._captured = kernel, function(WRITE, "write_words", self._device)
+        kernel, write = self._captured
+        keys = [numbers.keys] if self._program.noise else []
+        launch = (kernel, *self._shape, (*self._fixed, *keys, numbers.scalars, numbers.row, numbers.rows))
+        if not cupy.cuda.get_current_stream().is_capturing():
+            return [*self._uploads(), launch]
+        self._in_graph = True
+        table, words = self._fixed[1], self._host.tolist()
+        writes = []
+        for k in range(0, len(words), WORDS):
+            part = words[k : k + WORDS]
+            padded = [*part, *[0] * (WORDS - len(part))]
+            arguments = (np.uint64(table.data.ptr + 8 * k), np.int64(len(part)), *map(np.int64, padded))
+            writes.append((write, (1,), (1,), arguments))
+        return [*writes, launch]
+
+    def _uploads(self) -> list[tuple]:
+        """Prepare the copy of the table to the device, unless it is there."""
+        assert self._upload is not None
+        if self._in_graph:
+            return self._upload
+        return [] if self._uploaded else [*self._upload, (setattr, self, "_uploaded", True)]
 
     def set_addresses(self, buffer: int, addresses: np.ndarray) -> None:
         """Move one buffer of the rows."""

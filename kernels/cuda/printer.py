@@ -2,8 +2,8 @@
 
 The source of a single row has two: the one named like the program takes the step's scalars as arguments; the one that
 ends in `_captured` finds them on the device, in the next row of a table of steps, so that a CUDA graph of it can be
-replayed. The source of many rows has one, which ends in `_table`: each warp looks up the row of its tile. Printing
-needs NumPy only.
+replayed. The source of many rows has one of the two, which ends in `_table` or `_table_captured`: each warp looks up
+the row of its tile. Printing needs NumPy only.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ def entry(program: Program) -> str:
 def table_entry(program: Program) -> str:
     """Return the name of the entry point that steps the rows of a table."""
     return f"{entry(program)}_table"
+
+
+def captured(name: str) -> str:
+    """Return the name of the entry point that does the same with numbers that it finds on the device."""
+    return f"{name}_captured"
 
 
 def spelled_out(text: str) -> str:
@@ -81,7 +86,7 @@ def print_kernel(program: Program) -> str:
     return spelled_out(text)
 
 
-def print_table_kernel(program: Program) -> str:
+def print_table_kernel(program: Program, *, from_device: bool = False) -> str:
     """Print the step of one tile, and the entry point that steps the rows of a table, to stand behind tile.cuh.
 
     `table` has a row per tensor (elements, offset, addresses); `tiles` the number of the first tile of each row.
@@ -94,8 +99,17 @@ def print_table_kernel(program: Program) -> str:
     cast = [f"reinterpret_cast<{p.split('*')[0]}*>(line[{FIRST_ADDRESS + k}])" for k, p in enumerate(declared)]
     passed = ["line[0]", "(number - tiles[row]) * TILE", *cast, *(x.split(" ")[1] for x in keys)]
     passed += [*(["line[1]"] if keys else []), *(x.split(" ", 1)[1] for x in scalars)]
-    own = ["Index rows", "const Index* table", "const Index* tiles", *keys, *scalars]
-    head = f'extern "C" __global__ void __launch_bounds__(THREADS) {program.name}_table('
+    name, own = f"{program.name}_table", ["Index rows", "const Index* table", "const Index* tiles"]
+    if from_device:  # where a row of numbers holds what depends on t
+        name = captured(name)
+        own += [*(["const Word* keys"] if keys else []), f"const {number}* numbers", "const Index* next", "Index steps"]
+        shift = [*(["keys += *next * 2;"] if keys else []), f"numbers += *next * {len(scalars)};"]
+        copies = ["const Word key0 = keys[0], key1 = keys[1];"] if keys else []
+        copies += [f"const {x} = numbers[{k}];" for k, x in enumerate(scalars)]
+        first = [f"    {line}" for line in ("if (*next >= steps) return;", *shift, *copies)]
+    else:
+        own, first = [*own, *keys, *scalars], []
+    head = 'extern "C" __global__ void __launch_bounds__(THREADS) '
     text = "\n".join(
         [
             f"// {program.name} for the rows of a table. Printed by fastopt; do not edit.",
@@ -105,7 +119,8 @@ def print_table_kernel(program: Program) -> str:
             *(f"    {line}" if not line.startswith("#") else line for line in tile_lines(program, names)),
             "}",
             "",
-            *wrapped(head, own, ") {"),
+            *wrapped(f"{head}{name}(", own, ") {"),
+            *first,
             "    for (Index number = first_tile(); number < tiles[rows]; number += warps_in_grid()) {",
             "        Index row = 0, end = rows;  // tiles[row] <= number < tiles[end]",
             "        while (end - row > 1) {",
@@ -133,9 +148,9 @@ def print_source(program: Program) -> str:
 
 
 @lru_cache(maxsize=512)
-def print_table_source(program: Program) -> str:
-    """Print the complete source for the rows of a table."""
-    return f"{tile_header()}\n{print_table_kernel(program)}"
+def print_table_source(program: Program, *, from_device: bool = False) -> str:
+    """Print the complete source for the rows of a table, with the numbers of a step as arguments or on the device."""
+    return f"{tile_header()}\n{print_table_kernel(program, from_device=from_device)}"
 
 
 @lru_cache(maxsize=1)

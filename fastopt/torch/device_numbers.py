@@ -1,0 +1,262 @@
+"""The numbers of a step computed on the device, so that a CUDA graph which repeats a step goes on to the next.
+
+A rule's `scalars(t)` is Python code of the host, in float64. What does not depend on a number that only the device
+knows (a learning rate, a gradient scale) is computed there for every t at which it still changes, and put into a table.
+The rest is traced: lr is a `Symbol`, and what is computed with it becomes torch operations of float64, each rounded as
+on the host. So the bits are those of a step outside of a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, NoReturn, TypeAlias
+
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]
+
+from fastopt.checks import NONNEGATIVE, to_float
+from fastopt.errors import BackendError, SettingError
+from fastopt.kernels.compiler.noise import MIXING, mix64
+from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.rules.rule import Rule, is_rule
+
+LAST = 2**40
+"""A step at which everything that settles has settled."""
+
+MOST_ROWS = 1 << 20
+"""Rows of a table: betas of 0.9999 need some 370,000 until their powers vanish beside 1."""
+
+
+class Symbol:
+    """A number that only the device knows. As a setting of a rule it is a callable, as a schedule is."""
+
+    def __init__(self, operation: str, *operands: Any):
+        self.operation, self.operands = operation, operands
+
+    def __call__(self, t: int) -> Symbol:
+        """Return itself: it is the same at every step."""
+        return self
+
+    def __add__(self, other: Any) -> Symbol:
+        return _operation("add", self, other)
+
+    def __radd__(self, other: Any) -> Symbol:
+        return _operation("add", other, self)
+
+    def __sub__(self, other: Any) -> Symbol:
+        return _operation("sub", self, other)
+
+    def __rsub__(self, other: Any) -> Symbol:
+        return _operation("sub", other, self)
+
+    def __mul__(self, other: Any) -> Symbol:
+        return _operation("mul", self, other)
+
+    def __rmul__(self, other: Any) -> Symbol:
+        return _operation("mul", other, self)
+
+    def __truediv__(self, other: Any) -> Symbol:
+        return _operation("div", self, other)
+
+    def __rtruediv__(self, other: Any) -> Symbol:
+        return _operation("div", other, self)
+
+    def rounded(self, kind: Any) -> Symbol:
+        """Round to another precision of NumPy, as a host that keeps the number in it."""
+        return Symbol(f"to {np.dtype(kind).name}", self)
+
+    def at_least(self, least: float) -> Symbol:
+        """Return the larger of this and a number."""
+        return _operation("maximum", self, least)
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise BackendError(
+            "this rule does more with a number that is on the device than to add, subtract, multiply and divide it.",
+            do="leave capturable=False",
+        )
+
+    __bool__ = __float__ = __int__ = __index__ = __abs__ = __neg__ = __pos__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __pow__ = __rpow__ = __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = _refuse
+    __array__ = __array_ufunc__ = __round__ = __format__ = _refuse
+
+
+def _operation(name: str, a: Any, b: Any) -> Symbol:
+    return Symbol(name, *(x if isinstance(x, Symbol) else float(x) for x in (a, b)))
+
+
+LR, FACTOR = Symbol("lr"), Symbol("factor")
+"""A group's learning rate, and the factor on its gradients."""
+
+Advance: TypeAlias = Callable[[Rule, int, dict[str, Any]], tuple[Rule, dict[str, Any]]]
+"""Returns the rule of step t and torch's other scalars after it, from those before."""
+
+
+class DeviceScale(NamedTuple):
+    """What torch's GradScaler tells a step: gradients' factor, and whether one is not finite (`found` is not 0)."""
+
+    scale: torch.Tensor | None
+    found: torch.Tensor | None
+
+
+class DeviceNumbers:
+    """What `plan.scalars` returns at each step, as torch operations on a device.
+
+    Args:
+        rule: the rule, with `LR` and `FACTOR` among its settings.
+        program: its program.
+        advance: as `Adapter._advance`, with Symbols for torch's other scalars.
+        entries: the names of these scalars.
+        device: the device.
+
+    Raises:
+        BackendError: what the rule computes with them is more than the four operations, or never settles.
+
+    """
+
+    def __init__(self, rule: Rule, program: Program, advance: Advance, entries: Iterable[str], device: torch.device):
+        entries = tuple(entries)
+        self._names = (*program.scalars, *entries)
+        self._dtype, self._count = getattr(torch, program.dtype.name), len(program.scalars)
+        _require_traceable(rule)
+
+        def traced(t: int) -> tuple[tuple, tuple[float, ...]]:
+            """Return how the numbers of step t are computed, and the constants in that."""
+            own, after = advance(rule, t, {name: Symbol(name) for name in entries})
+            found = {**own.scalars(t), **{name: after[name] for name in entries}}
+            constants: list[float] = []
+            return tuple(_form(found[name], constants) for name in self._names), tuple(constants)
+
+        last = traced(LAST)
+        steps = _settles(lambda t: traced(t) == last, type(rule).__name__)
+        rows = [traced(t) for t in range(1, steps)] + [last]
+        self._forms = list(dict.fromkeys(form for form, _ in rows))
+        which = [self._forms.index(form) for form, _ in rows]
+        self._which = torch.tensor(which, dtype=torch.int64, device=device)
+        self._tables = []
+        for k, form in enumerate(self._forms):
+            width = next(len(constants) for own, constants in rows if own == form)
+            table = np.zeros((len(rows), width))
+            for row, constants in enumerate(constants for _, constants in rows):
+                if which[row] == k:
+                    table[row] = constants
+            self._tables.append(torch.from_numpy(table).to(device))
+
+    def at(self, taken: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Return the scalars of the step after `taken` steps, and torch's other scalars after it, on the device.
+
+        `inputs` are the values of the Symbols, float64 without dimensions.
+        """
+        row = taken.to(torch.int64).clamp(max=len(self._which) - 1).reshape(1)
+        made = [
+            _evaluated(form, table.index_select(0, row)[0], inputs)
+            for form, table in zip(self._forms, self._tables, strict=True)
+        ]
+        found = made[0] if len(made) == 1 else torch.stack(made).index_select(0, self._which.index_select(0, row))[0]
+        others = dict(zip(self._names[self._count :], found[self._count :].unbind(), strict=True))
+        return found[: self._count].to(self._dtype), others
+
+
+def device_inputs(group: Mapping[str, Any], unscale: Any, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the values of `LR` and `FACTOR` for a group, on a device. A tensor on it is read where it lies.
+
+    Raises:
+        SettingError: the learning rate is negative or not finite, as far as the host knows it, or no number.
+
+    """
+    lr, scale = group.get("lr", 0.0), unscale.scale if isinstance(unscale, DeviceScale) else None
+    if not isinstance(lr, torch.Tensor):
+        if not 0 <= (found := to_float(lr)) < np.inf:
+            raise SettingError("the setting lr is out of its range.", got=f"lr={lr!r}", expected=str(NONNEGATIVE))
+        lr = found
+    elif lr.numel() != 1:
+        raise SettingError("the setting lr is no number.", got=f"a tensor of {lr.numel()} elements")
+    factor: Any = 1.0 if scale is None else 1.0 / _number(scale, device)
+    if isinstance(unscale, float):
+        factor = unscale
+    return {"lr": _number(lr, device), "factor": _number(-factor if group.get("maximize") else factor, device)}
+
+
+def _number(value: Any, device: torch.device) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(device, torch.float64).reshape(())
+    return torch.full((), value, dtype=torch.float64, device=device)
+
+
+def _require_traceable(rule: Any) -> None:
+    """Raise a BackendError if a setting of a rule is a function of the host."""
+    for name, value in vars(rule).items():
+        if is_rule(value):
+            _require_traceable(value)
+        for x in value if isinstance(value, tuple) else (value,):
+            if callable(x) and not isinstance(x, Symbol) and not is_rule(x):
+                what = (
+                    f"the setting {name!r} is a schedule, which the host computes: a CUDA graph would repeat its value."
+                )
+                raise BackendError(
+                    what, do="set lr by a scheduler of torch, with lr a tensor; or leave capturable=False"
+                )
+
+
+def _form(value: Any, constants: list[float]) -> Any:
+    """Return how a number is computed, and append the constants of that in the order in which they are needed."""
+    if not isinstance(value, Symbol):
+        constants.append(float(value))
+        return None
+    return (value.operation, *[_form(x, constants) for x in value.operands])
+
+
+def _evaluated(form: tuple, row: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Compute all numbers of a step from a row of constants; what is a constant itself is copied at once."""
+    constants = iter(row.unbind())
+
+    def value(part: Any) -> torch.Tensor:
+        if part is None:
+            return next(constants)
+        operation, *operands = part
+        found = [value(x) for x in operands]
+        if not found:
+            return inputs[operation]
+        if operation.startswith("to "):
+            return found[0].to(getattr(torch, operation[3:])).to(torch.float64)
+        return getattr(torch, operation)(*found)
+
+    return torch.stack([value(part) for part in form])
+
+
+def _settles(is_last: Callable[[int], bool], kind: str) -> int:
+    """Return the first step from which on nothing changes, or raise a BackendError."""
+    low, high = 0, 1  # not yet at `low`, settled at `high`
+    while not is_last(high):
+        low, high = high, 2 * high
+        if high > MOST_ROWS:
+            raise BackendError(
+                f"the numbers of {kind} still change after {MOST_ROWS:,} steps: too many for a table on the device.",
+                do="use a shorter average, or fastopt.Optimizer, whose capturable(steps) prepares as many as are asked",
+            )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_last(middle) else (middle, high)
+    for t in (*range(high, high + 64), *(high + 2**k for k in range(6, 40))):
+        if not is_last(t):
+            raise BackendError(f"the numbers of {kind} do not settle.", do="leave capturable=False")
+    return high
+
+
+def keys_on_device(seed: int, taken: torch.Tensor) -> torch.Tensor:
+    """Return the keys of noise for the step after `taken` steps, as `noise.noise_keys`: the halves of an int64.
+
+    int64 wraps as the host's masked integers do; its shifts copy the sign, which is masked away.
+    """
+    increment, *rounds, last = MIXING
+    z = ((taken.to(torch.int64) + 1) ^ _signed(mix64(seed % 2**64))) + _signed(increment)
+    for shift, factor in rounds:
+        z = (z ^ _shifted(z, shift)) * _signed(factor)
+    return z ^ _shifted(z, last)
+
+
+def _shifted(z: torch.Tensor, count: int) -> torch.Tensor:
+    return (z >> count) & ((1 << (64 - count)) - 1)
+
+
+def _signed(z: int) -> int:
+    return z - 2**64 if z >= 2**63 else z
