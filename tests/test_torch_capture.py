@@ -241,7 +241,8 @@ def test_parameters_without_a_gradient_keep_their_count(device):
 
 def test_a_gradient_scale_is_read_and_a_step_skipped_on_the_device(device):
     params, theirs = parameters(), parameters()
-    ours, twin = fastopt.torch.AdamW(params, fused=True, capturable=True), fastopt.torch.AdamW(theirs)
+    ours: Any = fastopt.torch.AdamW(params, fused=True, capturable=True)
+    twin = fastopt.torch.AdamW(theirs)
     scale, found = torch.tensor(1024.0), torch.tensor(0.0)
 
     def scaled(t):
@@ -391,4 +392,4 @@ def test_a_symbol_is_no_number():
         lambda x: np.float32(1) * x if 0 else x // 2,
     ):
         with pytest.raises(BackendError, match="more with a number"):
-            use(Symbol("lr"))
+            use(Symbol(("lr",)))

@@ -9,6 +9,7 @@ on the host. So the bits are those of a step outside of a graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
@@ -28,10 +29,14 @@ MOST_ROWS = 1 << 20
 
 
 class Symbol:
-    """A number that only the device knows. As a setting of a rule it is a callable, as a schedule is."""
+    """A number that only the device knows. As a setting of a rule it is a callable, as a schedule is.
 
-    def __init__(self, operation: str, *operands: Any):
-        self.operation, self.operands = operation, operands
+    `form` says how it is computed: the name of an input, or of an operation and the forms of its operands, of which a
+    constant's is None. `constants` are these, from left to right.
+    """
+
+    def __init__(self, form: tuple, constants: tuple[float, ...] = ()):
+        self.form, self.constants = form, constants
 
     def __call__(self, t: int) -> Symbol:
         """Return itself: it is the same at every step."""
@@ -63,7 +68,7 @@ class Symbol:
 
     def rounded(self, kind: Any) -> Symbol:
         """Round to another precision of NumPy, as a host that keeps the number in it."""
-        return Symbol(f"to {np.dtype(kind).name}", self)
+        return Symbol((f"to {np.dtype(kind).name}", self.form), self.constants)
 
     def at_least(self, least: float) -> Symbol:
         """Return the larger of this and a number."""
@@ -81,10 +86,15 @@ class Symbol:
 
 
 def _operation(name: str, a: Any, b: Any) -> Symbol:
-    return Symbol(name, *(x if isinstance(x, Symbol) else float(x) for x in (a, b)))
+    (left, own), (right, others) = _parts(a), _parts(b)
+    return Symbol((name, left, right), own + others)
 
 
-LR, FACTOR = Symbol("lr"), Symbol("factor")
+def _parts(x: Any) -> tuple[tuple | None, tuple[float, ...]]:
+    return (x.form, x.constants) if isinstance(x, Symbol) else (None, (float(x),))
+
+
+LR, FACTOR = Symbol(("lr",)), Symbol(("factor",))
 """A group's learning rate, and the factor on its gradients."""
 
 Advance: TypeAlias = Callable[[Rule, int, dict[str, Any]], tuple[Rule, dict[str, Any]]]
@@ -121,25 +131,23 @@ class DeviceNumbers:
 
         def traced(t: int) -> tuple[tuple, tuple[float, ...]]:
             """Return how the numbers of step t are computed, and the constants in that."""
-            own, after = advance(rule, t, {name: Symbol(name) for name in entries})
-            found = {**own.scalars(t), **{name: after[name] for name in entries}}
-            constants: list[float] = []
-            return tuple(_form(found[name], constants) for name in self._names), tuple(constants)
+            own, after = advance(rule, t, {name: Symbol((name,)) for name in entries})
+            found = own.scalars(t)
+            parts = [_parts(found[name]) for name in program.scalars] + [_parts(after[name]) for name in entries]
+            return tuple([form for form, _ in parts]), tuple(chain.from_iterable([own for _, own in parts]))
 
         last = traced(LAST)
         steps = _settles(lambda t: traced(t) == last, type(rule).__name__)
-        rows = [traced(t) for t in range(1, steps)] + [last]
-        self._forms = list(dict.fromkeys(form for form, _ in rows))
-        which = [self._forms.index(form) for form, _ in rows]
-        self._which = torch.tensor(which, dtype=torch.int64, device=device)
-        self._tables = []
-        for k, form in enumerate(self._forms):
-            width = next(len(constants) for own, constants in rows if own == form)
-            table = np.zeros((len(rows), width))
-            for row, constants in enumerate(constants for _, constants in rows):
-                if which[row] == k:
-                    table[row] = constants
-            self._tables.append(torch.from_numpy(table).to(device))
+        rows: dict[tuple, dict[int, tuple[float, ...]]] = {}  # how numbers are computed → row → constants
+        for row in range(steps):
+            form, constants = traced(row + 1) if row + 1 < steps else last
+            rows.setdefault(form, {})[row] = constants
+        which = np.zeros(steps, np.int64)
+        self._computed = []
+        for k, (form, found) in enumerate(rows.items()):
+            which[list(found)] = k
+            self._computed.append(_Computed(form, found, steps, device))
+        self._which = torch.from_numpy(which).to(device)
 
     def at(self, taken: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return the scalars of the step after `taken` steps, and torch's other scalars after it, on the device.
@@ -147,10 +155,7 @@ class DeviceNumbers:
         `inputs` are the values of the Symbols, float64 without dimensions.
         """
         row = taken.to(torch.int64).clamp(max=len(self._which) - 1).reshape(1)
-        made = [
-            _evaluated(form, table.index_select(0, row)[0], inputs)
-            for form, table in zip(self._forms, self._tables, strict=True)
-        ]
+        made = [computed.at(row, inputs) for computed in self._computed]
         found = made[0] if len(made) == 1 else torch.stack(made).index_select(0, self._which.index_select(0, row))[0]
         others = dict(zip(self._names[self._count :], found[self._count :].unbind(), strict=True))
         return found[: self._count].to(self._dtype), others
@@ -177,6 +182,8 @@ def device_inputs(group: Mapping[str, Any], unscale: Any, device: torch.device) 
 
 
 def _number(value: Any, device: torch.device) -> torch.Tensor:
+    if isinstance(value, torch.Tensor) and value.device.type == "cpu" != device.type:
+        value = value.item()  # a graph would copy from the CPU's memory; as with torch's own optimizers, it does not
     if isinstance(value, torch.Tensor):
         return value.detach().to(device, torch.float64).reshape(())
     return torch.full((), value, dtype=torch.float64, device=device)
@@ -197,30 +204,35 @@ def _require_traceable(rule: Any) -> None:
                 )
 
 
-def _form(value: Any, constants: list[float]) -> Any:
-    """Return how a number is computed, and append the constants of that in the order in which they are needed."""
-    if not isinstance(value, Symbol):
-        constants.append(float(value))
-        return None
-    return (value.operation, *[_form(x, constants) for x in value.operands])
+class _Computed:
+    """How numbers are computed, and the constants for that: those that change in a table, a row for each step."""
 
+    def __init__(self, form: tuple, found: Mapping[int, tuple[float, ...]], steps: int, device: torch.device):
+        self._form = form
+        constants = np.array(list(found.values()), np.float64)
+        self._moving = (constants != constants[0]).any(axis=0).tolist()
+        table = np.zeros((steps, sum(self._moving)))
+        table[list(found)] = constants[:, self._moving]
+        self._table = torch.from_numpy(table).to(device)
+        self._fixed = torch.from_numpy(constants[0].copy()).to(device).unbind()
 
-def _evaluated(form: tuple, row: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Compute all numbers of a step from a row of constants; what is a constant itself is copied at once."""
-    constants = iter(row.unbind())
+    def at(self, row: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Compute the numbers of a row."""
+        moving = iter(self._table.index_select(0, row)[0].unbind())
+        constants = iter([next(moving) if moves else x for moves, x in zip(self._moving, self._fixed, strict=True)])
 
-    def value(part: Any) -> torch.Tensor:
-        if part is None:
-            return next(constants)
-        operation, *operands = part
-        found = [value(x) for x in operands]
-        if not found:
-            return inputs[operation]
-        if operation.startswith("to "):
-            return found[0].to(getattr(torch, operation[3:])).to(torch.float64)
-        return getattr(torch, operation)(*found)
+        def value(part: Any) -> torch.Tensor:
+            if part is None:
+                return next(constants)
+            operation, *operands = part
+            given = [value(x) for x in operands]
+            if not given:
+                return inputs[operation]
+            if operation.startswith("to "):
+                return given[0].to(getattr(torch, operation[3:])).to(torch.float64)
+            return getattr(torch, operation)(*given)
 
-    return torch.stack([value(part) for part in form])
+        return torch.stack([value(part) for part in self._form])
 
 
 def _settles(is_last: Callable[[int], bool], kind: str) -> int:

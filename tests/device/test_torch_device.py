@@ -276,6 +276,82 @@ def test_a_capture_is_refused_and_changes_nothing():
     assert not bool((p == 1).any())
 
 
+@pytest.mark.parametrize("storage", [None, "8bit", "split_8bit"])
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "RAdam", "SGD"])
+def test_a_captured_step_replays_with_the_bits_of_plain_steps(name, flatten, storage):
+    dtype = torch.bfloat16 if storage == "split_8bit" else torch.float32
+    cls, sizes = getattr(fastopt.torch, name), (1000, 3, 257, 70_000)
+    more: dict[str, Any] = {"momentum": 0.9} if name == "SGD" else {"betas": (0.5, 0.8)}
+    if name == "NAdam":
+        more["momentum_decay"] = 4.0
+
+    def made():
+        generator = torch.Generator("cuda").manual_seed(1)
+        return [torch.nn.Parameter(torch.randn(n, generator=generator, device="cuda").to(dtype)) for n in sizes]
+
+    def set_gradients(params, t):
+        generator = torch.Generator("cuda").manual_seed(t)
+        for p in params:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            p.grad.copy_(torch.randn(p.shape, generator=generator, device="cuda"))
+
+    params, theirs, rate = made(), made(), torch.tensor(1e-2, dtype=torch.float64, device="cuda")
+    ours = cls(params, lr=rate, flatten=flatten, storage=storage, capturable=True, **more)
+    twin = cls(theirs, lr=1e-2, flatten=flatten, storage=storage, **more)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for t in (1, 2, 3):
+            set_gradients(params, t)
+            ours.step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ours.step()
+    for t in range(4, 30):
+        set_gradients(params, t)
+        rate.fill_(1e-2 / t)
+        graph.replay()
+    for t in range(1, 30):
+        set_gradients(theirs, t)
+        twin.param_groups[0]["lr"] = 1e-2 / t if t > 3 else 1e-2
+        twin.step()
+    for p, q in zip(params, theirs, strict=True):
+        assert torch.equal(p.view(torch.uint8), q.view(torch.uint8))
+        assert name == "SGD" or float(ours.state[p]["step"]) == 29
+
+
+def test_a_captured_iteration_with_a_gradient_scale_trains():
+    model = torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1)).cuda()
+    opt = fastopt.torch.AdamW(model.parameters(), lr=1e-2, fused=True, capturable=True)
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
+    x, y = torch.randn(256, 20, device="cuda"), torch.randn(256, 1, device="cuda")
+
+    def iteration():
+        opt.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.float16):
+            loss = torch.nn.functional.mse_loss(model(x), y)
+        scaler.scale(loss).backward()
+        scaler.step(opt)
+        scaler.update()
+        return loss
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        first = iteration()
+        iteration()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = iteration()
+    for _ in range(200):
+        graph.replay()
+    assert float(loss) < 0.3 * float(first)
+    assert float(next(iter(opt.state.values()))["step"]) > 150
+
+
 def test_one_optimizer_with_parameters_on_the_cpu_and_on_a_gpu():
     params = [torch.nn.Parameter(torch.ones(500, device=device)) for device in ("cpu", "cuda", "cpu")]
     opt = fastopt.torch.Adam(params, lr=0.1)
