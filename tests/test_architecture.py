@@ -52,7 +52,7 @@ HEAVY = {
                                                 "demo.machine")},
     "cupy": {"fastopt.kernels.devices"},
     "torch": {"fastopt.arrays.torch"} | {
-        f"fastopt.torch.{name}" for name in ("adapter", "bucket", "buckets", "c_abi", "flat", "gradients", "guards",
+        f"fastopt.torch.{name}" for name in ("adapter", "bucket", "buckets", "c_abi", "device_numbers", "flat", "gradients", "guards",
                                              "in_backward", "offload", "optimizers", "options", "requirements",
                                              "state", "transfers")
     },
