@@ -52,9 +52,9 @@ HEAVY = {
                                                 "demo.machine")},
     "cupy": {"fastopt.kernels.devices"},
     "torch": {"fastopt.arrays.torch"} | {
-        f"fastopt.torch.{name}" for name in ("adapter", "bucket", "buckets", "c_abi", "device_numbers", "flat", "gradients", "guards",
-                                             "in_backward", "offload", "optimizers", "options", "requirements",
-                                             "state", "transfers")
+        f"fastopt.torch.{name}" for name in ("adapter", "bucket", "buckets", "c_abi", "device_numbers", "flat",
+                                             "gradients", "guards", "in_backward", "offload", "optimizers", "options",
+                                             "requirements", "state", "transfers")
     },
     "jax": set(),
     "ml_dtypes": {"fastopt.arrays.numpy"},

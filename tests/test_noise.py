@@ -10,13 +10,13 @@ from values import assert_same_bits, step
 
 import fastopt
 from fastopt.kernels.compiler.noise import (
-    dither_bits,
-    element_bits,
-    more_bits,
+    next_tile_bits,
     noise_keys,
     normal,
-    random_bits,
+    rounding_sequence,
     tile_bits,
+    words_for_noise,
+    words_for_rounding,
 )
 from fastopt.kernels.compiler.plan import host_scalars
 from fastopt.kernels.compiler.trace import trace
@@ -27,7 +27,7 @@ N = 1 << 20
 
 
 def noise(seed: int = 0, t: int = 1, first: int = 0, count: int = N) -> np.ndarray:
-    return normal(random_bits(element_bits(*noise_keys(seed, t), first, count))).astype(np.float64)
+    return normal(words_for_noise(*noise_keys(seed, t), first, count)).astype(np.float64)
 
 
 def test_bits_are_mapped_by_the_inverse_of_the_normal_distribution_function():
@@ -76,15 +76,15 @@ def test_sums_over_a_tile_have_the_moments_of_sums_of_independent_normal_numbers
 
 
 def test_bits_are_distinct_within_a_tile_and_collide_as_often_as_random_words_over_all_tiles():
-    words = element_bits(*noise_keys(3, 4), 0, N)
+    words = words_for_noise(*noise_keys(3, 4), 0, N)
     tiles = np.sort(words.reshape(-1, TILE), axis=1)
     assert np.all(tiles[:, 1:] != tiles[:, :-1])
     chance = N * (N - 1) / 2 / 2**32  # pairs that are equal: 128, Poisson
     assert abs(N - len(np.unique(words)) - chance) < 5 * math.sqrt(chance)
 
 
-# Bits for stochastic rounding. An element's word is split in two halves, one for each of two buffers. Over the steps
-# each half of each element is uniform, and any two are uncorrelated.
+# Bits for stochastic rounding. An element's word serves two buffers: its upper 16 or 20 bits one, its lower ones the
+# other. Over the steps each half of each element is uniform, and any two are uncorrelated.
 
 STEPS = 1 << 15
 
@@ -94,11 +94,14 @@ def _step_keys(seed: int, first: int, steps: int) -> np.ndarray:
     return np.array([noise_keys(seed, t) for t in range(first, first + steps)], np.uint32).T
 
 
-def rounding_words(seed: int = 0, first: int = 1, tile: int = 0, steps: int = STEPS) -> np.ndarray:
-    """Return the words of one tile: a row for each step, a column for each index in the tile."""
+def rounding_words(seed: int = 0, first: int = 1, tile: int = 0, steps: int = STEPS, sequence: int = 1) -> np.ndarray:
+    """Return the words of one tile in a sequence: a row for each step, a column for each index in the tile."""
     key0, key1 = _step_keys(seed, first, steps)
     of_tile = tile_bits(key0, key1, np.uint32(tile & 0xFFFFFFFF), np.uint32(tile >> 32))
-    return dither_bits(of_tile[:, None], np.arange(TILE, dtype=np.uint32))
+    for _ in range(sequence):
+        of_tile = next_tile_bits(of_tile)
+    start, growth = rounding_sequence(of_tile)
+    return start[:, None] + growth[:, None] * np.arange(TILE, dtype=np.uint32)
 
 
 def halves(words: np.ndarray) -> np.ndarray:
@@ -112,11 +115,13 @@ def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return x.T @ y / math.sqrt(len(x))
 
 
-def test_bits_of_an_element_are_the_hash_of_its_tile_and_index():
+def test_bits_of_an_element_are_those_of_its_tile_and_index():
     for tile in (0, 5, 2**32 - 1, 2**32, 2**54):
-        words = element_bits(*noise_keys(0, 1), tile * TILE, TILE + 3)
-        assert np.array_equal(words[:TILE], rounding_words(tile=tile, steps=1)[0])
-        assert np.array_equal(words[TILE:], rounding_words(tile=tile + 1, steps=1)[0, :3])
+        for sequence, words in zip(
+            (1, 2, 3), words_for_rounding(*noise_keys(0, 1), tile * TILE, TILE + 3), strict=False
+        ):
+            assert np.array_equal(words[:TILE], rounding_words(tile=tile, steps=1, sequence=sequence)[0])
+            assert np.array_equal(words[TILE:], rounding_words(tile=tile + 1, steps=1, sequence=sequence)[0, :3])
 
 
 def test_bits_for_rounding_are_uniform_over_the_steps_at_each_index_in_both_halves():
@@ -146,12 +151,25 @@ def test_bits_for_rounding_at_any_two_indices_are_uncorrelated(what):
     assert abs(found[~np.eye(2 * TILE, dtype=bool)].std() - 1) < 0.02
 
 
+def test_the_error_of_rounding_a_tile_has_the_variance_of_independent_errors():
+    """Also in the lowest 20 bits, of which 8-bit state takes so many."""
+    words = rounding_words()
+    for bits in (words >> 12, words & 0xFFFFF, words >> 16 << 4, (words & 0xFFFF) << 4):
+        u = (bits + 0.5) / 2**20
+        for fraction in (0.5, 0.25, 0.1, 0.03):
+            error = (u > 1 - fraction) - fraction  # of each element, if all are to be rounded up so often
+            assert abs(error.mean()) < 5 * math.sqrt(fraction * (1 - fraction) / error.size)
+            squares = error.sum(1) ** 2 / (TILE * fraction * (1 - fraction))
+            assert abs(squares.mean() - 1) < 5 * squares.std() / math.sqrt(STEPS)  # in rare steps all go one way
+
+
 OTHERS: dict[str, Callable[[], np.ndarray]] = {
     "the next tile": lambda: rounding_words(tile=1),
     "a tile far away": lambda: rounding_words(tile=2**32),
     "the next step": lambda: rounding_words(first=2),
     "another seed": lambda: rounding_words(seed=1),
-    "the same element's second word": lambda: more_bits(rounding_words()),
+    "the second sequence": lambda: rounding_words(sequence=2),
+    "the fourth sequence": lambda: rounding_words(sequence=4),
 }
 
 

@@ -11,14 +11,14 @@ import builtins
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastopt.kernels.compiler.graph import Node, walk
 from fastopt.kernels.compiler.operations import OPERATIONS
 from fastopt.kernels.compiler.program import Program
-from fastopt.kernels.compiler.text import Text
+from fastopt.kernels.compiler.text import COMPARE, Text
 
 DEEPEST = 100
 """Operations inside one another in one expression: each may cost a pair of parentheses, of which Python reads 200."""
@@ -40,7 +40,11 @@ class Loop(NamedTuple):
     reloads: list[Value]  # values that an earlier loop spilled
     lines: list[Value]
     spills: list[Value]  # values that a later loop reloads
+    sequences: list[tuple[str, Text, Text]]  # words that grow by the same from element to element: name, first, step
     maxima: list[Value]  # words of which it finds the largest
+    largest: list[Node]  # the nodes of which maxima are the values, in the same order
+    nan: str  # of them that of the bits, without the sign, of what is stored in `quiet`
+    quiet: list[str]  # buffers in which NaN is to become the canonical one after the loop
     stores: list[tuple[str, str]]  # buffer, text of the element's new value
     tile_stores: list[tuple[str, str]]  # likewise, once, before the loop
 
@@ -65,8 +69,8 @@ _PER_ELEMENT = ("buffer", "index")
 _PER_TILE = ("tile", "tile_number", "tile_max")
 _UNIFORM = ("scalar", "key", "constant", *_PER_TILE)
 # What is computed again rather than spilled: an instruction or two, where a store and a load cost more.
-_CHEAP = ("bitcast", "and", "or", "not", "less", "less_equal", "greater", "greater_equal", "equal", "not_equal",
-          "left_shift", "right_shift")  # fmt: skip
+_CHEAP = ("sequence", "bitcast", "and", "or", "not", "less", "less_equal", "greater", "greater_equal", "equal",
+          "not_equal", "left_shift", "right_shift")  # fmt: skip
 
 
 @dataclass
@@ -82,30 +86,34 @@ class _Schedule:
     results: list[str] = field(default_factory=list)
 
 
-def _schedules(program: Program, split_after: Iterable[Node]) -> tuple[list[_Schedule], set[int], set[int]]:
-    """Divide the graph into loops.
+def _schedules(
+    results: dict[str, Node], split_after: Iterable[Node], *, plain: bool
+) -> tuple[list[_Schedule], set[int], set[int]]:
+    """Divide the graph of new elements into loops. With `plain` nothing is written before all maxima are known.
 
     Returns also the ids of the nodes that are the same for a whole tile, and of those among them that several loops
     need.
     """
-    nodes = walk(program.results.values())
+    nodes = walk(results.values())
     splits = [s for s in split_after if any(s is node for node in nodes)]
     uniform: set[int] = set()
     first: dict[int, int] = {}  # the loop in which a node can be computed first; of a maximum the one after its own
     for node in nodes:
-        if node.op in _UNIFORM or (node.args and all(id(a) in uniform for a in node.args)):
+        if node.op in _UNIFORM or (node.args and node.op != "sequence" and all(id(a) in uniform for a in node.args)):
             uniform.add(id(node))
         after = [first[id(a)] + any(a is s for s in splits) for a in node.args]
         first[id(node)] = max(after, default=0) + (node.op == "tile_max")
-    least = len(splits)  # nothing is written before the last split
-    at = {b: max(least, first[id(node)]) for b, node in program.results.items()}
+    least = max((first[id(s)] + 1 for s in splits), default=0)
+    if plain:
+        least = max([least, 1, *(first[id(node)] for node in nodes if node.op == "tile_max")])
+    at = {b: max(least, first[id(node)]) for b, node in results.items()}
     schedules = [_Schedule() for _ in range(1 + max(at.values(), default=0))]
     done: dict[int, int] = {}
     shared: set[int] = set()
     for number, loop in enumerate(schedules):
-        loop.results = [b for b in program.results if at[b] == number]
+        loop.results = [b for b in results if at[b] == number]
         loop.peaks = [n.args[0] for n in nodes if n.op == "tile_max" and first[id(n)] == number + 1]
-        wanted = [program.results[b] for b in loop.results] + loop.peaks
+        wanted = [results[b] for b in loop.results] + loop.peaks
         loop.spills = [s for s in splits if first[id(s)] == number]
         seen: set[int] = set()
         stack = [(node, False) for node in reversed(wanted + loop.spills)]
@@ -134,26 +142,39 @@ def _schedules(program: Program, split_after: Iterable[Node]) -> tuple[list[_Sch
     return schedules, uniform, shared
 
 
-def lower(program: Program, names: dict[str, str], target: str, split_after: Iterable[Node] = ()) -> list[Loop]:
+def lower(
+    program: Program,
+    names: dict[str, str],
+    target: str,
+    split_after: Iterable[Node] = (),
+    *,
+    plain: bool = False,
+    numbered: dict[str, int] | None = None,
+) -> list[Loop]:
     """Turn the program's graph into loops of lines in a target's language.
 
     `names` are those of buffers and scalars, from `printed_names`; after each node of `split_after` a new loop begins.
+    With `plain` it is the graph of plain tiles, of which nothing is written before all maxima are known. `numbered`
+    says, and is told, which numbers of names are taken.
+
     A value used more than once in a loop gets a name, and so does one that is `DEEPEST` operations deep; others are
     written where they are used. The names are <buffer>_new, x0, x1, … and, for the largest of a tile, max0, max1, ….
     """
-    schedules, uniform, shared = _schedules(program, split_after)
-    new = {id(node): f"{names[b]}_new" for b, node in program.values.items() if node.args}
+    graph: Any = program.plain if plain else program
+    results: dict[str, Node] = graph.results
+    schedules, uniform, shared = _schedules(results, split_after, plain=plain)
+    new = {id(node): f"{names[b]}_new" for b, node in graph.values.items() if node.args}
     fixed: dict[int, Text] = {}  # names that hold in every loop
     order = {b.name: k for k, b in enumerate(program.buffers)}
     tiled = {b.name for b in program.buffers if b.tiled}
-    numbered, loops = {"x": 0, "max": 0}, []
+    numbered, loops = {"x": 0, "max": 0} if numbered is None else numbered, []
 
     def write(node: Node, operands: list[Text]) -> Text:
         if node.op in ("buffer", "tile"):
             return Text(f"{names[node.value]}_i")
         if node.op == "scalar":
             return Text(names[node.value])
-        if node.op in ("key", "tile_number", "index"):
+        if node.op in ("key", "tile_number", "index", "codes"):
             return Text(node.value)
         return OPERATIONS[node.op].writer(target)(node, operands)
 
@@ -168,7 +189,8 @@ def lower(program: Program, names: dict[str, str], target: str, split_after: Ite
         texts: dict[int, Text] = dict(fixed)
         depths: dict[int, int] = {}
         uses: dict[int, int] = {}
-        roots = [program.results[b] for b in loop.results] + loop.peaks
+        roots = [results[b] for b in loop.results] + loop.peaks
+        sequences, quiet = [], []
         for node in (*loop.uniform, *loop.order):
             for a in node.args:
                 uses[id(a)] = uses.get(id(a), 0) + 1
@@ -186,7 +208,14 @@ def lower(program: Program, names: dict[str, str], target: str, split_after: Ite
         for node in (*loop.uniform, *loop.order):
             if id(node) in fixed:
                 continue
-            text, once = write(node, [text_of(a) for a in node.args]), id(node) in uniform
+            operands = [text_of(a) for a in node.args]
+            if target == "python" and node.op == "sequence":
+                texts[id(node)] = Text(numbered_name("x"))
+                sequences.append((texts[id(node)], *operands))
+                continue
+            if target == "python" and node.op == "or_nan":
+                quiet.append(operands[0])
+            text, once = write(node, operands), id(node) in uniform
             depth = 1 + max([depths.get(id(a), 0) for a in node.args], default=0)
             lasting = id(node) in spilled or id(node) in shared or (once and id(node) in in_loop and of_tile(node))
             if id(node) in new or uses[id(node)] > 1 or depth > DEEPEST or lasting:
@@ -198,17 +227,21 @@ def lower(program: Program, names: dict[str, str], target: str, split_after: Ite
                 if id(node) in spilled or once:
                     fixed[id(node)] = text
             texts[id(node)], depths[id(node)] = text, depth
-        maxima = []
+        maxima, largest = [], []
         for node in loop.peaks:
             maxima.append(Value(numbered_name("max"), node.dtype, text_of(node)))
-            maximum = next(n for n in walk(program.results.values()) if n.op == "tile_max" and n.args[0] is node)
+            maximum = next(n for n in walk(results.values()) if n.op == "tile_max" and n.args[0] is node)
             fixed[id(maximum)] = Text(maxima[-1].name)
+            largest.append(maximum)
+        if quiet:
+            sizes = [f"word({x}) & word(2147483647)" for x in quiet]
+            while len(sizes) > 1:
+                sizes = [f"umax({', '.join(sizes[:2])})", *sizes[2:]]
+            maxima.append(Value(numbered_name("max"), np.dtype(np.uint32), Text(sizes[0], COMPARE)))
         for node in loop.spills:
             fixed[id(node)] = text_of(node)
         stores = {
-            once: [
-                (b, text_of(program.results[b])) for b in loop.results if (id(program.results[b]) in uniform) == once
-            ]
+            once: [(b, text_of(results[b])) for b in loop.results if (id(results[b]) in uniform) == once]
             for once in (True, False)
         }
         loops.append(
@@ -222,9 +255,20 @@ def lower(program: Program, names: dict[str, str], target: str, split_after: Ite
                 reloads=[Value(fixed[id(n)], n.dtype, Text("")) for n in loop.reloads],
                 lines=named[False],
                 spills=[Value(text_of(n), n.dtype, Text("")) for n in loop.spills],
+                sequences=sequences,
                 maxima=maxima,
+                largest=largest,
+                nan=maxima[-1].name if quiet else "",
+                quiet=[b for b in loop.results if results[b].op == "or_nan"] if quiet else [],
                 stores=[(b, text) for once in (True, False) for b, text in stores[once] if b not in tiled],
                 tile_stores=[(b, text) for once in (True, False) for b, text in stores[once] if b in tiled],
             )
         )
     return loops
+
+
+def expression(node: Node, target: str) -> Text:
+    """Write a node of a small graph, whose inputs go by the names that are their values, as one expression."""
+    if not node.args and node.op != "constant":
+        return Text(node.value)
+    return OPERATIONS[node.op].writer(target)(node, [expression(a, target) for a in node.args])

@@ -6,6 +6,7 @@ called on symbols it becomes part of a kernel.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -46,24 +47,28 @@ def tile_bits(key0: Any, key1: Any, tile_low: Any, tile_high: Any) -> Any:
     return (x ^ _mix32(tile_high ^ key1)) * 0x9E3779B1
 
 
-def dither_bits(of_tile: Any, index: Any) -> Any:
-    """Return 32 bits for rounding the element of this index, 0 … 255, in a tile whose own bits are given.
+def random_bits(of_tile: Any, index: Any) -> Any:
+    """Return 32 bits for the noise of the element of this index, 0 … 255, in a tile whose own bits are given.
 
-    The tile's bits choose the multiplier. For one element they are random over the steps, both halves of them, and any
-    two elements are uncorrelated; three of a tile are not independent in one step, which rounding does not need.
+    They are independent of other elements'; the upper are best.
     """
     x = (index ^ of_tile) * (_mix32(of_tile) | 1)
-    return x ^ (x >> 16)
+    return (x ^ (x >> 16)) * 0xC2B2AE35
 
 
-def random_bits(dither: Any) -> Any:
-    """Turn an element's bits for rounding into 32 bits that are independent of other elements'; the upper are best."""
-    return dither * 0xC2B2AE35
+def rounding_sequence(of_tile: Any) -> tuple[Any, Any]:
+    """Return the bits for rounding a tile's element 0, and what is added for each next one: a Weyl sequence.
+
+    One addition for an element. Over the steps an element's bits are uniform, in each of their halves and in the lowest
+    20; any two elements of a tile are uncorrelated. Three in arithmetic progression are not independent in one step,
+    which rounding does not need.
+    """
+    return of_tile, ((of_tile ^ (of_tile >> 15)) * 0x165667B1) | 1
 
 
-def more_bits(bits: Any) -> Any:
-    """Turn 32 random bits into 32 others, where one element needs several."""
-    x = bits * 0x9E3779B1
+def next_tile_bits(of_tile: Any) -> Any:
+    """Turn a tile's 32 random bits into 32 others: each sequence for rounding begins with its own."""
+    x = of_tile * 0x9E3779B1
     return x ^ (x >> 16)
 
 
@@ -115,9 +120,28 @@ def stretched(x: Any, s: Any) -> Any:
     return x * (low + (middle + (c8 + c9 * s) * s4) * s4)
 
 
-def element_bits(key0: int, key1: int, first: int, count: int) -> np.ndarray:
-    """Return the bits for rounding elements first, first + 1, …; first is a multiple of the tile."""
+def words_for_noise(key0: int, key1: int, first: int, count: int) -> np.ndarray:
+    """Return `random_bits` of the elements first, first + 1, …; first is a multiple of the tile."""
+    return _by_element(random_bits(_of_tiles(key0, key1, first, count)[:, None], _INDEX), count)
+
+
+def words_for_rounding(key0: int, key1: int, first: int, count: int) -> Iterator[np.ndarray]:
+    """Yield the bits of each sequence for rounding these elements, one sequence after the other."""
+    of_tile = _of_tiles(key0, key1, first, count)
+    while True:
+        of_tile = next_tile_bits(of_tile)
+        start, step = rounding_sequence(of_tile)
+        yield _by_element(start[:, None] + step[:, None] * _INDEX, count)
+
+
+_INDEX = np.arange(TILE, dtype=np.uint32)
+
+
+def _of_tiles(key0: int, key1: int, first: int, count: int) -> np.ndarray:
     tiles = np.arange(first // TILE, -(-(first + count) // TILE), dtype=np.uint64)
     low, high = (tiles & np.uint64(0xFFFFFFFF)).astype(np.uint32), (tiles >> np.uint64(32)).astype(np.uint32)
-    of_tile = tile_bits(np.uint32(key0), np.uint32(key1), low, high)
-    return dither_bits(of_tile[:, None], np.arange(TILE, dtype=np.uint32)).reshape(-1)[:count]
+    return tile_bits(np.uint32(key0), np.uint32(key1), low, high)
+
+
+def _by_element(words: np.ndarray, count: int) -> np.ndarray:
+    return words.reshape(-1)[:count]

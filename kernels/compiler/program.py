@@ -35,6 +35,16 @@ class Buffer(NamedTuple):
         return -(-n // TILE) if self.tiled else n
 
 
+class Plain(NamedTuple):
+    """The same step of a tile that is plain: see `formats.Scaled`."""
+
+    values: dict[str, Node]
+    results: dict[str, Node]
+    unusual: dict[str, Node]  # array of codes → which of the four in a word are not plain; the word is of kind "codes"
+    limits: list[tuple[Node, int]]  # largest of the new values' words → what it is below in a plain tile
+    stages: tuple[Node, ...]  # values after which another loop may begin: those of noise, and roots
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
     """One rule's specialization traced with one format for each of its buffers.
@@ -42,9 +52,10 @@ class Program:
     `values` maps each buffer that the rule writes to the expression of its new value, `results` each array to that of
     its new element. The inputs are of kind "buffer" (one element), "tile" (the element of its tile), "scalar", and,
     when `noise` is set, "key" (two uint32, see `noise.noise_keys`), "tile_number" (the halves of the number of the
-    element's tile) and "index" (of the element in its tile). "tile_max" is the largest of a tile's words. `stages` are
-    the values on the way to a rule's noise after which a backend may begin another loop. `name` names the rule, the
-    settings that shaped it, and the format of each buffer.
+    element's tile) and "index" (of the element in its tile). "tile_max" is the largest of a tile's words, "sequence" a
+    word that grows by the same from element to element. `stages` are the values on the way to a rule's noise after
+    which a backend may begin another loop. `name` names the rule, the settings that shaped it, and the format of each
+    buffer. `plain` is the same for nearly all tiles that have scales.
     """
 
     name: str
@@ -57,6 +68,7 @@ class Program:
     stages: tuple[Node, ...]
     values: dict[str, Node]
     results: dict[str, Node]
+    plain: Plain | None  # where a tile has scales
 
     @property
     def rule(self) -> str:

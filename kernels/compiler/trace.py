@@ -11,12 +11,20 @@ import numpy as np
 from fastopt.errors import RuleError
 from fastopt.kernels.compiler.graph import Node, Trace, walk
 from fastopt.kernels.compiler.layout import layout
-from fastopt.kernels.compiler.noise import centred, dither_bits, more_bits, radius, random_bits, stretched, tile_bits
-from fastopt.kernels.compiler.program import Buffer, Program
+from fastopt.kernels.compiler.noise import (
+    centred,
+    next_tile_bits,
+    radius,
+    random_bits,
+    rounding_sequence,
+    stretched,
+    tile_bits,
+)
+from fastopt.kernels.compiler.program import Buffer, Plain, Program
 from fastopt.kernels.compiler.specialization import exact_key, name_parts, specialize
 from fastopt.kernels.compiler.symbols import Symbol
 from fastopt.kernels.compiler.visible import nothing_random, require_own
-from fastopt.kernels.formats import STORAGES, Format, Scaled
+from fastopt.kernels.formats import BF16SR, STORAGES, Format, Scaled
 from fastopt.kernels.rules.rule import Rule, is_rule, require_rule, signature
 
 _WORD = np.dtype(np.uint32)
@@ -64,6 +72,16 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
     results: dict[str, Node] = {}
     for b, node in values.items():
         results |= call.encode(b, node)
+    plain = None
+    if any(isinstance(form, Scaled) for form in formats.values()):
+        fast = _Call(rule, formats, absent, plain=True)
+        now = {b: fast.after[b] for b in values}
+        made: dict[str, Node] = {}
+        for b, node in now.items():
+            made |= fast.encode(b, node)
+        known = set(map(id, fast.stages))
+        roots = [n for n in walk(made.values()) if n.op == "sqrt" and id(n) not in known]
+        plain = Plain(now, made, fast.unusual, fast.limits, (*fast.stages, *roots))
     buffers = [
         Buffer(name, b, plane.dtype, plane.read, name in results, plane.tiled, plane.view)
         for b, form in formats.items()
@@ -80,28 +98,32 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
         stages=call.stages,
         values=values,
         results=results,
+        plain=plain,
     )
 
 
 class _Call:
     """One call of `update` on symbols, on None for the absent buffers, and what comes before and after it.
 
-    `before` and `after` are the nodes of each buffer's value, `stages` those of the rule's noise.
+    `before` and `after` are the nodes of each buffer's value, `stages` those of the rule's noise. With `plain` it is
+    for tiles that are: `unusual` and `limits` say which are.
     """
 
-    def __init__(self, rule: Rule, formats: dict[str, Format], absent: frozenset[str]):
+    def __init__(self, rule: Rule, formats: dict[str, Format], absent: frozenset[str], *, plain: bool = False):
         self.where = f"{type(rule).__name__}.update"
-        self.formats, self.dtype = formats, formats["p"].computes
+        self.formats, self.dtype, self._plain = formats, formats["p"].computes, plain
         self.tracing = Trace(self.where)
-        self._bits: Any = None  # 32 random bits of the element, of which …
-        self._left = 0  # … so many are not used yet
+        self._of_tile: Any = None  # 32 random bits of the tile
+        self._sequence: Any = None  # those of the element, of which the lower are not used yet
+        self.unusual: dict[str, Node] = {}
+        self.limits: list[tuple[Node, int]] = []
         names, optional, scalars, noise = signature(rule)
         buffers = {b: self._decode(b) for b in names if b not in absent}
         self.before = {b: symbol._node for b, symbol in buffers.items()}
         inputs = {s: self._input("scalar", s, self.dtype, array=False) for s in scalars}
         self.stages: tuple[Node, ...] = ()
         if noise:
-            x = centred(random_bits(self._more_bits()))
+            x = centred(random_bits(self._tile_bits(), self._input("index", "index", _WORD, array=True)))
             s = radius(x)
             inputs["noise"], self.stages = stretched(x, s).astype(self.dtype), (x._node, s._node)
         returned = self._run(rule, [buffers.get(b) for b in names], inputs)
@@ -118,11 +140,20 @@ class _Call:
             b: None if value is None and b in optional else self._result(b, value)
             for b, value in zip(targets, values, strict=True)
         }
+        self._quiet = self._is_quiet()
 
     @property
     def uses_bits(self) -> bool:
         """Whether anything in the step is random."""
-        return self._bits is not None
+        return self._of_tile is not None
+
+    def _is_quiet(self) -> bool:
+        """Whether the low half of any NaN of the step is zero: arithmetic on a CPU makes such ones, or keeps one."""
+        if not all(self.formats[b].quiet for b in self.before):
+            return False
+        decoded = set(map(id, walk(self.before.values())))
+        added = [n for n in walk(n for n in self.after.values() if n is not None) if id(n) not in decoded]
+        return not any(n.op in ("bitcast", "cast") for n in added)
 
     def _input(self, op: str, name: str, dtype: np.dtype, *, array: bool) -> Symbol:
         """Make the symbol of a buffer's element, a scalar or an index."""
@@ -148,37 +179,50 @@ class _Call:
             for name, plane in self.formats[buffer].plane_names(buffer).items()
             if plane.read
         ]
-        return Symbol(self.tracing, self.formats[buffer].decode(*found)._node, True)
+        form = self.formats[buffer]
+        if self._plain and isinstance(form, Scaled):
+            codes = self._input("codes", "codes", _WORD, array=True)
+            self.unusual[buffer] = form.unusual(codes)._node
+            return Symbol(self.tracing, form.plain_decode(*found)._node, True)
+        return Symbol(self.tracing, form.decode(*found)._node, True)
 
     def encode(self, buffer: str, value: Node) -> dict[str, Node]:
         """Return the new elements of a buffer's planes that hold a value."""
         form, x = self.formats[buffer], Symbol(self.tracing, value, True)
-        bits = self._sixteen_bits() if form.random else None
+        bits = self._rounding_bits(form.random) if form.random else None
         if isinstance(form, Scaled):
-            peak = form.peak(x)
-            largest = self.tracing.node("tile_max", peak.dtype, (peak._node,))
-            scale = form.scale(Symbol(self.tracing, largest, True))
-            encoded = (*form.encode(x, bits, scale), scale)
+            peak = form.plain_peak(x) if self._plain else form.peak(x)
+            largest = Symbol(self.tracing, self.tracing.node("tile_max", peak.dtype, (peak._node,)), True)
+            if self._plain:
+                self.limits.append((largest._node, form.plain_limit))
+                scale = form.plain_scale(largest)
+                encoded = (form.plain_encode(x, bits, scale), scale)
+            else:
+                scale = form.scale(largest)
+                encoded = (*form.encode(x, bits, scale), scale)
+        elif isinstance(form, BF16SR) and self._quiet:
+            word = form.quiet_encode(x, bits)
+            encoded = (Symbol(self.tracing, self.tracing.node("or_nan", _WORD, (value, word._node)), True),)
         else:
             encoded = form.encode(x, bits)
         return {name: e._node for name, e in zip(form.plane_names(buffer), encoded, strict=True)}
 
-    def _more_bits(self) -> Symbol:
-        if self._bits is None:
+    def _tile_bits(self) -> Symbol:
+        if self._of_tile is None:
             keys = [self._input("key", name, _WORD, array=False) for name in ("key0", "key1")]
             tile = [self._input("tile_number", name, _WORD, array=True) for name in ("tile_low", "tile_high")]
-            index = self._input("index", "index", _WORD, array=True)
-            self._bits = dither_bits(tile_bits(*keys, *tile), index)
-        else:
-            self._bits = more_bits(self._bits)
-        return self._bits
+            self._of_tile = tile_bits(*keys, *tile)
+        return self._of_tile
 
-    def _sixteen_bits(self) -> Symbol:
-        """Return a word whose upper half is fresh random bits: those of a new word, then its lower half."""
-        if not self._left:
-            self._more_bits()
-        self._left = 16 - self._left
-        return self._bits if self._left else self._bits << 16
+    def _rounding_bits(self, count: int) -> Symbol:
+        """Return a word whose upper bits, so many, are the element's in a new sequence, or else in its lower bits."""
+        if self._sequence is not None:
+            word, self._sequence = self._sequence << (32 - count), None
+            return word
+        self._of_tile = next_tile_bits(self._tile_bits())
+        parts = tuple(x._node for x in rounding_sequence(self._of_tile))
+        self._sequence = Symbol(self.tracing, self.tracing.node("sequence", _WORD, parts), True)
+        return self._sequence
 
     def _result(self, buffer: str, value: Any) -> Node:
         if isinstance(value, Symbol) and value.dtype == self.dtype:

@@ -55,8 +55,8 @@ class BufferType(types.Type):
         self.dtype, self.k, self.count = dtype, k, count
         self.value = dtype if isinstance(dtype, types.Float) else _word
         self.narrow = dtype in (types.uint8, types.uint16)
-        # A word may hold two elements of 16 or of 8 bits, so it is aligned as those are.
-        self.align = {types.uint32: 2, types.uint16: 1}.get(dtype)
+        # A word may hold two elements of 16 or of 8 bits, or as int32 four of 8, so it is aligned as those are.
+        self.align = {types.uint32: 2, types.uint16: 1, types.int32: 1}.get(dtype)
         super().__init__(name=f"buffer({dtype}, {k}, {count})")
 
 
@@ -346,6 +346,14 @@ def claim(job, previous, chunk):
     if previous >= 0:
         _fetch_add(job + FINISHED_AT, 1)
     return _fetch_add(job, chunk)
+
+
+@njit
+def one_nan(words, count):
+    """Make NaN the canonical one among the first `count` bfloat16s of a buffer."""
+    for i in range(count):
+        x = words[i]
+        words[i] = select(x & word(0x7FFF) > word(0x7F80), word(0x7FC0), x)
 
 
 @njit

@@ -10,14 +10,15 @@ import re
 from fastopt.kernels.compiler.lowering import Loop
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.compiler.text import wrapped
+from fastopt.kernels.formats import TILE
 
 
 def print_pairs(
-    loop: Loop, step: str, names: dict[str, str], program: Program, count: int
+    loop: Loop, step: str, names: dict[str, str], program: Program, count: int, *, whole: bool = False
 ) -> tuple[list[str], list[str]]:
     """Print a function of one element, `step`, and the loop that calls it for both halves of each word.
 
-    `count` is the number of buffers and spills of the whole kernel.
+    `count` is the number of buffers and spills of the whole kernel; `whole` says that the loop is over a whole tile.
     """
     bits = {names[b.name]: 8 * b.dtype.itemsize for b in program.buffers}
     loads, stores = [names[b] for b in loop.loads], [names[b] for b, _ in loop.stores]
@@ -29,13 +30,14 @@ def print_pairs(
     mentioned = set(re.findall(r"\w+", " ".join(lines)))
     uniform = [*(names[b.name] + "_i" for b in program.buffers if b.tiled), *(names[s] for s in program.scalars)]
     own = {f"{b}_i" for b in loads} | {v.name for v in loop.lines} | set(reloads)
+    sequences = [name for name, _, _ in loop.sequences]
     known = ["index", *uniform, *sorted(name for name in mentioned if re.fullmatch(r"(x|max)\d+", name))]
     used = [name for name in known if name in mentioned - own]
     parameters = [*(f"{b}_i" for b in loads), *reloads, *used]
 
     def call(half: str, at: str, elements: list[str], index: str) -> str:
         passed = [*elements, *(f"{v}_spill{half}[{at}]" for v in reloads)]
-        passed += [index if name == "index" else name for name in used]
+        passed += [index if name == "index" else f"{name}{half}" if name in sequences else name for name in used]
         return f"{', '.join(f'{x}{half}' for x in (*stores, *spills, *maxima))} = {step}({', '.join(passed)})"
 
     def spill(half: str, at: str) -> list[str]:
@@ -52,16 +54,7 @@ def print_pairs(
     first = [f"low({b}[i], {bits[b]})" for b in loads]
     second = [f"high({b}[i], {bits[b]})" for b in loads]
     last = [f"{b}_last[0]" for b in loads]
-    return function, [
-        *(f"{v.name} = {v.text}" for v in loop.uniform),
-        *(f"{names[b]}[0] = {text}" for b, text in loop.tile_stores),
-        *(f"{name} = word(0)" for name in maxima),
-        "for i in range(count // 2):",
-        f"    {call('_0', 'i', first, 'start + word(2 * i)')}",
-        f"    {call('_1', 'i', second, 'start + word(2 * i + 1)')}",
-        *(f"    {b}[i] = join({b}_0, {b}_1, {bits[b]})" for b in stores),
-        *(f"    {line}" for half in ("_0", "_1") for line in spill(half, "i")),
-        *(f"    {name} = umax({name}, umax({name}_0, {name}_1))" for name in maxima),
+    rest = [
         "if count % 2:",
         *(
             f"    {b}_last = buffer({b}_at, strip + count - 1, uint{bits[b]}, {order[b]}, {count})"
@@ -72,3 +65,20 @@ def print_pairs(
         *(f"    {line}" for line in spill("_0", "count // 2")),
         *(f"    {name} = umax({name}, {name}_0)" for name in maxima),
     ]
+    loop_lines = [
+        *(f"{v.name} = {v.text}" for v in loop.uniform),
+        *(f"{names[b]}[0] = {text}" for b, text in loop.tile_stores),
+        *(f"{name} = word(0)" for name in maxima),
+        *(f"{name}_0 = {first} + start * {step}" for name, first, step in loop.sequences),
+        *(f"{name}_1 = {name}_0 + {step}" for name, _, step in loop.sequences),
+        *(f"{name}_2 = {step} + {step}" for name, _, step in loop.sequences),
+        f"for i in range({f'{TILE // 2}' if whole else 'count // 2'}):",
+        f"    {call('_0', 'i', first, 'start + word(2 * i)')}",
+        f"    {call('_1', 'i', second, 'start + word(2 * i + 1)')}",
+        *(f"    {b}[i] = join({b}_0, {b}_1, {bits[b]})" for b in stores),
+        *(f"    {line}" for half in ("_0", "_1") for line in spill(half, "i")),
+        *(f"    {name} = umax({name}, umax({name}_0, {name}_1))" for name in maxima),
+        *(f"    {name}_{half} = {name}_{half} + {name}_2" for name in sequences for half in (0, 1)),
+        *([] if whole else rest),
+    ]
+    return function, loop_lines

@@ -9,10 +9,10 @@ import re
 import sys
 
 from fastopt.kernels.cache import short
-from fastopt.kernels.compiler.lowering import Loop, lower, printed_names
+from fastopt.kernels.compiler.lowering import Loop, expression, lower, printed_names
 from fastopt.kernels.compiler.operations import PYTHON_TYPES
 from fastopt.kernels.compiler.program import Program
-from fastopt.kernels.compiler.text import wrapped
+from fastopt.kernels.compiler.text import SUM, wrapped
 from fastopt.kernels.cpu.pairs import print_pairs
 from fastopt.kernels.cpu.tuning import HALF, strip
 from fastopt.kernels.formats import TILE
@@ -20,13 +20,13 @@ from fastopt.kernels.formats import TILE
 # Names of the printed skeleton, which a rule's own names must not hide.
 _SKELETON = (
     "job n chunk first last prefetching length count strip i offset tile tile_low tile_high start index key0 key1 min"
-    " range step step_0 step_1 step_2 step_3 mode"
+    " range step step_0 step_1 step_2 step_3 step_4 step_5 step_6 step_7 mode codes unusual plain"
 )
 _INTRINSICS = (
-    "buffer claim prefetch scratch low high join umax wide_vectors word to_float from_bits sqrt rint floor ceil trunc"
-    " copysign sign select fabs standard_mode restore_mode"
+    "buffer claim one_nan prefetch scratch low high join umax wide_vectors word to_float from_bits sqrt rint floor ceil"
+    " trunc copysign sign select fabs standard_mode restore_mode"
 )
-_FROM_NUMBA = frozenset(["float32", "float64", "uint8", "uint16", "uint32", "intp", "njit", "types"])
+_FROM_NUMBA = frozenset(["float32", "float64", "uint8", "uint16", "uint32", "int32", "intp", "njit", "types"])
 _RESERVED = frozenset([*_SKELETON.split(), *_INTRINSICS.split(), *_FROM_NUMBA, *PYTHON_TYPES.values()])
 
 
@@ -44,8 +44,11 @@ def function_name(program: Program) -> str:
 
 def print_source(program: Program) -> str:
     """Print `program` as one complete Python module with one compiled function, `function_name(program)`."""
-    names = printed_names(program, _RESERVED)
-    loops = lower(program, names, "python", split_after=program.stages)
+    names, numbered = printed_names(program, _RESERVED), {"x": 0, "max": 0}
+    plain_loops = []
+    if program.plain is not None:
+        plain_loops = lower(program, names, "python", program.plain.stages, plain=True, numbered=numbered)
+    loops = lower(program, names, "python", program.stages, numbered=numbered)
     buffers = [names[b.name] for b in program.buffers]
     scalars = [names[s] for s in program.scalars]
     noise = ["key0", "key1", "offset"] if program.noise else []
@@ -54,16 +57,26 @@ def print_source(program: Program) -> str:
     # Words that hold two elements each, where every buffer is short enough: see `pairs`.
     paired = sys.byteorder == "little" and all(b.tiled or b.dtype.itemsize <= 2 for b in program.buffers)
     halves = ("_0", "_1") if paired else ("",)
-    spills = [(f"{v.name}_spill{half}", v.dtype) for loop in loops for v in loop.spills for half in halves]
+    spills = list(
+        dict.fromkeys(
+            (f"{v.name}_spill{half}", v.dtype)
+            for loop in (*plain_loops, *loops)
+            for v in loop.spills
+            for half in halves
+        )
+    )
     count = len(buffers) + len(spills)
-    functions, printed = [], []
-    for k, loop in enumerate(loops):
+    functions: list[str] = []
+    printed: list[list[str]] = []
+    for k, loop in enumerate((*plain_loops, *loops)):
+        whole = k < len(plain_loops)
         if paired:
-            function, lines = print_pairs(loop, f"step{f'_{k}' if len(loops) > 1 else ''}", names, program, count)
+            step = f"step{f'_{k}' if len(loops) > 1 else ''}"
+            function, lines = print_pairs(loop, step, names, program, count, whole=whole)
             functions += function
-            printed.append(lines)
         else:
-            printed.append(_print_loop(loop, names))
+            lines = _print_loop(loop, names, whole=whole)
+        printed.append(lines + _print_repair(program, loop, names, count))
 
     convert = [f"{s} = {program.dtype.name}({s})" for s in scalars]
     if noise:
@@ -92,8 +105,12 @@ def print_source(program: Program) -> str:
         for b in program.buffers
         if not b.tiled and b.dtype.itemsize > 1
     ]
-    printed.insert(len(printed) > 1, ["if prefetching:", *(f"    {line}" for line in ahead)])
-    steps = [*tile, *(line for part in printed for line in part)]
+    prefetch = ["if prefetching:", *(f"    {line}" for line in ahead)]
+    if plain_loops:
+        steps = [*tile, *_print_tile(program, names, plain_loops, printed, prefetch, count)]
+    else:
+        printed.insert(len(printed) > 1, prefetch)
+        steps = [*tile, *(line for part in printed for line in part)]
 
     text = "\n".join([*convert, *views, *functions, *steps])
     imported = {
@@ -138,11 +155,60 @@ def print_source(program: Program) -> str:
     )
 
 
-def _print_loop(loop: Loop, names: dict[str, str]) -> list[str]:
-    """Print one loop over the elements of a strip, and what is computed once before it."""
+def _print_tile(
+    program: Program, names: dict[str, str], plain_loops: list[Loop], printed: list[list[str]], prefetch: list[str],
+    count: int,
+) -> list[str]:  # fmt: skip
+    """Print the two ways to step a tile, and what chooses: the plain one for a whole tile in which all is plain.
+
+    It is seen from the codes before, and from the largest of the new values, when nothing is written yet.
+    """
+    assert program.plain is not None
+    order = {b.name: k for k, b in enumerate(program.buffers)}
+    views, flags = [], []
+    for b, node in program.plain.unusual.items():
+        codes = f"{names[b]}_codes"
+        views.append(f"{codes} = buffer({names[b]}_at, strip // 4, int32, {order[b]}, {count})")
+        flags.append(re.sub(r"\bcodes\b", f"{codes}[i]", expression(node, "python").within(SUM)))
+    known = {id(node): v.name for loop in plain_loops for node, v in zip(loop.largest, loop.maxima, strict=False)}
+    within = [f"{known[id(node)]} < word({limit})" for node, limit in program.plain.limits]
+    decided = 1 + max((k for k, loop in enumerate(plain_loops) if loop.largest), default=0)
+    general = [line for part in printed[len(plain_loops) :] for line in part]
+    before = [line for part in printed[:decided] for line in part]
+    after = [line for part in printed[decided : len(plain_loops)] for line in part]
+    return [
+        *views,
+        "unusual = word(0)",
+        f"plain = count == {TILE}",
+        "if plain:",
+        f"    for i in range({TILE // 4}):",
+        f"        unusual = unusual | {' | '.join(flags)}",
+        "    plain = unusual & word(2155905152) == word(0)",
+        "if plain:",
+        *(f"    {line}" for line in [*before, *prefetch]),
+        *([f"    plain = {' and '.join(within)}"] if within else []),
+        "if plain:",
+        *(f"    {line}" for line in after or ["pass"]),
+        "else:",
+        *(f"    {line}" for line in general or ["pass"]),
+    ]
+
+
+def _print_repair(program: Program, loop: Loop, names: dict[str, str], count: int) -> list[str]:
+    """Print what makes NaN the canonical one where there was any."""
+    if not loop.quiet:
+        return []
+    order = {b.name: k for k, b in enumerate(program.buffers)}
+    views = [f"buffer({names[b]}_at, strip, uint16, {order[b]}, {count})" for b in loop.quiet]
+    return [f"if {loop.nan} > word(2139095040):", *(f"    one_nan({view}, count)" for view in views)]
+
+
+def _print_loop(loop: Loop, names: dict[str, str], *, whole: bool = False) -> list[str]:
+    """Print one loop over the elements of a strip, and what is computed once before it; `whole` if that is a tile."""
     before = [f"{v.name} = {v.text}" for v in loop.uniform]
     before += [f"{names[b]}[0] = {text}" for b, text in loop.tile_stores]
     before += [f"{v.name} = word(0)" for v in loop.maxima]
+    before += [f"{name} = {first} + start * {step}" for name, first, step in loop.sequences]
     body = [f"{v.name} = {v.name}_spill[i]" for v in loop.reloads]
     loads = [names[b] for b in loop.loads]
     if loads:
@@ -151,9 +217,14 @@ def _print_loop(loop: Loop, names: dict[str, str]) -> list[str]:
     lines += [f"{v.name} = umax({v.name}, {v.text})" for v in loop.maxima]
     lines += [f"{v.name}_spill[i] = {v.name}" for v in loop.spills]
     lines += [f"{names[b]}[i] = {text}" for b, text in loop.stores]
+    lines += [f"{name} = {name} + {step}" for name, _, step in loop.sequences]
     if any(re.search(r"\bindex\b", line) for line in lines):
         body.append("index = start + word(i)")
-    return [*before, "for i in range(count):", *(f"    {line}" for line in [*body, *(lines or ["pass"])])]
+    return [
+        *before,
+        f"for i in range({TILE if whole else 'count'}):",
+        *(f"    {line}" for line in [*body, *(lines or ["pass"])]),
+    ]
 
 
 def print_table(program: Program, name: str, module: str) -> str:

@@ -9,6 +9,9 @@ import numpy as np
 
 from fastopt.kernels.formats.format import U8, U32, Plane, Scaled
 
+_PLANES = (Plane("", U8), Plane("scale", U32, tiled=True))
+_NAN, _SIGN = 0x7FC00000, 0x80000000
+
 
 class UF8(Scaled):
     """8 bits for values that are never negative.
@@ -16,28 +19,45 @@ class UF8(Scaled):
     The codes 1 to 254 are floats with 3 bits of mantissa in 31.75 powers of two, the highest of which the tile's
     largest finite value decides. Smaller values become the smallest of them; code 0 is zero and nothing else. Code 255
     is NaN; ∞, values beyond 2.98e38 and negative values are stored as NaN. The scale is the bits of the float32 that
-    code 0 would be.
+    code 0 would be. Plain are tiles without zero, NaN and ∞.
     """
 
-    name, planes, random = "uf8", (Plane("", U8), Plane("scale", U32, tiled=True)), True
-    holds = ("state",)
+    name, planes, random, holds, quiet = "uf8", _PLANES, 20, ("state",), True
+    plain_limit = 0x7F600000 - 1
 
     def decode(self, code: Any, scale: Any) -> Any:  # noqa: D102
         u = np.where(code == 0, 0, (code << 20) + scale)
-        return np.where(code == 255, 0x7FC00000, u).view(np.float32)
+        return np.where(code == 255, _NAN, u).view(np.float32)
+
+    def plain_decode(self, code: Any, scale: Any) -> Any:  # noqa: D102
+        return ((code << 20) + scale).view(np.float32)
+
+    def unusual(self, codes: Any) -> Any:  # noqa: D102
+        low = codes & 0x7F7F7F7F
+        return ((low + 0x01010101) & codes) | ~((low + 0x7F7F7F7F) | codes)  # 255, 0
 
     def peak(self, x: Any) -> Any:  # noqa: D102
         u = x.view(np.uint32)
         return np.where(u < 0x7F800000, u, 0)
 
+    def plain_peak(self, x: Any) -> Any:  # noqa: D102
+        return x.view(np.uint32) - 1  # of zero the largest word; −0 and what is negative are large
+
     def scale(self, peak: Any) -> Any:  # noqa: D102
         peak, room = np.where(peak < 0x7F600000, peak, 0x7F600000), 254 << 20
         return (np.where(peak > room, peak - room, 0) + 0x7FFFFF) & 0x7F800000
 
+    def plain_scale(self, largest: Any) -> Any:  # noqa: D102
+        return self.scale(largest + 1)
+
     def encode(self, x: Any, bits: Any, scale: Any = None) -> tuple:  # noqa: D102
+        u = x.view(np.uint32)
+        code = self.plain_encode(x, bits, scale)
+        return (np.where(x == 0.0, 0, np.where((code > 255) | (u >= 0x7F800000), 255, code)),)
+
+    def plain_encode(self, x: Any, bits: Any, scale: Any) -> Any:  # noqa: D102
         u, least = x.view(np.uint32), scale + 0x100000
-        code = (((np.where(u < least, least, u) - scale) >> 4) + (bits >> 16)) >> 16  # with room for any u
-        return (np.where(x == 0.0, 0, np.where(code > 255, 255, code)),)
+        return (np.where(u < least, least, u) - scale + (bits >> 12)) >> 20
 
 
 class F8(Scaled):
@@ -45,25 +65,38 @@ class F8(Scaled):
 
     The codes 0 to 126 are |x| + b as floats with 3 bits of mantissa in the 15.75 powers of two from b on: evenly spaced
     about zero, in proportion to |x| above b. 127 is NaN; ∞ and what is beyond 2.98e38 are stored as NaN. b is a power
-    of two that the tile's largest finite |x| decides, and the scale its float32 bits.
+    of two that the tile's largest finite |x| decides, and the scale its float32 bits. Plain are tiles without NaN and
+    ∞.
     """
 
-    name, planes, random = "f8", (Plane("", U8), Plane("scale", U32, tiled=True)), True
-    holds = ("state",)
+    name, planes, random, holds, quiet = "f8", _PLANES, 20, ("state",), True
+    plain_limit = 0x7F5FFF00
 
     def decode(self, code: Any, scale: Any) -> Any:  # noqa: D102
-        size = code & 0x7F
-        u = (((size << 20) + scale).view(np.float32) - scale.view(np.float32)).view(np.uint32)
-        return np.where(size == 127, 0x7FC00000, u | ((code & 0x80) << 24)).view(np.float32)
+        return np.where((code & 0x7F) == 127, _NAN, self.plain_decode(code, scale).view(np.uint32)).view(np.float32)
+
+    def plain_decode(self, code: Any, scale: Any) -> Any:  # noqa: D102
+        # Shifted first: a compiler that sees a mask of a byte computes with bytes, and shuffles.
+        size = (((code << 20) & 0x07F00000) + scale).view(np.float32) - scale.view(np.float32)
+        return (size.view(np.uint32) | ((code << 24) & _SIGN)).view(np.float32)
+
+    def unusual(self, codes: Any) -> Any:  # noqa: D102
+        return (codes & 0x7F7F7F7F) + 0x01010101
 
     def peak(self, x: Any) -> Any:  # noqa: D102
         size = x.view(np.uint32) & 0x7FFFFFFF
         return np.where(size < 0x7F800000, size, 0)
 
+    def plain_peak(self, x: Any) -> Any:  # noqa: D102
+        return x.view(np.uint32) & 0x7FFFFFFF
+
     def scale(self, peak: Any) -> Any:  # noqa: D102
         # The power of two above whose 6/8 the peak, or b more than it, would round to 127; b/8 is never denormal.
         top = (np.where(peak < 0x7F5FFF00, peak, 0x7F5FFF00) + 0x2000FF) & 0x7F800000
         return np.where(top > 19 << 23, top - (15 << 23), 4 << 23)
+
+    def plain_scale(self, largest: Any) -> Any:  # noqa: D102
+        return self.scale(largest)
 
     def other_scales(self, scale: np.ndarray) -> Sequence[np.ndarray]:
         """Return the next scale, for a largest value that was rounded down, and the last, for one that became NaN."""
@@ -71,6 +104,11 @@ class F8(Scaled):
 
     def encode(self, x: Any, bits: Any, scale: Any = None) -> tuple:  # noqa: D102
         u = x.view(np.uint32)
-        size = u & 0x7FFFFFFF
-        code = ((size.view(np.float32) + scale.view(np.float32)).view(np.uint32) - scale + (bits >> 12)) >> 20
+        size = ((u & 0x7FFFFFFF).view(np.float32) + scale.view(np.float32)).view(np.uint32)
+        code = (size - scale + (bits >> 12)) >> 20
         return (np.where(code >= 127, 127, code | ((u >> 24) & 0x80)),)
+
+    def plain_encode(self, x: Any, bits: Any, scale: Any) -> Any:  # noqa: D102
+        u = x.view(np.uint32)
+        size = ((u & 0x7FFFFFFF).view(np.float32) + scale.view(np.float32)).view(np.uint32)
+        return (size - np.where(u >= _SIGN, scale - (1 << 27), scale) + (bits >> 12)) >> 20  # the sign is bit 27

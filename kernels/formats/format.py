@@ -37,14 +37,15 @@ class Format:
     low bits are stored. Encoders write one canonical NaN. A decoded value is encoded without a change, whatever the
     random bits: rounding happens once, when the rule has computed a new value.
 
-    `bits` is a uint32 whose upper 16 bits are random, the element's own, if the format is `random`; see `NEAREST`.
+    `bits` is a uint32 whose upper `random` bits are random, the element's own; see `NEAREST`.
     """
 
     name: ClassVar[str]
     planes: ClassVar[tuple[Plane, ...]]
     computes: ClassVar[np.dtype] = F32
     forward: ClassVar[int] = 0  # index of the plane that a forward pass reads
-    random: ClassVar[bool] = False
+    random: ClassVar[int] = 0  # bits that rounding an element takes: 16, 20 or none
+    quiet: ClassVar[bool] = False  # whether the low half of any NaN that it decodes is zero
     holds: ClassVar[tuple[str, ...]] = ("p", "g", "state")  # the buffers it is meant for and tested with
     decode: Callable[..., Any]  # of the planes, to the value that they hold
     encode: Callable[..., tuple]  # of a value and random bits, to its planes
@@ -64,7 +65,34 @@ class Format:
 
 
 class Scaled(Format):
-    """A format with one scale per tile: `scale` computes it from the largest `peak`, and `encode` receives it."""
+    """A format with one scale per tile: `scale` computes it from the largest `peak`, and `encode` receives it.
+
+    Nearly all tiles are plain: none of their values, before and after a step, is one that the format treats apart
+    (NaN, ∞ and, for what is never negative, zero). For them there are `plain_decode`, `plain_peak` and `plain_encode`,
+    with the same bits as the others and without a choice for each element.
+    """
+
+    def unusual(self, codes: Any) -> Any:
+        """Return a word whose bits 0x80808080 say which of the four codes in a word are not plain."""
+        raise NotImplementedError
+
+    def plain_decode(self, code: Any, scale: Any) -> Any:
+        """Decode a plain code."""
+        raise NotImplementedError
+
+    def plain_peak(self, x: Any) -> Any:
+        """Return a word for a value; that of a value which is not plain is `plain_limit` or more."""
+        raise NotImplementedError
+
+    plain_limit: ClassVar[int]
+
+    def plain_scale(self, largest: Any) -> Any:
+        """Return the scale of a tile from the largest `plain_peak` of its values, if they are all plain."""
+        raise NotImplementedError
+
+    def plain_encode(self, x: Any, bits: Any, scale: Any) -> Any:
+        """Encode a plain value."""
+        raise NotImplementedError
 
     def peak(self, x: Any) -> Any:
         """Return what a value asks of its tile's scale, as a uint32."""

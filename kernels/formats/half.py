@@ -12,7 +12,7 @@ from fastopt.kernels.formats.format import U16, Format, Plane
 class BF16(Format):
     """bfloat16, rounded to nearest, ties to even: 2 bytes."""
 
-    name, planes = "bf16", (Plane("", U16, "bfloat16"),)
+    name, planes, quiet = "bf16", (Plane("", U16, "bfloat16"),), True
 
     def decode(self, word: Any) -> Any:  # noqa: D102
         return (word << 16).view(np.float32)
@@ -25,10 +25,14 @@ class BF16(Format):
 class BF16SR(BF16):
     """bfloat16 with stochastic rounding: up with a probability that makes the mean exact. 2 bytes."""
 
-    name, random, holds = "bf16_sr", True, ("p", "state")
+    name, random, holds = "bf16_sr", 16, ("p", "state")
 
     def encode(self, x: Any, bits: Any) -> tuple:  # noqa: D102
-        return (np.where(x != x, 0x7FC0, (x.view(np.uint32) + (bits >> 16)) >> 16),)
+        return (np.where(x != x, 0x7FC0, self.quiet_encode(x, bits)),)
+
+    def quiet_encode(self, x: Any, bits: Any) -> Any:
+        """Encode what may be a NaN whose low half is zero: it stays a NaN, whichever."""
+        return (x.view(np.uint32) + (bits >> 16)) >> 16
 
 
 class BF16Kahan(Format):
@@ -37,7 +41,7 @@ class BF16Kahan(Format):
     From half a step beyond bfloat16's largest number on it is ±∞; −0 becomes 0.
     """
 
-    name, planes = "bf16_kahan", (Plane("", U16, "bfloat16"), Plane("error", U16, "bfloat16"))
+    name, planes, quiet = "bf16_kahan", (Plane("", U16, "bfloat16"), Plane("error", U16, "bfloat16")), True
     holds = ("p",)
 
     def decode(self, word: Any, error: Any) -> Any:  # noqa: D102
@@ -76,7 +80,7 @@ class F16(Format):
 class F16SR(F16):
     """float16 with stochastic rounding: 2 bytes."""
 
-    name, random, holds = "f16_sr", True, ("p", "state")
+    name, random, holds = "f16_sr", 16, ("p", "state")
 
     def encode(self, x: Any, bits: Any) -> tuple:  # noqa: D102
         u = x.view(np.uint32)

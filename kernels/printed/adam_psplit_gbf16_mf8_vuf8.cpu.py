@@ -3,7 +3,7 @@
 Reads and writes p, p.low, m, m.scale, v, v.scale; reads g: 14.0625 bytes per parameter.
 """
 
-from numba import float32, float64, intp, njit, types, uint16, uint32, uint8
+from numba import float32, float64, int32, intp, njit, types, uint16, uint32, uint8
 
 from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, high, join, low, prefetch, restore_mode, scratch, select, sqrt, standard_mode, umax, wide_vectors, word
 
@@ -14,30 +14,45 @@ SIGNATURE = types.void(
 
 
 @njit(inline="always", error_model="numpy")
-def step_0(
-    p_i, p_low_i, g_i, m_i, v_i, m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root,
-    eps, x0,
-):
-    x1 = m_i & word(127)
-    x2 = from_bits(g_i << word(16))
-    m_new = beta1 * from_bits(select(x1 == word(127), word(2143289344), word(from_bits((x1 << word(20)) + m_scale_i) - x0) | ((m_i & word(128)) << word(24)))) + rest1 * x2
-    v_new = beta2 * from_bits(select(v_i == word(255), word(2143289344), select(v_i == word(0), word(0), (v_i << word(20)) + v_scale_i))) + rest2 * (x2 * x2)
-    p_new = from_bits((p_i - (p_low_i >> word(15)) << word(16)) | p_low_i) - step_size * m_new / (sqrt(v_new) * root + eps)
-    x3 = select(p_new != p_new, word(2143289344), word(p_new))
-    x4 = word(m_new) & word(2147483647)
-    x5 = word(v_new)
-    return x3 + word(32768) >> word(16), x3 & word(65535), m_new, v_new, select(x4 < word(2139095040), x4, word(0)), select(x5 < word(2139095040), x5, word(0))
+def step_0(g_i, m_i, v_i, m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, x0):
+    x1 = from_bits(g_i << word(16))
+    m_new = beta1 * from_bits(word(from_bits(((m_i << word(20)) & word(133169152)) + m_scale_i) - x0) | ((m_i << word(24)) & word(2147483648))) + rest1 * x1
+    v_new = beta2 * from_bits((v_i << word(20)) + v_scale_i) + rest2 * (x1 * x1)
+    x2 = sqrt(v_new)
+    return x2, m_new, v_new, word(m_new) & word(2147483647), word(v_new) - word(1)
 
 
 @njit(inline="always", error_model="numpy")
-def step_1(m_new, v_new, index, x15, x18, x20, x21, x7, x8):
-    x22 = word(m_new)
-    x23 = (index ^ x15) * x18
-    x24 = x23 ^ (x23 >> word(16))
-    x25 = word(from_bits(x22 & word(2147483647)) + x8) - x7 + (x24 >> word(12)) >> word(20)
-    x26 = word(v_new)
-    x27 = (select(x26 < x21, x21, x26) - x20 >> word(4)) + ((x24 << word(16)) >> word(16)) >> word(16)
-    return select(x25 >= word(127), word(127), x25 | ((x22 >> word(24)) & word(128))), select(v_new == float32(0.0), word(0), select(x27 > word(255), word(255), x27))
+def step_1(p_i, p_low_i, m_new, x2, v_new, step_size, root, eps, x18, x19, x22, x4, x5, x6):
+    p_new = from_bits((p_i - (p_low_i >> word(15)) << word(16)) | p_low_i) - step_size * m_new / (x2 * root + eps)
+    x20 = select(p_new != p_new, word(2143289344), word(p_new))
+    x21 = word(m_new)
+    x23 = word(v_new)
+    return x20 + word(32768) >> word(16), x20 & word(65535), word(from_bits(x21 & word(2147483647)) + x5) - select(x21 >= word(2147483648), x6, x4) + (x22 >> word(12)) >> word(20), select(x23 < x19, x19, x23) - x18 + ((x22 << word(12)) >> word(12)) >> word(20)
+
+
+@njit(inline="always", error_model="numpy")
+def step_2(
+    p_i, p_low_i, g_i, m_i, v_i, m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root,
+    eps, x24,
+):
+    x25 = from_bits(g_i << word(16))
+    m_new = beta1 * from_bits(select((m_i & word(127)) == word(127), word(2143289344), word(from_bits(word(from_bits(((m_i << word(20)) & word(133169152)) + m_scale_i) - x24) | ((m_i << word(24)) & word(2147483648)))))) + rest1 * x25
+    v_new = beta2 * from_bits(select(v_i == word(255), word(2143289344), select(v_i == word(0), word(0), (v_i << word(20)) + v_scale_i))) + rest2 * (x25 * x25)
+    p_new = from_bits((p_i - (p_low_i >> word(15)) << word(16)) | p_low_i) - step_size * m_new / (sqrt(v_new) * root + eps)
+    x26 = select(p_new != p_new, word(2143289344), word(p_new))
+    x27 = word(m_new) & word(2147483647)
+    x28 = word(v_new)
+    return x26 + word(32768) >> word(16), x26 & word(65535), m_new, v_new, select(x27 < word(2139095040), x27, word(0)), select(x28 < word(2139095040), x28, word(0))
+
+
+@njit(inline="always", error_model="numpy")
+def step_3(m_new, v_new, x30, x31, x42, x43, x45):
+    x44 = word(m_new)
+    x46 = word(from_bits(x44 & word(2147483647)) + x31) - x30 + (x45 >> word(12)) >> word(20)
+    x47 = word(v_new)
+    x48 = select(x47 < x43, x43, x47) - x42 + ((x45 << word(12)) >> word(12)) >> word(20)
+    return select(x46 >= word(127), word(127), x46 | ((x44 >> word(24)) & word(128))), select(v_new == float32(0.0), word(0), select((x48 > word(255)) | (x47 >= word(2139095040)), word(255), x48))
 
 
 @njit(nogil=True, error_model="numpy")
@@ -57,6 +72,8 @@ def adam_psplit_gbf16_mf8_vuf8(
     decay = float32(decay)
     keep = float32(keep)
     key0, key1 = word(key0), word(key1)
+    x2_spill_0_at = scratch(float32)
+    x2_spill_1_at = scratch(float32)
     m_new_spill_0_at = scratch(float32)
     m_new_spill_1_at = scratch(float32)
     v_new_spill_0_at = scratch(float32)
@@ -67,81 +84,144 @@ def adam_psplit_gbf16_mf8_vuf8(
         length = 256
         for strip in range(first, last, length):
             count = min(length, last - strip)
-            p = buffer(p_at, strip // 2, uint32, 0, 11)
-            p_low = buffer(p_low_at, strip // 2, uint32, 1, 11)
-            g = buffer(g_at, strip // 2, uint32, 2, 11)
-            m = buffer(m_at, strip // 2, uint16, 3, 11)
-            m_scale = buffer(m_scale_at, strip // 256, uint32, 4, 11)
-            v = buffer(v_at, strip // 2, uint16, 5, 11)
-            v_scale = buffer(v_scale_at, strip // 256, uint32, 6, 11)
-            m_new_spill_0 = buffer(m_new_spill_0_at, 0, float32, 7, 11)
-            m_new_spill_1 = buffer(m_new_spill_1_at, 0, float32, 8, 11)
-            v_new_spill_0 = buffer(v_new_spill_0_at, 0, float32, 9, 11)
-            v_new_spill_1 = buffer(v_new_spill_1_at, 0, float32, 10, 11)
+            p = buffer(p_at, strip // 2, uint32, 0, 13)
+            p_low = buffer(p_low_at, strip // 2, uint32, 1, 13)
+            g = buffer(g_at, strip // 2, uint32, 2, 13)
+            m = buffer(m_at, strip // 2, uint16, 3, 13)
+            m_scale = buffer(m_scale_at, strip // 256, uint32, 4, 13)
+            v = buffer(v_at, strip // 2, uint16, 5, 13)
+            v_scale = buffer(v_scale_at, strip // 256, uint32, 6, 13)
+            x2_spill_0 = buffer(x2_spill_0_at, 0, float32, 7, 13)
+            x2_spill_1 = buffer(x2_spill_1_at, 0, float32, 8, 13)
+            m_new_spill_0 = buffer(m_new_spill_0_at, 0, float32, 9, 13)
+            m_new_spill_1 = buffer(m_new_spill_1_at, 0, float32, 10, 13)
+            v_new_spill_0 = buffer(v_new_spill_0_at, 0, float32, 11, 13)
+            v_new_spill_1 = buffer(v_new_spill_1_at, 0, float32, 12, 13)
             m_scale_i = m_scale[0]
             v_scale_i = v_scale[0]
             tile = (offset + strip) // 256
             tile_low, tile_high = word(tile), word(tile >> 32)
             start = word(strip % 256)
-            x0 = from_bits(m_scale_i)
-            max0 = word(0)
-            max1 = word(0)
-            for i in range(count // 2):
-                p_0, p_low_0, m_new_0, v_new_0, max0_0, max1_0 = step_0(low(p[i], 16), low(p_low[i], 16), low(g[i], 16), low(m[i], 8), low(v[i], 8), m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x0)
-                p_1, p_low_1, m_new_1, v_new_1, max0_1, max1_1 = step_0(high(p[i], 16), high(p_low[i], 16), high(g[i], 16), high(m[i], 8), high(v[i], 8), m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x0)
-                p[i] = join(p_0, p_1, 16)
-                p_low[i] = join(p_low_0, p_low_1, 16)
-                m_new_spill_0[i] = m_new_0
-                v_new_spill_0[i] = v_new_0
-                m_new_spill_1[i] = m_new_1
-                v_new_spill_1[i] = v_new_1
-                max0 = umax(max0, umax(max0_0, max0_1))
-                max1 = umax(max1, umax(max1_0, max1_1))
-            if count % 2:
-                p_last = buffer(p_at, strip + count - 1, uint16, 0, 11)
-                p_low_last = buffer(p_low_at, strip + count - 1, uint16, 1, 11)
-                g_last = buffer(g_at, strip + count - 1, uint16, 2, 11)
-                m_last = buffer(m_at, strip + count - 1, uint8, 3, 11)
-                v_last = buffer(v_at, strip + count - 1, uint8, 5, 11)
-                p_0, p_low_0, m_new_0, v_new_0, max0_0, max1_0 = step_0(p_last[0], p_low_last[0], g_last[0], m_last[0], v_last[0], m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x0)
-                p_last[0] = p_0
-                p_low_last[0] = p_low_0
-                m_new_spill_0[count // 2] = m_new_0
-                v_new_spill_0[count // 2] = v_new_0
-                max0 = umax(max0, max0_0)
-                max1 = umax(max1, max1_0)
-            if prefetching:
-                prefetch(p, 128)
-                prefetch(p_low, 128)
-                prefetch(g, 128)
-            x6 = select(max0 < word(2136997632), max0, word(2136997632)) + word(2097407) & word(2139095040)
-            x7 = select(x6 > word(159383552), x6 - word(125829120), word(33554432))
-            x8 = from_bits(x7)
-            x9 = tile_low ^ key0
-            x10 = (x9 ^ (x9 >> word(16))) * word(2246822507)
-            x11 = (x10 ^ (x10 >> word(13))) * word(3266489909)
-            x12 = tile_high ^ key1
-            x13 = (x12 ^ (x12 >> word(16))) * word(2246822507)
-            x14 = (x13 ^ (x13 >> word(13))) * word(3266489909)
-            x15 = ((x11 ^ (x11 >> word(16))) ^ (x14 ^ (x14 >> word(16)))) * word(2654435761)
-            x16 = (x15 ^ (x15 >> word(16))) * word(2246822507)
-            x17 = (x16 ^ (x16 >> word(13))) * word(3266489909)
-            x18 = (x17 ^ (x17 >> word(16))) | word(1)
-            x19 = select(max1 < word(2136997888), max1, word(2136997888))
-            x20 = select(x19 > word(266338304), x19 - word(266338304), word(0)) + word(8388607) & word(2139095040)
-            x21 = x20 + word(1048576)
-            m_scale[0] = x7
-            v_scale[0] = x20
-            for i in range(count // 2):
-                m_0, v_0 = step_1(m_new_spill_0[i], v_new_spill_0[i], start + word(2 * i), x15, x18, x20, x21, x7, x8)
-                m_1, v_1 = step_1(m_new_spill_1[i], v_new_spill_1[i], start + word(2 * i + 1), x15, x18, x20, x21, x7, x8)
-                m[i] = join(m_0, m_1, 8)
-                v[i] = join(v_0, v_1, 8)
-            if count % 2:
-                m_last = buffer(m_at, strip + count - 1, uint8, 3, 11)
-                v_last = buffer(v_at, strip + count - 1, uint8, 5, 11)
-                m_0, v_0 = step_1(m_new_spill_0[count // 2], v_new_spill_0[count // 2], start + word(count - 1), x15, x18, x20, x21, x7, x8)
-                m_last[0] = m_0
-                v_last[0] = v_0
+            m_codes = buffer(m_at, strip // 4, int32, 3, 13)
+            v_codes = buffer(v_at, strip // 4, int32, 5, 13)
+            unusual = word(0)
+            plain = count == 256
+            if plain:
+                for i in range(64):
+                    unusual = unusual | (m_codes[i] & word(2139062143)) + word(16843009) | (((v_codes[i] & word(2139062143)) + word(16843009) & v_codes[i]) | (~((v_codes[i] & word(2139062143)) + word(2139062143) | v_codes[i])))
+                plain = unusual & word(2155905152) == word(0)
+            if plain:
+                x0 = from_bits(m_scale_i)
+                max0 = word(0)
+                max1 = word(0)
+                for i in range(128):
+                    x2_0, m_new_0, v_new_0, max0_0, max1_0 = step_0(low(g[i], 16), low(m[i], 8), low(v[i], 8), m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, x0)
+                    x2_1, m_new_1, v_new_1, max0_1, max1_1 = step_0(high(g[i], 16), high(m[i], 8), high(v[i], 8), m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, x0)
+                    x2_spill_0[i] = x2_0
+                    m_new_spill_0[i] = m_new_0
+                    v_new_spill_0[i] = v_new_0
+                    x2_spill_1[i] = x2_1
+                    m_new_spill_1[i] = m_new_1
+                    v_new_spill_1[i] = v_new_1
+                    max0 = umax(max0, umax(max0_0, max0_1))
+                    max1 = umax(max1, umax(max1_0, max1_1))
+                if prefetching:
+                    prefetch(p, 128)
+                    prefetch(p_low, 128)
+                    prefetch(g, 128)
+                plain = max0 < word(2136997632) and max1 < word(2136997887)
+            if plain:
+                x3 = select(max0 < word(2136997632), max0, word(2136997632)) + word(2097407) & word(2139095040)
+                x4 = select(x3 > word(159383552), x3 - word(125829120), word(33554432))
+                x5 = from_bits(x4)
+                x6 = x4 - word(134217728)
+                x7 = tile_low ^ key0
+                x8 = (x7 ^ (x7 >> word(16))) * word(2246822507)
+                x9 = (x8 ^ (x8 >> word(13))) * word(3266489909)
+                x10 = tile_high ^ key1
+                x11 = (x10 ^ (x10 >> word(16))) * word(2246822507)
+                x12 = (x11 ^ (x11 >> word(13))) * word(3266489909)
+                x13 = ((x9 ^ (x9 >> word(16))) ^ (x12 ^ (x12 >> word(16)))) * word(2654435761) * word(2654435761)
+                x14 = x13 ^ (x13 >> word(16))
+                x15 = (x14 ^ (x14 >> word(15))) * word(374761393) | word(1)
+                x16 = max1 + word(1)
+                x17 = select(x16 < word(2136997888), x16, word(2136997888))
+                x18 = select(x17 > word(266338304), x17 - word(266338304), word(0)) + word(8388607) & word(2139095040)
+                x19 = x18 + word(1048576)
+                m_scale[0] = x4
+                v_scale[0] = x18
+                x22_0 = x14 + start * x15
+                x22_1 = x22_0 + x15
+                x22_2 = x15 + x15
+                for i in range(128):
+                    p_0, p_low_0, m_0, v_0 = step_1(low(p[i], 16), low(p_low[i], 16), m_new_spill_0[i], x2_spill_0[i], v_new_spill_0[i], step_size, root, eps, x18, x19, x22_0, x4, x5, x6)
+                    p_1, p_low_1, m_1, v_1 = step_1(high(p[i], 16), high(p_low[i], 16), m_new_spill_1[i], x2_spill_1[i], v_new_spill_1[i], step_size, root, eps, x18, x19, x22_1, x4, x5, x6)
+                    p[i] = join(p_0, p_1, 16)
+                    p_low[i] = join(p_low_0, p_low_1, 16)
+                    m[i] = join(m_0, m_1, 8)
+                    v[i] = join(v_0, v_1, 8)
+                    x22_0 = x22_0 + x22_2
+                    x22_1 = x22_1 + x22_2
+            else:
+                x24 = from_bits(m_scale_i)
+                max2 = word(0)
+                max3 = word(0)
+                for i in range(count // 2):
+                    p_0, p_low_0, m_new_0, v_new_0, max2_0, max3_0 = step_2(low(p[i], 16), low(p_low[i], 16), low(g[i], 16), low(m[i], 8), low(v[i], 8), m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x24)
+                    p_1, p_low_1, m_new_1, v_new_1, max2_1, max3_1 = step_2(high(p[i], 16), high(p_low[i], 16), high(g[i], 16), high(m[i], 8), high(v[i], 8), m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x24)
+                    p[i] = join(p_0, p_1, 16)
+                    p_low[i] = join(p_low_0, p_low_1, 16)
+                    m_new_spill_0[i] = m_new_0
+                    v_new_spill_0[i] = v_new_0
+                    m_new_spill_1[i] = m_new_1
+                    v_new_spill_1[i] = v_new_1
+                    max2 = umax(max2, umax(max2_0, max2_1))
+                    max3 = umax(max3, umax(max3_0, max3_1))
+                if count % 2:
+                    p_last = buffer(p_at, strip + count - 1, uint16, 0, 13)
+                    p_low_last = buffer(p_low_at, strip + count - 1, uint16, 1, 13)
+                    g_last = buffer(g_at, strip + count - 1, uint16, 2, 13)
+                    m_last = buffer(m_at, strip + count - 1, uint8, 3, 13)
+                    v_last = buffer(v_at, strip + count - 1, uint8, 5, 13)
+                    p_0, p_low_0, m_new_0, v_new_0, max2_0, max3_0 = step_2(p_last[0], p_low_last[0], g_last[0], m_last[0], v_last[0], m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x24)
+                    p_last[0] = p_0
+                    p_low_last[0] = p_low_0
+                    m_new_spill_0[count // 2] = m_new_0
+                    v_new_spill_0[count // 2] = v_new_0
+                    max2 = umax(max2, max2_0)
+                    max3 = umax(max3, max3_0)
+                x29 = select(max2 < word(2136997632), max2, word(2136997632)) + word(2097407) & word(2139095040)
+                x30 = select(x29 > word(159383552), x29 - word(125829120), word(33554432))
+                x31 = from_bits(x30)
+                x32 = tile_low ^ key0
+                x33 = (x32 ^ (x32 >> word(16))) * word(2246822507)
+                x34 = (x33 ^ (x33 >> word(13))) * word(3266489909)
+                x35 = tile_high ^ key1
+                x36 = (x35 ^ (x35 >> word(16))) * word(2246822507)
+                x37 = (x36 ^ (x36 >> word(13))) * word(3266489909)
+                x38 = ((x34 ^ (x34 >> word(16))) ^ (x37 ^ (x37 >> word(16)))) * word(2654435761) * word(2654435761)
+                x39 = x38 ^ (x38 >> word(16))
+                x40 = (x39 ^ (x39 >> word(15))) * word(374761393) | word(1)
+                x41 = select(max3 < word(2136997888), max3, word(2136997888))
+                x42 = select(x41 > word(266338304), x41 - word(266338304), word(0)) + word(8388607) & word(2139095040)
+                x43 = x42 + word(1048576)
+                m_scale[0] = x30
+                v_scale[0] = x42
+                x45_0 = x39 + start * x40
+                x45_1 = x45_0 + x40
+                x45_2 = x40 + x40
+                for i in range(count // 2):
+                    m_0, v_0 = step_3(m_new_spill_0[i], v_new_spill_0[i], x30, x31, x42, x43, x45_0)
+                    m_1, v_1 = step_3(m_new_spill_1[i], v_new_spill_1[i], x30, x31, x42, x43, x45_1)
+                    m[i] = join(m_0, m_1, 8)
+                    v[i] = join(v_0, v_1, 8)
+                    x45_0 = x45_0 + x45_2
+                    x45_1 = x45_1 + x45_2
+                if count % 2:
+                    m_last = buffer(m_at, strip + count - 1, uint8, 3, 13)
+                    v_last = buffer(v_at, strip + count - 1, uint8, 5, 13)
+                    m_0, v_0 = step_3(m_new_spill_0[count // 2], v_new_spill_0[count // 2], x30, x31, x42, x43, x45_0)
+                    m_last[0] = m_0
+                    v_last[0] = v_0
         first = claim(job, first, chunk)
     restore_mode(mode)

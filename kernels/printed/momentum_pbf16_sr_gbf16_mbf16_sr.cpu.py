@@ -5,7 +5,7 @@ Reads and writes p, m; reads g: 10 bytes per parameter.
 
 from numba import float32, float64, intp, njit, types, uint16, uint32
 
-from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, high, join, low, prefetch, restore_mode, select, standard_mode, wide_vectors, word
+from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, high, join, low, one_nan, prefetch, restore_mode, standard_mode, umax, wide_vectors, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64,
@@ -14,12 +14,10 @@ SIGNATURE = types.void(
 
 
 @njit(inline="always", error_model="numpy")
-def step(p_i, g_i, m_i, index, beta, rest, m_size, x6, x9):
+def step(p_i, g_i, m_i, beta, rest, m_size, x9):
     m_new = beta * from_bits(m_i << word(16)) + rest * from_bits(g_i << word(16))
     p_new = from_bits(p_i << word(16)) - m_size * m_new
-    x10 = (index ^ x6) * x9
-    x11 = x10 ^ (x10 >> word(16))
-    return select(p_new != p_new, word(32704), word(p_new) + (x11 >> word(16)) >> word(16)), select(m_new != m_new, word(32704), word(m_new) + ((x11 << word(16)) >> word(16)) >> word(16))
+    return word(p_new) + (x9 >> word(16)) >> word(16), word(m_new) + ((x9 << word(16)) >> word(16)) >> word(16), umax(word(p_new) & word(2147483647), word(m_new) & word(2147483647))
 
 
 @njit(nogil=True, error_model="numpy")
@@ -57,21 +55,31 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
             x3 = tile_high ^ key1
             x4 = (x3 ^ (x3 >> word(16))) * word(2246822507)
             x5 = (x4 ^ (x4 >> word(13))) * word(3266489909)
-            x6 = ((x2 ^ (x2 >> word(16))) ^ (x5 ^ (x5 >> word(16)))) * word(2654435761)
-            x7 = (x6 ^ (x6 >> word(16))) * word(2246822507)
-            x8 = (x7 ^ (x7 >> word(13))) * word(3266489909)
-            x9 = (x8 ^ (x8 >> word(16))) | word(1)
+            x6 = ((x2 ^ (x2 >> word(16))) ^ (x5 ^ (x5 >> word(16)))) * word(2654435761) * word(2654435761)
+            x7 = x6 ^ (x6 >> word(16))
+            x8 = (x7 ^ (x7 >> word(15))) * word(374761393) | word(1)
+            max0 = word(0)
+            x9_0 = x7 + start * x8
+            x9_1 = x9_0 + x8
+            x9_2 = x8 + x8
             for i in range(count // 2):
-                p_0, m_0 = step(low(p[i], 16), low(g[i], 16), low(m[i], 16), start + word(2 * i), beta, rest, m_size, x6, x9)
-                p_1, m_1 = step(high(p[i], 16), high(g[i], 16), high(m[i], 16), start + word(2 * i + 1), beta, rest, m_size, x6, x9)
+                p_0, m_0, max0_0 = step(low(p[i], 16), low(g[i], 16), low(m[i], 16), beta, rest, m_size, x9_0)
+                p_1, m_1, max0_1 = step(high(p[i], 16), high(g[i], 16), high(m[i], 16), beta, rest, m_size, x9_1)
                 p[i] = join(p_0, p_1, 16)
                 m[i] = join(m_0, m_1, 16)
+                max0 = umax(max0, umax(max0_0, max0_1))
+                x9_0 = x9_0 + x9_2
+                x9_1 = x9_1 + x9_2
             if count % 2:
                 p_last = buffer(p_at, strip + count - 1, uint16, 0, 3)
                 g_last = buffer(g_at, strip + count - 1, uint16, 1, 3)
                 m_last = buffer(m_at, strip + count - 1, uint16, 2, 3)
-                p_0, m_0 = step(p_last[0], g_last[0], m_last[0], start + word(count - 1), beta, rest, m_size, x6, x9)
+                p_0, m_0, max0_0 = step(p_last[0], g_last[0], m_last[0], beta, rest, m_size, x9_0)
                 p_last[0] = p_0
                 m_last[0] = m_0
+                max0 = umax(max0, max0_0)
+            if max0 > word(2139095040):
+                one_nan(buffer(p_at, strip, uint16, 0, 3), count)
+                one_nan(buffer(m_at, strip, uint16, 2, 3), count)
         first = claim(job, first, chunk)
     restore_mode(mode)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fastopt.errors import RuleError
-from fastopt.kernels.compiler.noise import element_bits, more_bits, normal, random_bits
+from fastopt.kernels.compiler.noise import normal, words_for_noise, words_for_rounding
 from fastopt.kernels.compiler.powers import Values
 from fastopt.kernels.compiler.program import Buffer, Program
-from fastopt.kernels.formats import pack, unpack
+from fastopt.kernels.formats import NEAREST, pack, unpack
 from fastopt.kernels.launch import Rows
 from fastopt.kernels.rules.rule import signature
 
@@ -65,32 +65,24 @@ def _step(
     }
     numbers: dict[str, Any] = dict(zip(program.scalars, map(program.dtype.type, map(float, scalars)), strict=True))
     with np.errstate(all="ignore"):
-        words = _random_words(keys, offset, n)
         if with_noise:
-            numbers["noise"] = normal(random_bits(next(words))).astype(program.dtype)
+            numbers["noise"] = normal(words_for_noise(keys[0], keys[1], offset, n)).astype(program.dtype)
         given = [values[name].view(Values) if name in values else None for name in names]
         returned = rule.update(*given, **numbers)
         results = returned if isinstance(returned, tuple) else (returned,)
         new = dict(zip([name for name in names if name != "g"], results, strict=True))
-        halves = (half for word in words for half in (word, word << 16))
-        writes = []
+        rounding, first, writes = words_for_rounding(keys[0], keys[1], offset, n) if keys else iter(()), None, []
         for b in program.values:
             form = program.formats[b]
             _require_like_old(program, b, new[b], n)
             value = np.broadcast_to(new[b], n).copy()
-            packed = pack(form, value, next(halves)) if form.random else pack(form, value)
+            bits = NEAREST
+            if form.random:  # each sequence serves two buffers: its upper bits the first, its lower ones the second
+                bits = next(rounding) if first is None else first << (32 - form.random)
+                first = bits if first is None else None
+            packed = pack(form, value, bits)
             writes += [(memory[name], x) for name, x in zip(form.plane_names(b), packed, strict=True)]
     return writes
-
-
-def _random_words(keys: tuple, offset: int, n: int) -> Iterator[np.ndarray]:
-    """Yield 32 random bits for each element, then others, and so on."""
-    if keys:
-        key0, key1 = keys
-        word = element_bits(key0, key1, offset, n)
-        while True:
-            yield word
-            word = more_bits(word)
 
 
 def _require_like_old(program: Program, name: str, value: Any, n: int) -> None:
