@@ -44,7 +44,7 @@ class Loop(NamedTuple):
     maxima: list[Value]  # words of which it finds the largest
     largest: list[Node]  # the nodes of which maxima are the values, in the same order
     nan: str  # of them that of the bits, without the sign, of what is stored in `quiet`
-    quiet: list[str]  # buffers in which NaN is to become the canonical one after the loop
+    quiet: list[str]  # what of the rule's buffers is to be canonical after the loop where it is NaN
     stores: list[tuple[str, str]]  # buffer, text of the element's new value
     tile_stores: list[tuple[str, str]]  # likewise, once, before the loop
 
@@ -190,7 +190,7 @@ def lower(
         depths: dict[int, int] = {}
         uses: dict[int, int] = {}
         roots = [results[b] for b in loop.results] + loop.peaks
-        sequences, quiet = [], []
+        sequences, quiet = [], {}
         for node in (*loop.uniform, *loop.order):
             for a in node.args:
                 uses[id(a)] = uses.get(id(a), 0) + 1
@@ -214,7 +214,7 @@ def lower(
                 sequences.append((texts[id(node)], *operands))
                 continue
             if target == "python" and node.op == "or_nan":
-                quiet.append(operands[0])
+                quiet[node.value[1]] = operands[0]
             text, once = write(node, operands), id(node) in uniform
             depth = 1 + max([depths.get(id(a), 0) for a in node.args], default=0)
             lasting = id(node) in spilled or id(node) in shared or (once and id(node) in in_loop and of_tile(node))
@@ -234,7 +234,7 @@ def lower(
             fixed[id(maximum)] = Text(maxima[-1].name)
             largest.append(maximum)
         if quiet:
-            sizes = [f"word({x}) & word(2147483647)" for x in quiet]
+            sizes = [f"word({x}) & word(2147483647)" for x in quiet.values()]
             while len(sizes) > 1:
                 sizes = [f"umax({', '.join(sizes[:2])})", *sizes[2:]]
             maxima.append(Value(numbered_name("max"), np.dtype(np.uint32), Text(sizes[0], COMPARE)))
@@ -259,7 +259,7 @@ def lower(
                 maxima=maxima,
                 largest=largest,
                 nan=maxima[-1].name if quiet else "",
-                quiet=[b for b in loop.results if results[b].op == "or_nan"] if quiet else [],
+                quiet=list(quiet),
                 stores=[(b, text) for once in (True, False) for b, text in stores[once] if b not in tiled],
                 tile_stores=[(b, text) for once in (True, False) for b, text in stores[once] if b in tiled],
             )

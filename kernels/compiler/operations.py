@@ -92,7 +92,8 @@ def _cuda_select(node: Any, args: Any) -> Text:
 
 
 def _cuda_or_nan(node: Any, args: Any) -> Text:
-    return Text(f"{args[0].within(SUM)} != {args[0].within(SUM)} ? 0x7fc0u : {args[1].within(SUM)}", LOOSE)
+    canonical, _ = node.value
+    return Text(f"{args[0].within(SUM)} != {args[0].within(SUM)} ? {canonical:#x}u : {args[1].within(SUM)}", LOOSE)
 
 
 def _cuda_sequence(node: Any, args: Any) -> Text:
@@ -136,7 +137,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation("select", (), {"python": call("select"), "cuda": _cuda_select}),  # np.where
         Operation("cast", (), {"python": _python_cast, "cuda": _cuda_cast}),  # .astype
         Operation("bitcast", (), {"python": _python_bitcast, "cuda": _cuda_bitcast}),  # .view
-        # A value and its encoding: 0x7FC0 where it is NaN. In Python what follows the loop sees to that.
+        # A value and a word: the canonical one where the value is NaN. In Python what follows the loop sees to that.
         Operation("or_nan", (), {"python": lambda node, args: args[1], "cuda": _cuda_or_nan}),
         # The word of an element in a tile's sequence, from its first and the difference. In Python a loop adds it up.
         Operation("sequence", (), {"python": lambda node, args: args[0], "cuda": _cuda_sequence}),

@@ -24,7 +24,7 @@ from fastopt.kernels.compiler.program import Buffer, Plain, Program
 from fastopt.kernels.compiler.specialization import exact_key, name_parts, specialize
 from fastopt.kernels.compiler.symbols import Symbol
 from fastopt.kernels.compiler.visible import nothing_random, require_own
-from fastopt.kernels.formats import BF16SR, STORAGES, Format, Scaled
+from fastopt.kernels.formats import BF16SR, STORAGES, Format, Scaled, Split
 from fastopt.kernels.rules.rule import Rule, is_rule, require_rule, signature
 
 _WORD = np.dtype(np.uint32)
@@ -201,11 +201,16 @@ class _Call:
                 scale = form.scale(largest)
                 encoded = (*form.encode(x, bits, scale), scale)
         elif isinstance(form, BF16SR) and self._quiet:
-            word = form.quiet_encode(x, bits)
-            encoded = (Symbol(self.tracing, self.tracing.node("or_nan", _WORD, (value, word._node)), True),)
+            encoded = (self._or_nan(x, 0x7FC0, form.quiet_encode(x, bits), buffer),)
+        elif isinstance(form, Split):
+            encoded = form.divided(self._or_nan(x, 0x7FC00000, x.view(np.uint32), buffer))
         else:
             encoded = form.encode(x, bits)
         return {name: e._node for name, e in zip(form.plane_names(buffer), encoded, strict=True)}
+
+    def _or_nan(self, x: Symbol, canonical: int, word: Symbol, buffer: str) -> Symbol:
+        node = self.tracing.node("or_nan", _WORD, (x._node, word._node), (canonical, buffer))
+        return Symbol(self.tracing, node, True)
 
     def _tile_bits(self) -> Symbol:
         if self._of_tile is None:

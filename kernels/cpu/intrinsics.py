@@ -357,6 +357,16 @@ def one_nan(words, count):
 
 
 @njit
+def one_nan_of_two(words, lower, count):
+    """Make NaN the canonical one among `count` float32s that are split in two buffers."""
+    for i in range(count):
+        x, y = words[i], lower[i]
+        whole = (x - (y >> word(15)) << word(16)) | y
+        nan = whole & word(0x7FFFFFFF) > word(0x7F800000)
+        words[i], lower[i] = select(nan, word(0x7FC0), x), select(nan, word(0), y)
+
+
+@njit
 def finished(job):
     """Return the number of chunks of the job that are finished; what was written to them can then be read."""
     return _load_acquire(job + FINISHED_AT)

@@ -23,8 +23,8 @@ _SKELETON = (
     " range step step_0 step_1 step_2 step_3 step_4 step_5 step_6 step_7 mode codes unusual plain"
 )
 _INTRINSICS = (
-    "buffer claim one_nan prefetch scratch low high join umax wide_vectors word to_float from_bits sqrt rint floor ceil"
-    " trunc copysign sign select fabs standard_mode restore_mode"
+    "buffer claim one_nan one_nan_of_two prefetch scratch low high join umax wide_vectors word to_float from_bits sqrt"
+    " rint floor ceil trunc copysign sign select fabs standard_mode restore_mode"
 )
 _FROM_NUMBA = frozenset(["float32", "float64", "uint8", "uint16", "uint32", "int32", "intp", "njit", "types"])
 _RESERVED = frozenset([*_SKELETON.split(), *_INTRINSICS.split(), *_FROM_NUMBA, *PYTHON_TYPES.values()])
@@ -198,9 +198,15 @@ def _print_repair(program: Program, loop: Loop, names: dict[str, str], count: in
     """Print what makes NaN the canonical one where there was any."""
     if not loop.quiet:
         return []
-    order = {b.name: k for k, b in enumerate(program.buffers)}
-    views = [f"buffer({names[b]}_at, strip, uint16, {order[b]}, {count})" for b in loop.quiet]
-    return [f"if {loop.nan} > word(2139095040):", *(f"    one_nan({view}, count)" for view in views)]
+    views = {
+        (b.buffer, b.name): f"buffer({names[b.name]}_at, strip, uint16, {k}, {count})"
+        for k, b in enumerate(program.buffers)
+    }
+    lines = []
+    for quiet in loop.quiet:
+        own = [view for (buffer, _), view in views.items() if buffer == quiet]
+        lines.append(f"    {'one_nan' if len(own) == 1 else 'one_nan_of_two'}({', '.join(own)}, count)")
+    return [f"if {loop.nan} > word(2139095040):", *lines]
 
 
 def _print_loop(loop: Loop, names: dict[str, str], *, whole: bool = False) -> list[str]:

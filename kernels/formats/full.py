@@ -60,7 +60,10 @@ class Split(Format):
         return (((word - (low >> 15)) << 16) | low).view(np.float32)
 
     def encode(self, x: Any, bits: Any) -> tuple:  # noqa: D102
-        u = np.where(x != x, 0x7FC00000, x.view(np.uint32))
+        return self.divided(np.where(x != x, 0x7FC00000, x.view(np.uint32)))
+
+    def divided(self, u: Any) -> tuple:
+        """Return the planes of a float32's bits, which `decode` gives back, whatever they are."""
         return (u + 0x8000) >> 16, u & 0xFFFF
 
 

@@ -5,7 +5,7 @@ Reads and writes p, p.low, m, m.scale, v, v.scale; reads g: 14.0625 bytes per pa
 
 from numba import float32, float64, int32, intp, njit, types, uint16, uint32, uint8
 
-from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, high, join, low, prefetch, restore_mode, scratch, select, sqrt, standard_mode, umax, wide_vectors, word
+from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, high, join, low, one_nan_of_two, prefetch, restore_mode, scratch, select, sqrt, standard_mode, umax, wide_vectors, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, float64,
@@ -25,10 +25,10 @@ def step_0(g_i, m_i, v_i, m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, x0):
 @njit(inline="always", error_model="numpy")
 def step_1(p_i, p_low_i, m_new, x2, v_new, step_size, root, eps, x18, x19, x22, x4, x5, x6):
     p_new = from_bits((p_i - (p_low_i >> word(15)) << word(16)) | p_low_i) - step_size * m_new / (x2 * root + eps)
-    x20 = select(p_new != p_new, word(2143289344), word(p_new))
+    x20 = word(p_new)
     x21 = word(m_new)
     x23 = word(v_new)
-    return x20 + word(32768) >> word(16), x20 & word(65535), word(from_bits(x21 & word(2147483647)) + x5) - select(x21 >= word(2147483648), x6, x4) + (x22 >> word(12)) >> word(20), select(x23 < x19, x19, x23) - x18 + ((x22 << word(12)) >> word(12)) >> word(20)
+    return x20 + word(32768) >> word(16), x20 & word(65535), word(from_bits(x21 & word(2147483647)) + x5) - select(x21 >= word(2147483648), x6, x4) + (x22 >> word(12)) >> word(20), select(x23 < x19, x19, x23) - x18 + ((x22 << word(12)) >> word(12)) >> word(20), word(p_new) & word(2147483647)
 
 
 @njit(inline="always", error_model="numpy")
@@ -40,10 +40,10 @@ def step_2(
     m_new = beta1 * from_bits(select((m_i & word(127)) == word(127), word(2143289344), word(from_bits(word(from_bits(((m_i << word(20)) & word(133169152)) + m_scale_i) - x24) | ((m_i << word(24)) & word(2147483648)))))) + rest1 * x25
     v_new = beta2 * from_bits(select(v_i == word(255), word(2143289344), select(v_i == word(0), word(0), (v_i << word(20)) + v_scale_i))) + rest2 * (x25 * x25)
     p_new = from_bits((p_i - (p_low_i >> word(15)) << word(16)) | p_low_i) - step_size * m_new / (sqrt(v_new) * root + eps)
-    x26 = select(p_new != p_new, word(2143289344), word(p_new))
+    x26 = word(p_new)
     x27 = word(m_new) & word(2147483647)
     x28 = word(v_new)
-    return x26 + word(32768) >> word(16), x26 & word(65535), m_new, v_new, select(x27 < word(2139095040), x27, word(0)), select(x28 < word(2139095040), x28, word(0))
+    return x26 + word(32768) >> word(16), x26 & word(65535), m_new, v_new, select(x27 < word(2139095040), x27, word(0)), select(x28 < word(2139095040), x28, word(0)), word(p_new) & word(2147483647)
 
 
 @njit(inline="always", error_model="numpy")
@@ -150,47 +150,56 @@ def adam_psplit_gbf16_mf8_vuf8(
                 x19 = x18 + word(1048576)
                 m_scale[0] = x4
                 v_scale[0] = x18
+                max2 = word(0)
                 x22_0 = x14 + start * x15
                 x22_1 = x22_0 + x15
                 x22_2 = x15 + x15
                 for i in range(128):
-                    p_0, p_low_0, m_0, v_0 = step_1(low(p[i], 16), low(p_low[i], 16), m_new_spill_0[i], x2_spill_0[i], v_new_spill_0[i], step_size, root, eps, x18, x19, x22_0, x4, x5, x6)
-                    p_1, p_low_1, m_1, v_1 = step_1(high(p[i], 16), high(p_low[i], 16), m_new_spill_1[i], x2_spill_1[i], v_new_spill_1[i], step_size, root, eps, x18, x19, x22_1, x4, x5, x6)
+                    p_0, p_low_0, m_0, v_0, max2_0 = step_1(low(p[i], 16), low(p_low[i], 16), m_new_spill_0[i], x2_spill_0[i], v_new_spill_0[i], step_size, root, eps, x18, x19, x22_0, x4, x5, x6)
+                    p_1, p_low_1, m_1, v_1, max2_1 = step_1(high(p[i], 16), high(p_low[i], 16), m_new_spill_1[i], x2_spill_1[i], v_new_spill_1[i], step_size, root, eps, x18, x19, x22_1, x4, x5, x6)
                     p[i] = join(p_0, p_1, 16)
                     p_low[i] = join(p_low_0, p_low_1, 16)
                     m[i] = join(m_0, m_1, 8)
                     v[i] = join(v_0, v_1, 8)
+                    max2 = umax(max2, umax(max2_0, max2_1))
                     x22_0 = x22_0 + x22_2
                     x22_1 = x22_1 + x22_2
+                if max2 > word(2139095040):
+                    one_nan_of_two(buffer(p_at, strip, uint16, 0, 13), buffer(p_low_at, strip, uint16, 1, 13), count)
             else:
                 x24 = from_bits(m_scale_i)
-                max2 = word(0)
                 max3 = word(0)
+                max4 = word(0)
+                max5 = word(0)
                 for i in range(count // 2):
-                    p_0, p_low_0, m_new_0, v_new_0, max2_0, max3_0 = step_2(low(p[i], 16), low(p_low[i], 16), low(g[i], 16), low(m[i], 8), low(v[i], 8), m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x24)
-                    p_1, p_low_1, m_new_1, v_new_1, max2_1, max3_1 = step_2(high(p[i], 16), high(p_low[i], 16), high(g[i], 16), high(m[i], 8), high(v[i], 8), m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x24)
+                    p_0, p_low_0, m_new_0, v_new_0, max3_0, max4_0, max5_0 = step_2(low(p[i], 16), low(p_low[i], 16), low(g[i], 16), low(m[i], 8), low(v[i], 8), m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x24)
+                    p_1, p_low_1, m_new_1, v_new_1, max3_1, max4_1, max5_1 = step_2(high(p[i], 16), high(p_low[i], 16), high(g[i], 16), high(m[i], 8), high(v[i], 8), m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x24)
                     p[i] = join(p_0, p_1, 16)
                     p_low[i] = join(p_low_0, p_low_1, 16)
                     m_new_spill_0[i] = m_new_0
                     v_new_spill_0[i] = v_new_0
                     m_new_spill_1[i] = m_new_1
                     v_new_spill_1[i] = v_new_1
-                    max2 = umax(max2, umax(max2_0, max2_1))
                     max3 = umax(max3, umax(max3_0, max3_1))
+                    max4 = umax(max4, umax(max4_0, max4_1))
+                    max5 = umax(max5, umax(max5_0, max5_1))
                 if count % 2:
                     p_last = buffer(p_at, strip + count - 1, uint16, 0, 13)
                     p_low_last = buffer(p_low_at, strip + count - 1, uint16, 1, 13)
                     g_last = buffer(g_at, strip + count - 1, uint16, 2, 13)
                     m_last = buffer(m_at, strip + count - 1, uint8, 3, 13)
                     v_last = buffer(v_at, strip + count - 1, uint8, 5, 13)
-                    p_0, p_low_0, m_new_0, v_new_0, max2_0, max3_0 = step_2(p_last[0], p_low_last[0], g_last[0], m_last[0], v_last[0], m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x24)
+                    p_0, p_low_0, m_new_0, v_new_0, max3_0, max4_0, max5_0 = step_2(p_last[0], p_low_last[0], g_last[0], m_last[0], v_last[0], m_scale_i, v_scale_i, beta1, rest1, beta2, rest2, step_size, root, eps, x24)
                     p_last[0] = p_0
                     p_low_last[0] = p_low_0
                     m_new_spill_0[count // 2] = m_new_0
                     v_new_spill_0[count // 2] = v_new_0
-                    max2 = umax(max2, max2_0)
                     max3 = umax(max3, max3_0)
-                x29 = select(max2 < word(2136997632), max2, word(2136997632)) + word(2097407) & word(2139095040)
+                    max4 = umax(max4, max4_0)
+                    max5 = umax(max5, max5_0)
+                if max5 > word(2139095040):
+                    one_nan_of_two(buffer(p_at, strip, uint16, 0, 13), buffer(p_low_at, strip, uint16, 1, 13), count)
+                x29 = select(max3 < word(2136997632), max3, word(2136997632)) + word(2097407) & word(2139095040)
                 x30 = select(x29 > word(159383552), x29 - word(125829120), word(33554432))
                 x31 = from_bits(x30)
                 x32 = tile_low ^ key0
@@ -202,7 +211,7 @@ def adam_psplit_gbf16_mf8_vuf8(
                 x38 = ((x34 ^ (x34 >> word(16))) ^ (x37 ^ (x37 >> word(16)))) * word(2654435761) * word(2654435761)
                 x39 = x38 ^ (x38 >> word(16))
                 x40 = (x39 ^ (x39 >> word(15))) * word(374761393) | word(1)
-                x41 = select(max3 < word(2136997888), max3, word(2136997888))
+                x41 = select(max4 < word(2136997888), max4, word(2136997888))
                 x42 = select(x41 > word(266338304), x41 - word(266338304), word(0)) + word(8388607) & word(2139095040)
                 x43 = x42 + word(1048576)
                 m_scale[0] = x30

@@ -52,7 +52,7 @@ __device__ __forceinline__ void step(
                 v_scale_i)) + rest2 * (x1 * x1);
             const float p_new = __uint_as_float(((p_i - (p_low_i >> 15u)) << 16u) | p_low_i) - step_size * m_new /
                 (sqrt(v_new) * root + eps);
-            const Word x2 = (p_new != p_new) ? 0x7fc00000u : __float_as_uint(p_new);
+            const Word x2 = p_new != p_new ? 0x7fc00000u : __float_as_uint(p_new);
             const Word x3 = __float_as_uint(m_new) & 0x7fffffffu;
             const Word x4 = __float_as_uint(v_new);
             max0 = larger(max0, position<PACK>(i) < count ? ((x3 < 0x7f800000u) ? x3 : 0u) : 0u);

@@ -1,0 +1,173 @@
+"""A tile with scales is stepped in one of two ways, which give the same bits; the plain one is taken where it may."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES
+from values import assert_same_bits, step
+
+import fastopt
+from fastopt.kernels.compiler.noise import noise_keys
+from fastopt.kernels.compiler.plan import host_scalars
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.cpu.printer import function_name, print_source
+from fastopt.kernels.formats import NEAREST, STORAGES, TILE, Scaled, pack
+
+SCALED = [form for form in STORAGES.values() if isinstance(form, Scaled)]
+CODES = np.arange(256, dtype=np.uint32)
+RANDOM = (np.uint32(0), np.uint32(0xFFFFFFFF), NEAREST, np.uint32(0x12345678))
+
+
+def is_plain(form: Scaled, codes: np.ndarray) -> np.ndarray:
+    """Whether the format treats these codes like others."""
+    return (codes & 127) != 127 if form.name == "f8" else (codes != 0) & (codes != 255)
+
+
+@pytest.mark.parametrize("form", SCALED, ids=lambda form: form.name)
+def test_every_plain_code_is_decoded_alike_with_every_scale(form):
+    codes = CODES[is_plain(form, CODES)]
+    rng = np.random.default_rng(0)
+    for scale in (*range(0, 1 << 32, 1 << 23), *rng.integers(0, 1 << 32, 300)):
+        scales = np.full(codes.size, scale, np.uint32)
+        with np.errstate(all="ignore"):
+            assert_same_bits(form.plain_decode(codes, scales), form.decode(codes, scales))
+
+
+@pytest.mark.parametrize("form", SCALED, ids=lambda form: form.name)
+def test_codes_that_are_not_plain_are_seen_at_each_place_in_a_word(form):
+    rng = np.random.default_rng(1)
+    for place in range(4):
+        for _ in range(50):
+            quartets = np.tile(rng.integers(0, 256, 4, np.uint32), (256, 1))
+            quartets[:, place] = CODES
+            words = (quartets << np.array([0, 8, 16, 24], np.uint32)).sum(1, dtype=np.uint32)
+            flags = (form.unusual(words) & 0x80808080) != 0
+            assert np.array_equal(flags, ~is_plain(form, quartets).all(1))
+
+
+@pytest.mark.parametrize("form", SCALED, ids=lambda form: form.name)
+def test_plain_values_are_encoded_alike_and_others_are_seen(form):
+    upper = np.arange(1 << 16, dtype=np.uint32) << 16
+    for low in (0, 1, 0x7FFF, 0x8000, 0xFF00, 0xFFFF):
+        x = (upper | np.uint32(low)).view(np.float32)
+        with np.errstate(all="ignore"):
+            plain = form.plain_peak(x) < form.plain_limit
+            size = np.abs(x)
+            apart = (x != x) | (size == np.inf) | (size > 3.0e38)
+            assert not plain[apart | ((x <= 0) & (form.name == "uf8"))].any()
+            assert plain[~apart & (size < 2.9e38) & ((x > 0) | (form.name == "f8"))].all()
+            x = x[plain]
+            scale = form.plain_scale(form.plain_peak(x))  # each the largest of a tile
+            assert np.array_equal(scale, form.scale(form.peak(x)))
+            for bits in RANDOM:
+                for largest in (scale, np.maximum(scale, 100 << 23), np.maximum(scale, 200 << 23)):
+                    (expected,) = form.encode(x, bits, largest)
+                    found = form.plain_encode(x, bits, largest) & 255
+                    assert np.array_equal(found, expected & 255)
+
+
+PRESETS = ("8bit", "split_8bit", "bf16_8bit")
+RULES = {name: CASES[name] for name in ("adam", "lion", "rmsprop-centered-momentum", "noise-adam")}
+APART = (np.nan, np.inf, -np.inf, 0.0, -0.0, -1.0, 3e38, 1e-45)
+
+
+def tiles(program: Any, count: int, seed: int = 0) -> list[np.ndarray]:
+    """Return a program's arrays of so many tiles, in all of which everything is plain."""
+    rng, made = np.random.default_rng(seed), {}
+    for b, form in program.formats.items():
+        x = (rng.uniform(0.5, 1.5, count * TILE) * 1e-2).astype(np.float32)
+        if b not in getattr(program.specialization, "unsigned", ()):
+            x *= rng.choice(np.array([-1, 1], np.float32), x.size)
+        if b in ("v", "vmax"):
+            x *= np.float32(0.01)
+        for (name, _), array in zip(form.plane_names(b).items(), pack(form, x), strict=True):
+            made[name] = array
+    return [made[b.name].copy() for b in program.buffers]
+
+
+def with_apart(program: Any, value: float, buffer: str) -> list[np.ndarray]:
+    """Return 256 tiles of which number k has a value that is not plain at place k of one buffer."""
+    arrays = tiles(program, TILE)
+    form = program.formats[buffer]
+    names = list(form.plane_names(buffer))
+    places = np.arange(TILE) * (TILE + 1)
+    own = {b.name: a for b, a in zip(program.buffers, arrays, strict=True)}
+    single = [x[0] for x in pack(form, np.array([value], np.float32))]
+    for name, word in zip(names, single, strict=True):
+        if own[name].size > TILE:
+            own[name][places] = word
+    return arrays
+
+
+def taken(backend: str, program: Any, rule: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    arrays = [a.copy() for a in arrays]
+    keys = (*noise_keys(3, 2), 0) if program.noise else ()
+    step(backend, program, arrays, keys, host_scalars(program, rule)(2))
+    return arrays
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", RULES)
+def test_one_value_apart_at_each_place_of_a_tile_gives_the_bits_of_the_reference(name, preset):
+    rule, program = RULES[name], trace(RULES[name], preset)
+    for buffer in program.formats:
+        for value in APART:
+            if value == -1.0 and buffer in ("v", "vmax"):
+                continue
+            arrays = with_apart(program, value, buffer)
+            for found, expected in zip(
+                taken("cpu", program, rule, arrays), taken("reference", program, rule, arrays), strict=True
+            ):
+                assert_same_bits(found, expected, f"{value} in {buffer}")
+
+
+def _compiled(program: Any, source: str, folder: Any) -> Any:
+    path = folder / f"kernel_{abs(hash(source))}.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, function_name(program))
+    function.compile(module.SIGNATURE)
+    return function
+
+
+def _run(function: Any, program: Any, rule: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    arrays = [a.copy() for a in arrays]
+    n = next(a.size for a, b in zip(arrays, program.buffers, strict=True) if not b.tiled)
+    keys = (*noise_keys(3, 2), 0) if program.noise else ()
+    function(0, n, n, 0, *(a.ctypes.data for a in arrays), *keys, *map(float, host_scalars(program, rule)(2)))
+    return arrays
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", ["adam", "lion"])
+def test_plain_tiles_are_stepped_the_plain_way_and_the_other_way_gives_the_same_bits(name, preset, tmp_path):
+    rule, program = RULES[name], trace(RULES[name], preset)
+    source, arrays = print_source(program), tiles(program, 20)
+    expected = taken("reference", program, rule, arrays)
+    never = source.replace(f"plain = count == {TILE}", "plain = count == -1")
+    start, end = source.index("            else:\n"), source.index("        first = claim(job, first, chunk)")
+    always = source[:start] + source[end:]
+    assert never != source
+    for text in (never, always):
+        for found, truth in zip(_run(_compiled(program, text, tmp_path), program, rule, arrays), expected, strict=True):
+            assert_same_bits(found, truth)
+
+
+def test_a_zero_stays_exactly_zero_whatever_its_tile():
+    opt = fastopt.Optimizer(fastopt.Adam(lr=0.1), {"w": np.ones(4 * TILE, np.float32)}, storage="8bit")
+    gradient = np.random.default_rng(0).standard_normal(4 * TILE).astype(np.float32)
+    gradient[TILE : 2 * TILE] = 0  # a whole tile
+    gradient[2 * TILE + 7] = 0  # one element of a tile
+    for _ in range(20):
+        opt.step({"w": gradient})
+    for state in ("m", "v"):
+        assert np.array_equal(opt.state(state)["w"] == 0, gradient == 0)
+    assert np.array_equal(opt.params["w"] == 1, gradient == 0)
