@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -142,6 +142,50 @@ def _schedules(
     return schedules, uniform, shared
 
 
+def _write(node: Node, operands: list[Text], names: Mapping[str, str], target: str) -> Text:
+    """Write a node whose operands are written."""
+    if node.op in ("buffer", "tile"):
+        return Text(f"{names[node.value]}_i")
+    if node.op == "scalar":
+        return Text(names[node.value])
+    if node.op in ("key", "tile_number", "index", "codes"):
+        return Text(node.value)
+    return OPERATIONS[node.op].writer(target)(node, operands)
+
+
+def common(program: Program, names: dict[str, str], numbered: dict[str, int]) -> tuple[list[str], dict[int, Text]]:
+    """Return lines of Python that compute, for a tile, what both ways to step it have in common, and its names."""
+    assert program.plain is not None
+    graphs = [walk(results.values()) for results in (program.results, program.plain.results)]
+    both = set(map(id, graphs[0])) & set(map(id, graphs[1]))
+    hashed: dict[int, Node] = {}  # what depends on the tile's number and on nothing else that changes
+    for node in graphs[0]:
+        if node.op == "tile_number" or (
+            node.op != "sequence"
+            and any(id(a) in hashed for a in node.args)
+            and all(id(a) in hashed or a.op in ("key", "constant") for a in node.args)
+        ):
+            hashed[id(node)] = node
+    uses: dict[int, int] = {}
+    for node in (n for graph in graphs for n in graph):
+        for a in node.args:
+            uses[id(a)] = uses.get(id(a), 0) + 2 * (id(node) not in hashed) + (id(node) in hashed)
+    lines, texts = [], {}
+    known: dict[int, Text] = {}
+    for node in hashed.values():
+        if id(node) not in both:
+            continue
+        operands = [texts.get(id(a)) or _write(a, [], names, "python") for a in node.args]
+        text = _write(node, operands, names, "python")
+        if node.args and uses.get(id(node), 0) > 2:  # twice in one graph
+            numbered["x"] += 1
+            name = f"x{numbered['x'] - 1}"
+            lines.append(f"{name} = {text}")
+            known[id(node)] = text = Text(name)
+        texts[id(node)] = text
+    return lines, known
+
+
 def lower(
     program: Program,
     names: dict[str, str],
@@ -150,12 +194,13 @@ def lower(
     *,
     plain: bool = False,
     numbered: dict[str, int] | None = None,
+    known: Mapping[int, Text] | None = None,
 ) -> list[Loop]:
     """Turn the program's graph into loops of lines in a target's language.
 
     `names` are those of buffers and scalars, from `printed_names`; after each node of `split_after` a new loop begins.
     With `plain` it is the graph of plain tiles, of which nothing is written before all maxima are known. `numbered`
-    says, and is told, which numbers of names are taken.
+    says, and is told, which numbers of names are taken, `known` which nodes have names already: see `common`.
 
     A value used more than once in a loop gets a name, and so does one that is `DEEPEST` operations deep; others are
     written where they are used. The names are <buffer>_new, x0, x1, … and, for the largest of a tile, max0, max1, ….
@@ -164,19 +209,13 @@ def lower(
     results: dict[str, Node] = graph.results
     schedules, uniform, shared = _schedules(results, split_after, plain=plain)
     new = {id(node): f"{names[b]}_new" for b, node in graph.values.items() if node.args}
-    fixed: dict[int, Text] = {}  # names that hold in every loop
+    fixed = dict(known or {})  # names that hold in every loop
     order = {b.name: k for k, b in enumerate(program.buffers)}
     tiled = {b.name for b in program.buffers if b.tiled}
     numbered, loops = {"x": 0, "max": 0} if numbered is None else numbered, []
 
     def write(node: Node, operands: list[Text]) -> Text:
-        if node.op in ("buffer", "tile"):
-            return Text(f"{names[node.value]}_i")
-        if node.op == "scalar":
-            return Text(names[node.value])
-        if node.op in ("key", "tile_number", "index", "codes"):
-            return Text(node.value)
-        return OPERATIONS[node.op].writer(target)(node, operands)
+        return _write(node, operands, names, target)
 
     def numbered_name(kind: str) -> str:
         numbered[kind] += 1

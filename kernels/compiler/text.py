@@ -33,7 +33,17 @@ def infix(operator: str, binding: int = COMPARE, *, around: int = SUM) -> Writer
     """Return the writer of a binary operator; operands that bind less tightly than `around` are parenthesized."""
     left = max(binding, around)
     right = left + (binding > COMPARE)
-    return lambda node, args: Text(f"{args[0].within(left)} {operator} {args[1].within(right)}", binding)
+
+    def write(node: Any, args: Sequence[Text]) -> Text:
+        a, b = args
+        return Text(f"{_bare(a).within(left)} {operator} {_bare(b).within(right)}", binding)
+
+    return write
+
+
+def _bare(operand: Text) -> Text:
+    """Write a word that is a number as one: beside another word Numba need not be told, and compiles twice as fast."""
+    return Text(operand[5:-1]) if operand.startswith("word(") and operand[5:-1].isdecimal() else operand
 
 
 def prefix(operator: str, binding: int = PREFIX) -> Writer:

@@ -74,7 +74,7 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
         results |= call.encode(b, node)
     plain = None
     if any(isinstance(form, Scaled) for form in formats.values()):
-        fast = _Call(rule, formats, absent, plain=True)
+        fast = _Call(rule, formats, absent, plain=True, tracing=call.tracing)
         now = {b: fast.after[b] for b in values}
         made: dict[str, Node] = {}
         for b, node in now.items():
@@ -106,13 +106,22 @@ class _Call:
     """One call of `update` on symbols, on None for the absent buffers, and what comes before and after it.
 
     `before` and `after` are the nodes of each buffer's value, `stages` those of the rule's noise. With `plain` it is
-    for tiles that are: `unusual` and `limits` say which are.
+    for tiles that are: `unusual` and `limits` say which are; what it has in common with another call of the same
+    `tracing` are the same nodes.
     """
 
-    def __init__(self, rule: Rule, formats: dict[str, Format], absent: frozenset[str], *, plain: bool = False):
+    def __init__(
+        self,
+        rule: Rule,
+        formats: dict[str, Format],
+        absent: frozenset[str],
+        *,
+        plain: bool = False,
+        tracing: Any = None,
+    ):
         self.where = f"{type(rule).__name__}.update"
         self.formats, self.dtype, self._plain = formats, formats["p"].computes, plain
-        self.tracing = Trace(self.where)
+        self.tracing = tracing or Trace(self.where)
         self._of_tile: Any = None  # 32 random bits of the tile
         self._sequence: Any = None  # those of the element, of which the lower are not used yet
         self.unusual: dict[str, Node] = {}

@@ -274,15 +274,25 @@ def wide_vectors(typingctx):
 
 
 def _word_operator(function, result, build):
-    """Define a Python operator of words as one LLVM instruction."""
+    """Define a Python operator of words as one LLVM instruction. One operand may be an integer, a constant mostly."""
 
     @type_callable(function)
     def type_operator(context):
-        return lambda *operands: result if all(x == _word for x in operands) else None
+        return lambda *operands: result if _word in operands and _words(*operands) else None
 
-    @lower_builtin(function, *[WordType] * (1 if function is operator.invert else 2))
     def lower_operator(context, builder, signature, args):
-        return build(builder, *args)
+        kinds = zip(args, signature.args, strict=True)
+        words = [
+            x if kind == _word else builder.trunc(context.cast(builder, x, kind, types.int64), _WORD)
+            for x, kind in kinds
+        ]
+        return build(builder, *words)
+
+    if function is operator.invert:
+        lower_builtin(function, WordType)(lower_operator)
+        return
+    for kinds in ((WordType, WordType), (WordType, types.Integer), (types.Integer, WordType)):
+        lower_builtin(function, *kinds)(lower_operator)
 
 
 for _name, _method in {

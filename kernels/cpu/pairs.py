@@ -14,11 +14,19 @@ from fastopt.kernels.formats import TILE
 
 
 def print_pairs(
-    loop: Loop, step: str, names: dict[str, str], program: Program, count: int, *, whole: bool = False
+    loop: Loop,
+    step: str,
+    names: dict[str, str],
+    program: Program,
+    count: int,
+    *,
+    whole: bool = False,
+    rare: bool = False,
 ) -> tuple[list[str], list[str]]:
     """Print a function of one element, `step`, and the loop that calls it for both halves of each word.
 
-    `count` is the number of buffers and spills of the whole kernel; `whole` says that the loop is over a whole tile.
+    `count` is the number of buffers and spills of the whole kernel; `whole` says that the loop is over a whole tile,
+    `rare` that most tiles do without it.
     """
     bits = {names[b.name]: 8 * b.dtype.itemsize for b in program.buffers}
     loads, stores = [names[b] for b in loop.loads], [names[b] for b, _ in loop.stores]
@@ -43,8 +51,10 @@ def print_pairs(
     def spill(half: str, at: str) -> list[str]:
         return [f"{v}_spill{half}[{at}] = {v}{half}" for v in spills]
 
+    # What is not the usual way through a kernel is compiled once, instead of at each of its three calls.
+    how = "forceinline=True" if rare else 'inline="always"'
     function = [
-        '@njit(inline="always", error_model="numpy")',
+        f'@njit({how}, error_model="numpy")',
         *wrapped(f"def {step}(", parameters, "):"),
         *(f"    {line}" for line in lines),
         "",

@@ -9,7 +9,7 @@ import re
 import sys
 
 from fastopt.kernels.cache import short
-from fastopt.kernels.compiler.lowering import Loop, expression, lower, printed_names
+from fastopt.kernels.compiler.lowering import Loop, common, expression, lower, printed_names
 from fastopt.kernels.compiler.operations import PYTHON_TYPES
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.compiler.text import SUM, wrapped
@@ -45,10 +45,12 @@ def function_name(program: Program) -> str:
 def print_source(program: Program) -> str:
     """Print `program` as one complete Python module with one compiled function, `function_name(program)`."""
     names, numbered = printed_names(program, _RESERVED), {"x": 0, "max": 0}
-    plain_loops = []
+    plain_loops, of_tile, known = [], [], {}
     if program.plain is not None:
-        plain_loops = lower(program, names, "python", program.plain.stages, plain=True, numbered=numbered)
-    loops = lower(program, names, "python", program.stages, numbered=numbered)
+        of_tile, known = common(program, names, numbered)
+        stages = program.plain.stages
+        plain_loops = lower(program, names, "python", stages, plain=True, numbered=numbered, known=known)
+    loops = lower(program, names, "python", program.stages, numbered=numbered, known=known)
     buffers = [names[b.name] for b in program.buffers]
     scalars = [names[s] for s in program.scalars]
     noise = ["key0", "key1", "offset"] if program.noise else []
@@ -72,7 +74,9 @@ def print_source(program: Program) -> str:
         whole = k < len(plain_loops)
         if paired:
             step = f"step{f'_{k}' if len(loops) > 1 else ''}"
-            function, lines = print_pairs(loop, step, names, program, count, whole=whole)
+            function, lines = print_pairs(
+                loop, step, names, program, count, whole=whole, rare=bool(plain_loops) and not whole
+            )
             functions += function
         else:
             lines = _print_loop(loop, names, whole=whole)
@@ -107,7 +111,7 @@ def print_source(program: Program) -> str:
     ]
     prefetch = ["if prefetching:", *(f"    {line}" for line in ahead)]
     if plain_loops:
-        steps = [*tile, *_print_tile(program, names, plain_loops, printed, prefetch, count)]
+        steps = [*tile, *of_tile, *_print_tile(program, names, plain_loops, printed, prefetch, count)]
     else:
         printed.insert(len(printed) > 1, prefetch)
         steps = [*tile, *(line for part in printed for line in part)]

@@ -38,30 +38,30 @@ def gradientnoise_sgd_pf32_gf32(
             tile_low, tile_high = word(tile), word(tile >> 32)
             start = word(strip % 256)
             x0 = tile_low ^ key0
-            x1 = (x0 ^ (x0 >> word(16))) * word(2246822507)
-            x2 = (x1 ^ (x1 >> word(13))) * word(3266489909)
+            x1 = (x0 ^ (x0 >> 16)) * 2246822507
+            x2 = (x1 ^ (x1 >> 13)) * 3266489909
             x3 = tile_high ^ key1
-            x4 = (x3 ^ (x3 >> word(16))) * word(2246822507)
-            x5 = (x4 ^ (x4 >> word(13))) * word(3266489909)
-            x6 = ((x2 ^ (x2 >> word(16))) ^ (x5 ^ (x5 >> word(16)))) * word(2654435761)
-            x7 = (x6 ^ (x6 >> word(16))) * word(2246822507)
-            x8 = (x7 ^ (x7 >> word(13))) * word(3266489909)
-            x9 = (x8 ^ (x8 >> word(16))) | word(1)
+            x4 = (x3 ^ (x3 >> 16)) * 2246822507
+            x5 = (x4 ^ (x4 >> 13)) * 3266489909
+            x6 = ((x2 ^ (x2 >> 16)) ^ (x5 ^ (x5 >> 16))) * 2654435761
+            x7 = (x6 ^ (x6 >> 16)) * 2246822507
+            x8 = (x7 ^ (x7 >> 13)) * 3266489909
+            x9 = (x8 ^ (x8 >> 16)) | 1
             for i in range(count):
                 index = start + word(i)
                 x10 = (index ^ x6) * x9
-                x11 = from_bits(((x10 ^ (x10 >> word(16))) * word(3266489909) >> word(9)) | word(1073741824)) - float32(3.0) + float32(1.1920929e-07)
+                x11 = from_bits(((x10 ^ (x10 >> 16)) * 3266489909 >> 9) | 1073741824) - float32(3.0) + float32(1.1920929e-07)
                 x11_spill[i] = x11
             if prefetching:
                 prefetch(p, 128)
                 prefetch(g, 128)
             for i in range(count):
                 x11 = x11_spill[i]
-                x12 = word((float32(1.0) - x11) * (float32(1.0) + x11)) + word(4913933)
-                x13 = from_bits((x12 & word(8388607)) + word(1060439283))
+                x12 = word((float32(1.0) - x11) * (float32(1.0) + x11)) + 4913933
+                x13 = from_bits((x12 & 8388607) + 1060439283)
                 x14 = (x13 - float32(1.0)) / (x13 + float32(1.0))
                 x15 = x14 * x14
-                x16 = sqrt(-((from_bits((x12 >> word(23)) | word(1258291200)) - float32(8.388735e+06)) * float32(0.6931472) + x14 * (float32(2.0) + x15 * (float32(0.6666667) + x15 * float32(0.4)))))
+                x16 = sqrt(-((from_bits((x12 >> 23) | 1258291200) - float32(8.388735e+06)) * float32(0.6931472) + x14 * (float32(2.0) + x15 * (float32(0.6666667) + x15 * float32(0.4)))))
                 x16_spill[i] = x16
             for i in range(count):
                 x11 = x11_spill[i]

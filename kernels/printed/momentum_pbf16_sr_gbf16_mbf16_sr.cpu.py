@@ -15,9 +15,9 @@ SIGNATURE = types.void(
 
 @njit(inline="always", error_model="numpy")
 def step(p_i, g_i, m_i, beta, rest, m_size, x9):
-    m_new = beta * from_bits(m_i << word(16)) + rest * from_bits(g_i << word(16))
-    p_new = from_bits(p_i << word(16)) - m_size * m_new
-    return word(p_new) + (x9 >> word(16)) >> word(16), word(m_new) + ((x9 << word(16)) >> word(16)) >> word(16), umax(word(p_new) & word(2147483647), word(m_new) & word(2147483647))
+    m_new = beta * from_bits(m_i << 16) + rest * from_bits(g_i << 16)
+    p_new = from_bits(p_i << 16) - m_size * m_new
+    return word(p_new) + (x9 >> 16) >> 16, word(m_new) + ((x9 << 16) >> 16) >> 16, umax(word(p_new) & word(2147483647), word(m_new) & word(2147483647))
 
 
 @njit(nogil=True, error_model="numpy")
@@ -50,14 +50,14 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
                 prefetch(g, 128)
                 prefetch(m, 128)
             x0 = tile_low ^ key0
-            x1 = (x0 ^ (x0 >> word(16))) * word(2246822507)
-            x2 = (x1 ^ (x1 >> word(13))) * word(3266489909)
+            x1 = (x0 ^ (x0 >> 16)) * 2246822507
+            x2 = (x1 ^ (x1 >> 13)) * 3266489909
             x3 = tile_high ^ key1
-            x4 = (x3 ^ (x3 >> word(16))) * word(2246822507)
-            x5 = (x4 ^ (x4 >> word(13))) * word(3266489909)
-            x6 = ((x2 ^ (x2 >> word(16))) ^ (x5 ^ (x5 >> word(16)))) * word(2654435761) * word(2654435761)
-            x7 = x6 ^ (x6 >> word(16))
-            x8 = (x7 ^ (x7 >> word(15))) * word(374761393) | word(1)
+            x4 = (x3 ^ (x3 >> 16)) * 2246822507
+            x5 = (x4 ^ (x4 >> 13)) * 3266489909
+            x6 = ((x2 ^ (x2 >> 16)) ^ (x5 ^ (x5 >> 16))) * 2654435761 * 2654435761
+            x7 = x6 ^ (x6 >> 16)
+            x8 = (x7 ^ (x7 >> 15)) * 374761393 | 1
             max0 = word(0)
             x9_0 = x7 + start * x8
             x9_1 = x9_0 + x8
