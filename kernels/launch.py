@@ -28,10 +28,11 @@ class Rows(NamedTuple):
     addresses: Sequence[Sequence[int]] | np.ndarray  # of each of `program.buffers`
     memory: object = None  # kept alive as long as the launch
     device: int = 0  # number of the device that the addresses are of, where there are several
+    own_numbers: bool = False  # whether each has scalars and keys of its own, on the device: see `NumbersOfRows`
 
 
 class StepsOnDevice(NamedTuple):
-    """Where a launch finds the numbers of steps on its device: arrays, or addresses as np.uint64."""
+    """Arrays on a device in which a launch over one row finds the numbers of the next steps."""
 
     scalars: Any  # a row for each step, in the computing precision
     keys: Any  # the two uint32 keys of its noise; not read where there is none
@@ -39,8 +40,16 @@ class StepsOnDevice(NamedTuple):
     rows: np.int64
 
 
+class NumbersOfRows(NamedTuple):
+    """Where a launch of `Rows` with `own_numbers` finds them on its device: addresses."""
+
+    scalars: int  # in the computing precision, those of one row after those of another
+    keys: int  # two uint32 keys of its noise for each row; not read where there is none
+    skip: int  # an int64: not zero where nothing is to be written
+
+
 class Launch(Protocol):
-    """A program bound to rows. On a device there is also `calls_from(numbers: StepsOnDevice)`."""
+    """A program bound to rows."""
 
     def calls(self, keys: tuple[int, ...], scalars: tuple[float, ...]) -> list[tuple]:
         """Prepare a step: `keys` and `scalars` are those of its plan."""

@@ -4,6 +4,7 @@ g++ compiles the CUDA kernels to run on the host; NVRTC compiles them to machine
 """
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.cpu import tuning
 from fastopt.kernels.cuda.printer import print_table_source
 from fastopt.kernels.formats import TILE
-from fastopt.kernels.launch import Rows, StepsOnDevice, run
+from fastopt.kernels.launch import NumbersOfRows, Rows, run
 
 SCALED = fastopt.ScaledGradient(CASES["adam-decoupled"], factor=-0.375)
 PROGRAMS = {
@@ -107,19 +108,46 @@ def test_a_multi_tensor_step_on_a_device_equals_a_step_of_each_tensor(name, cupy
     memory_before = [[m.copy() for m in row] for row in memory]
     truth = expected(program, rule, offsets, arrays, (1, 2))
     addresses = np.array([[a.ctypes.data for a in row] for row in arrays])
-    launch = bind("cuda", program, Rows(SIZES, offsets, np.zeros_like(addresses)))
+    launches: list[Any] = [
+        bind("cuda", program, Rows(SIZES, offsets, np.zeros_like(addresses), own_numbers=own)) for own in (False, True)
+    ]
     for k in range(len(program.buffers)):
-        launch.set_addresses(k, addresses[:, k])
+        for launch in launches:
+            launch.set_addresses(k, addresses[:, k])
+    launch, of_each = launches
     scalars = host_scalars(program, rule)
     run(launch.calls(noise_keys(5, 1) if program.noise else (), scalars(1)))
-    table = cupy.asarray(np.array([scalars(1), scalars(2)], program.dtype))
-    keys = cupy.asarray(np.array([noise_keys(5, 1), noise_keys(5, 2)], np.uint32))
-    row = cupy.asarray(np.array([1], np.int64))
-    run(launch.calls_from(StepsOnDevice(table, keys, row, np.int64(2))))  # type: ignore[attr-defined]
+    # The second step with the numbers of each row on the device, skipped once.
+    rows = np.flatnonzero(SIZES).size
+    table = np.tile(np.array(scalars(2), program.dtype), (rows, 1))
+    keys, skip = np.tile(np.array(noise_keys(5, 2), np.uint32), (rows, 1)), np.zeros(1, np.int64)
+    where = NumbersOfRows(*(x.ctypes.data for x in (table, keys, skip)))
+    skip[0] = 1
+    run(of_each.calls_with(where))
+    skip[0] = 0
+    run(of_each.calls_with(where))
     assert_same_and_guards_intact(program, arrays, truth, memory, memory_before)
-    row.set(np.array([2]))  # past the last row: writes nothing
-    run(launch.calls_from(StepsOnDevice(table, keys, row, np.int64(2))))  # type: ignore[attr-defined]
-    assert_same_and_guards_intact(program, arrays, truth, memory, memory_before)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs g++, which compiles the kernels for the host")
+def test_each_row_has_numbers_of_its_own_on_the_device(cupy):
+    rule, sizes, rng = fastopt.Adam(lr=0.1), [300, 5, 256], np.random.default_rng(0)
+    program = trace(rule, "bf16")
+    scalars = host_scalars(program, rule)
+    ours = [[rng.integers(0, 1 << 14, n, np.uint16) for _ in program.buffers] for n in sizes]
+    truth = [[a.copy() for a in row] for row in ours]
+    offsets = [0, 512, 768]
+    launch: Any = bind(
+        "cuda", program, Rows(sizes, offsets, [[a.ctypes.data for a in r] for r in ours], own_numbers=True)
+    )
+    steps = (3, 17, 90)
+    table = np.array([scalars(t) for t in steps], np.float32)
+    keys, skip = np.array([noise_keys(1, t) for t in steps], np.uint32), np.zeros(1, np.int64)
+    run(launch.calls_with(NumbersOfRows(*(x.ctypes.data for x in (table, keys, skip)))))
+    for row, t, offset, found in zip(truth, steps, offsets, ours, strict=True):
+        step("reference", program, row, (*noise_keys(1, t), offset), scalars(t))
+        for a, b in zip(found, row, strict=True):
+            assert_same_bits(a, b)
 
 
 def test_a_multi_tensor_step_of_empty_tensors_launches_nothing():
@@ -132,13 +160,13 @@ def test_a_multi_tensor_step_of_empty_tensors_launches_nothing():
 
 @pytest.mark.parametrize("architecture", [75, 90])
 @pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("from_device", [False, True])
+@pytest.mark.parametrize("own_numbers", [False, True])
 def test_nvrtc_compiles_multi_tensor_kernels_without_contraction_and_with_wide_accesses(
-    from_device, name, architecture
+    own_numbers, name, architecture
 ):
     pytest.importorskip("cupy", reason="NVRTC is called through CuPy, which this platform has no wheel of")
     program = make_problem(name, [1])[0]
-    made = compile_source(print_table_source(program, from_device=from_device), architecture)
+    made = compile_source(print_table_source(program, own_numbers=own_numbers), architecture)
     assert set(made.stack.values()) == {0}
     assert max(made.registers.values()) <= (128 if program.dtype == np.float32 else 160)
     assert not re.search(r"\b(fma|mad)\.(rn\.)?f(32|64)|\.ftz|\.approx|\.local", made.ptx)

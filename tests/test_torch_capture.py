@@ -7,7 +7,9 @@ is tested in tests/device.
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -82,20 +84,19 @@ def device(cupy, monkeypatch):
     monkeypatch.setattr(bucket, "running", running)
     monkeypatch.setattr(adapter, "running", running)
     monkeypatch.setattr(bucket, "choose", lambda *_: "cuda")
-    monkeypatch.setattr(bucket, "require_capturable", lambda *_: None)
+    monkeypatch.setattr(bucket, "require_capturable", lambda *_, **__: None)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", stream.is_capturing)
 
     @contextmanager
     def capture():
         graphs: list = []
-        with stream:
-            stream.begin_capture()
-            try:
-                with Recording(stream._captured):
-                    yield graphs
-            finally:
-                graphs.append(stream.end_capture())
+        stream.begin_capture()
+        try:
+            with Recording(stream._captured):
+                yield graphs
+        finally:
+            graphs.append(stream.end_capture())
 
     return capture
 
@@ -239,6 +240,106 @@ def test_parameters_without_a_gradient_keep_their_count(device):
     assert_same_state(ours, twin)
 
 
+def step_both(params: list, theirs: list, t: int, ours: Any, twin: Any, graph: Any = None) -> None:
+    """Take step t with gradients of its own, here by a graph if there is one."""
+    for own in (params, theirs):
+        without = [p.grad is None for p in own]
+        set_gradients(own, t)
+        for p, none in zip(own, without, strict=True):
+            p.grad = None if none and t > 1 else p.grad
+    ours.step() if graph is None else graph.launch()
+    with on_the_cpu():
+        twin.step()
+
+
+DIVERGE = {
+    "a step in which a parameter has no gradient": lambda p, state: setattr(p, "grad", None),
+    "a count that somebody writes": lambda p, state: state["step"].fill_(40),
+    "state that somebody deletes": lambda p, state: state.clear(),
+}
+
+
+@pytest.mark.parametrize("what", DIVERGE)
+def test_counts_may_part_after_a_capture(what, device):
+    params, theirs = parameters(), parameters()
+    ours, twin = fastopt.torch.Adam(params, lr=0.1, capturable=True), fastopt.torch.Adam(theirs, lr=0.1)
+    for t in (1, 2):
+        step_both(params, theirs, t, ours, twin)
+    with device() as graphs:
+        ours.step()
+    kept = [p.grad for p in params], [p.grad for p in theirs]
+    for own, opt in ((params, ours), (theirs, twin)):
+        DIVERGE[what](own[1], opt.state[own[1]])
+    if what.startswith("state"):
+        graphs.clear()  # its memory is not the optimizer's any more, as with torch.optim
+    step_both(params, theirs, 3, ours, twin)
+    for own, grads in zip((params, theirs), kept, strict=True):
+        for p, g in zip(own, grads, strict=True):
+            p.grad = g
+    for t in (4, 5):
+        step_both(params, theirs, t, ours, twin, *graphs)
+    assert_same_state(ours, twin)
+
+
+def test_state_in_fewer_bits_is_read_anew_after_a_replay_and_written_to_if_somebody_did(device):
+    params, theirs = parameters(), parameters()
+    ours = fastopt.torch.AdamW(params, lr=0.1, storage="8bit", capturable=True)
+    twin = fastopt.torch.AdamW(theirs, lr=0.1, storage="8bit")
+    for t in (1, 2):
+        step_both(params, theirs, t, ours, twin)
+    assert_same_state(ours, twin)
+    with device() as graphs:
+        ours.step()
+    for t in (3, 4):
+        step_both(params, theirs, t, ours, twin, graphs[0])
+        assert_same_state(ours, twin)  # which reads all of it
+        assert torch.equal(ours.state_dict()["state"][0]["exp_avg"], twin.state[theirs[0]]["exp_avg"])
+    step_both(params, theirs, 5, ours, twin)
+    assert_same_state(ours, twin)
+    for opt, own in ((ours, params), (twin, theirs)):
+        opt.state[own[0]]["exp_avg"].mul_(0.5)
+    with device(), pytest.raises(BackendError, match="written"):
+        ours.step()
+    step_both(params, theirs, 6, ours, twin)
+    assert_same_state(ours, twin)
+
+
+def test_memory_of_a_graph_lives_as_long_as_the_optimizer(device):
+    params = parameters()
+    ours: Any = fastopt.torch.AdamW(params, lr=0.1, capturable=True)
+    set_gradients(params, 1)
+    ours.step()
+    arranged = weakref.ref(next(iter(ours._buckets)).arranged)
+    with device():
+        ours.step()
+    for change in (
+        lambda: setattr(params[0], "grad", None),
+        lambda: ours.param_groups[0].update(weight_decay=0.5),
+        lambda: ours.state[params[1]]["step"].fill_(7),
+        lambda: ours.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]}),
+        lambda: ours.load_state_dict(ours.state_dict()),
+    ):
+        change()
+        for group in ours.param_groups:
+            group["capturable"] = True
+        ours.step()
+    gc.collect()
+    assert arranged() is not None
+    ours = None
+    gc.collect()
+    assert arranged() is None
+
+
+@pytest.mark.parametrize("cls", [fastopt.torch.SGD, fastopt.torch.Adagrad, fastopt.torch.Lion, fastopt.torch.AdamW])
+def test_a_group_is_capturable_when_its_options_are_checked(cls, monkeypatch):
+    checked = []
+    monkeypatch.setattr(adapter.Adapter, "_require_group", lambda self, k: checked.append(dict(self.param_groups[k])))
+    opt = cls(parameters(), lr=0.1, capturable=True)
+    opt.add_param_group({"params": parameters()})
+    assert [group["capturable"] for group in checked] == [True, True]  # so a learning rate may be on a device
+    assert opt.defaults["capturable"] is True
+
+
 def test_a_gradient_scale_is_read_and_a_step_skipped_on_the_device(device):
     params, theirs = parameters(), parameters()
     ours: Any = fastopt.torch.AdamW(params, fused=True, capturable=True)
@@ -292,6 +393,14 @@ def test_what_is_not_prepared_is_refused_in_a_capture_and_changes_nothing(device
     opt.param_groups[0]["capturable"] = True  # which a load leaves out where parameters are on the CPU
     refused(opt, "cannot be captured")
     opt.step()
+    opt.param_groups[0]["weight_decay"] = 0.5
+    refused(opt, "an option has changed")
+    opt.param_groups[0]["lr"] = -1.0
+    with pytest.raises(SettingError, match="lr"):
+        opt.step()
+    opt.param_groups[0]["lr"] = 0.1
+    refused(opt, "an option has changed")
+    opt.param_groups[0]["weight_decay"] = 0.01
     opt.param_groups[0]["capturable"] = False
     refused(opt, "pass capturable=True")
     with on_the_cpu():
@@ -315,6 +424,33 @@ class Squared:
         return p - lr * g
 
 
+@dataclass(frozen=True)
+class Compared(Squared):
+    """A rule that compares its learning rate on the host."""
+
+    def scalars(self, t):
+        return {"lr": 0.0 if self.lr == 0.001 else self.lr}
+
+
+@dataclass(frozen=True)
+class Halved:
+    """A rule without scalars."""
+
+    def scalars(self, t):
+        return {}
+
+    def update(self, p, g):
+        return p * 0.5
+
+
+def test_a_rule_without_scalars_is_captured_too(device):
+    params = parameters()
+    before = [p.clone() for p in params]
+    set_gradients(params, 1)
+    fastopt.torch.Fused(params, Halved(), capturable=True).step()
+    assert all(torch.equal(2 * p, q) for p, q in zip(params, before, strict=True))
+
+
 def test_options_that_a_graph_cannot_follow_are_refused(device):
     params = parameters()
     set_gradients(params, 1)
@@ -323,13 +459,15 @@ def test_options_that_a_graph_cannot_follow_are_refused(device):
         "still change": fastopt.torch.Adagrad(params, lr_decay=0.1, capturable=True),
         "is a schedule": fastopt.torch.Fused(params, scheduled, capturable=True),
         "more with a number": fastopt.torch.Fused(params, Squared(lr=1e-3), capturable=True),
+        "does more": fastopt.torch.Fused(params, Compared(lr=1e-3), capturable=True),
     }
     for match, opt in refused.items():
         before = [p.clone() for p in params]
         with pytest.raises(BackendError, match=match):
             opt.step()
         assert all(torch.equal(a, b) for a, b in zip(params, before, strict=True))
-    for lr, match in ((-1.0, "range"), (float("nan"), "range"), (torch.ones(2), "no number")):
+    wrong = (-1.0, "range"), (float("nan"), "range"), (True, "range"), (torch.ones(2), "no number")
+    for lr, match in wrong:
         opt = fastopt.torch.SGD(params, lr=1.0, capturable=True)
         opt.param_groups[0]["lr"] = lr
         with pytest.raises(SettingError, match=match):
@@ -361,8 +499,8 @@ def test_numbers_on_the_device_are_those_of_the_host_at_every_step(name, dtype):
         scalars = host_scalars(program, _with(rule, lr))
         rate = torch.tensor(lr, dtype=torch.float64)
         for t in itertools.chain(range(1, 400, 7), (2, 3, 4, 5, 6, 5000, 36_000, 36_700, 50_000, 2**30, LAST)):
-            found, _ = made.at(torch.tensor(t - 1, dtype=torch.float64), {"lr": rate})
-            expected = np.array(scalars(t), np.float64).astype(dtype)
+            found, _ = made.at(torch.tensor([t - 1, 6], dtype=torch.float64), {"lr": rate})
+            expected = np.array([scalars(t), scalars(7)], np.float64).astype(dtype)
             assert found.numpy().tobytes() == expected.tobytes(), (t, lr)
 
 

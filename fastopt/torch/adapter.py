@@ -29,7 +29,7 @@ from fastopt.kernels.launch import run
 from fastopt.kernels.rules.rule import Rule
 from fastopt.torch.bucket import Regroup
 from fastopt.torch.buckets import Buckets, labels_of, require_loadable
-from fastopt.torch.device_numbers import DeviceScale
+from fastopt.torch.device_numbers import DeviceScale, not_prepared
 from fastopt.torch.guards import Outcome, guard_kind
 from fastopt.torch.observed import Changes, ObservedState, ParameterState
 from fastopt.torch.options import GroupRules, numbers
@@ -61,13 +61,13 @@ class Adapter(torch.optim.Optimizer):
             self._buckets: Buckets | None = None
             self._backward: Any = None  # what steps in the backward pass: see in_backward.py
             self._renew_lock()
+            self._graphs: list[Any] = []  # the memory of captured steps
             theirs = inspect.signature(super().__init__).parameters
-            capturable = None if "capturable" in theirs else choice("capturable", options.pop("capturable", False))
+            # Of a class that torch does not have, or has without, it is an option all the same.
+            self._adds_capturable = "capturable" not in theirs and choice(
+                "capturable", options.pop("capturable", False)
+            )
             super().__init__(params, *args, **options)
-            if capturable:  # of a class that torch does not have, or has without
-                self.defaults["capturable"] = True
-                for group in self.param_groups:
-                    group.setdefault("capturable", True)
             self._observe(self.state)
             if self._settings.flatten:
                 self._build()
@@ -108,6 +108,8 @@ class Adapter(torch.optim.Optimizer):
         with raised_by(type(self).__name__):
             if "_options" not in self.__dict__:
                 self._options = tuple(self.defaults)  # torch's; what others add to `defaults` later is theirs
+            if self.__dict__.get("_adds_capturable"):
+                self.defaults["capturable"] = True
             given = param_group["params"]
             if not isinstance(given, torch.Tensor | set):
                 given = param_group["params"] = list(given)
@@ -265,12 +267,18 @@ class Adapter(torch.optim.Optimizer):
         try:
             checks = buckets.check(only)  # which hold the gradients until the step is done
         except Regroup:
+            if captured:
+                raise not_prepared("a parameter has become another one since the last step.") from None
             self._build()
             buckets = self._up_to_date()
             checks = buckets.check(only)
         if captured and any(check.outcome is Outcome.CHANGED for _, check in checks):
-            raise _not_prepared("other parameters have gradients than at the last step, or memory has moved.")
-        prepared = buckets.calls(checks, self.state, self._advance, self.param_groups, unscale)
+            raise not_prepared(
+                "other parameters have gradients than at the last step, or options or memory are others."
+            )
+        prepared = buckets.calls(checks, self.state, self._advance, self.param_groups, unscale, captured=captured)
+        if captured:
+            self._graphs.append([bucket.memory() for bucket in buckets])
         if after:
             prepared.setdefault(next(reversed(prepared), CPU), []).extend(after)
         for device, calls in prepared.items():
@@ -284,9 +292,10 @@ class Adapter(torch.optim.Optimizer):
             raise BackendError(what, do="step outside of the capture, or pass capturable=True")
         observed = self._observed_state
         if self._buckets is None or not self._buckets.are_of(self.param_groups):
-            raise _not_prepared("the groups have changed since the last step, or there was none.")
-        if observed.changes.seen or observed.changes.decoded or self.state is not observed:
-            raise _not_prepared("the state was written since the last step, or read where it is stored in fewer bits.")
+            raise not_prepared("the groups have changed since the last step, or there was none.")
+        written = any(not entries.is_read_only(name) for entries, name in observed.changes.decoded)
+        if observed.changes.seen or written or self.state is not observed:
+            raise not_prepared("the state was written since the last step.")
 
     def step_apart(self, backward: Any) -> None:
         """Let the backward pass step each parameter by itself; `backward.finish()` is called by `step`."""
@@ -368,6 +377,7 @@ class Adapter(torch.optim.Optimizer):
             self._load(state["state"], state["param_groups"])
             return
         self._buckets = self._backward = None  # unpickled, or a deep copy
+        self._graphs = []
         self._settings = state["_settings"]._replace(apart=False)
         self._options = tuple(state.get("_options", state["defaults"]))  # 0.1 had none
         self._renew_lock()
@@ -411,11 +421,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-def _not_prepared(why: str) -> BackendError:
-    what = f"this step cannot be captured into a CUDA graph: {why}"
-    return BackendError(what, do="take steps as those to capture before the capture, on a side stream as torch advises")
-
-
 _OWN: dict[str, Any] = {"flatten": False, "storage": None, "seed": 0}
 
 
@@ -434,8 +439,9 @@ def _hide_tensors(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Hide the saved tensors from torch's `load_state_dict`, which casts them to the parameters' type."""
     groups = []
     for k, group in enumerate(state_dict["param_groups"]):
-        own = optimizer.param_groups[k]["params"] if k < len(optimizer.param_groups) else ()
-        on_device = all(p.device.type == "cuda" for p in own)
-        groups.append(group if on_device or not group.get("capturable") else {**group, "capturable": False})
+        own = optimizer.param_groups[k] if k < len(optimizer.param_groups) else {"params": ()}
+        capturable = group.get("capturable", own.get("capturable"))
+        on_device = all(p.device.type == "cuda" for p in own["params"])
+        groups.append(group if capturable is None else {**group, "capturable": bool(capturable) and on_device})
     state = {k: _Loaded(x) for k, x in state_dict["state"].items()}
     return {**state_dict, "state": state, "param_groups": groups}

@@ -28,10 +28,17 @@ from fastopt.kernels.backends import bind, choose
 from fastopt.kernels.compiler.plan import Plan, host_scalars, make_plan, plan
 from fastopt.kernels.compiler.specialization import specialization_key
 from fastopt.kernels.formats import STORAGES, TILE
-from fastopt.kernels.launch import Launch, Rows, StepsOnDevice
+from fastopt.kernels.launch import Launch, NumbersOfRows, Rows
 from fastopt.kernels.rules.rule import Rule
 from fastopt.store import Extents
-from fastopt.torch.device_numbers import Advance, DeviceNumbers, device_inputs, keys_on_device
+from fastopt.torch.device_numbers import (
+    Advance,
+    DeviceNumbers,
+    StepNumbers,
+    device_inputs,
+    keys_on_device,
+    not_prepared,
+)
 from fastopt.torch.flat import ALIGNED, TIE, FlatBuffers, require_separate
 from fastopt.torch.guards import Check, Outcome, PythonGuard, make_guard
 from fastopt.torch.requirements import (
@@ -46,14 +53,17 @@ from fastopt.torch.state import ParamState, Settings, StateNames
 
 @dataclass
 class Cohort:
-    """Parameters that have taken equally many steps, and so share the scalars of the next."""
+    """Parameters that have taken equally many steps, and so share the scalars of the next.
+
+    Where counts are on a device all parameters are of one, and have scalars of their own: no graph knows the counts.
+    """
 
     members: Any  # which of the bucket's parameters: an array, or a slice of them all
     rows: np.ndarray  # the active parameter at which each row begins
     launch: Launch
     counted: dict[str, float]  # the steps taken, and torch's other scalars; where they are on a device, as arranged
-    mask: Any = None  # where they are on a device: whether each of the bucket's parameters is a member
-    first: int = 0  # the first member
+    members_on_device: Any = None  # where they are on a device: the members, …
+    order: Any = None  # … and which of them are the launch's rows, if not all
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +106,7 @@ class ParamBucket:
     ):
         self.params, self.labels, self.kind = list(params), list(labels), kind_of(params[0])
         self._dtype, self.device, self._gradients, self._distributed = self.kind
-        self._storage, self.capturable, self.group = settings.storage, capturable, 0
+        self._storage, self.capturable, self._apart, self.group = settings.storage, capturable, settings.apart, 0
         self._numbers: tuple[Rule, DeviceNumbers] | None = None
         storage = settings.storage
         tensors = [local(p) for p in params]
@@ -114,7 +124,7 @@ class ParamBucket:
             program = self.plan.program
             align = TILE if program.noise or program.tiled or storage is not None else ALIGNED
             self.flat = FlatBuffers(self.params, align, self._gradient_type)
-        self.state = ParamState(params, labels, names, formats, self.flat, self.device if capturable else "cpu")
+        self.state = ParamState(params, labels, names, formats, self.flat, self.device if capturable else None)
         self._use(self.plan)
         self.arranged: Arrangement | None = None
 
@@ -273,7 +283,9 @@ class ParamBucket:
     ) -> list[Cohort]:
         """Divide the active parameters by the steps that they have taken, each part with a launch of its own."""
         vectors, program, equal = self.state.counts.vectors, self.plan.program, {}
-        for k, counted in enumerate(zip(*(v.cpu().numpy()[which].tolist() for v in vectors.values()), strict=True)):
+        if self.capturable:
+            return [self._cohort_on_device(which, sizes, addresses)]
+        for k, counted in enumerate(zip(*(v.numpy()[which].tolist() for v in vectors.values()), strict=True)):
             equal.setdefault(counted, []).append(k)
         cohorts = []
         for counted, alike in equal.items():
@@ -285,13 +297,17 @@ class ParamBucket:
             members = slice(None) if len(alike) == len(self.params) else which[alike]
             with running(self.device):  # CuPy reuses memory that was freed on a stream on that stream
                 launch = bind(choose("auto", str(self.device)), program, row_set)
-            cohort = Cohort(members, rows, launch, dict(zip(vectors, counted, strict=True)))
-            if self.capturable:
-                mask = torch.zeros(len(self.params), dtype=torch.bool)
-                mask[members] = True
-                cohort.mask, cohort.first = mask.to(self.device), int(which[alike[0]])
-            cohorts.append(cohort)
+            cohorts.append(Cohort(members, rows, launch, dict(zip(vectors, counted, strict=True))))
         return cohorts
+
+    def _cohort_on_device(self, which: np.ndarray, sizes: np.ndarray, addresses: np.ndarray) -> Cohort:
+        row_set = Rows(sizes, self._noise_offsets[which], addresses, None, self.device.index or 0, own_numbers=True)
+        with running(self.device):
+            launch: Any = bind(choose("auto", str(self.device)), self.plan.program, row_set)
+        made = Cohort(which, np.arange(which.size), launch, {}, torch.from_numpy(which.copy()).to(self.device))
+        if launch.order.size < which.size:  # some are empty
+            made.order = torch.from_numpy(launch.order).to(self.device)
+        return made
 
     # A step.
 
@@ -310,31 +326,54 @@ class ParamBucket:
         return calls
 
     @torch.no_grad()
-    def calls_on_device(
-        self, arranged: Arrangement, seed: int, advance: Advance, group: dict[str, Any], unscale: Any
-    ) -> list[tuple]:
+    def numbers(self, advance: Advance, group: dict[str, Any], unscale: Any, *, captured: bool) -> StepNumbers:
+        """Prepare what a step with `calls_on_device` computes its numbers from, or raise an error.
+
+        Raises:
+            SettingError: such steps are not for these parameters, or the learning rate is out of its range.
+            BackendError: the rule's numbers cannot be computed on a device; or what is not prepared is captured.
+
+        """
+        require_capturable(self.device, distributed=self._distributed, apart=self._apart)
+        inputs, rule = device_inputs(group, unscale, self.device), self.plan.rule
+        if self._numbers is None or self._numbers[0] is not rule:
+            if captured:
+                raise not_prepared("an option has changed since the last step.")
+            made = DeviceNumbers(rule, self.plan.program, advance, self.state.names.entries, self.device)
+            self._numbers = rule, made
+        return StepNumbers(self._numbers[1], inputs, getattr(unscale, "found", None))
+
+    @torch.no_grad()
+    def calls_on_device(self, arranged: Arrangement, seed: int, numbers: StepNumbers) -> list[tuple]:
         """Prepare the calls of a step that a CUDA graph can repeat: its numbers, and the counts, are on the device.
 
-        What is computed here goes to new memory. `DeviceScale.found` not being zero, nothing else is written.
+        What is computed here goes to new memory. Where the step is skipped nothing else is written.
         """
-        require_capturable(self.device, self._distributed)
-        planned, vectors = self.plan, {n: v.data for n, v in self.state.counts.vectors.items()}
-        if self._numbers is None or self._numbers[0] is not planned.rule:
-            made = DeviceNumbers(planned.rule, planned.program, advance, self.state.names.entries, self.device)
-            self._numbers = planned.rule, made
-        inputs, found = device_inputs(group, unscale, self.device), getattr(unscale, "found", None)
-        skipped = torch.zeros((), dtype=torch.bool, device=self.device) if found is None else (found != 0).reshape(())
-        row = skipped.to(self.device, torch.int64)  # of one: there is none after it
-        calls: list[tuple] = [(increment_version, arranged.versioned)]
-        counted = dict(vectors)
-        for cohort in arranged.cohorts:
-            before = {name: v[cohort.first] for name, v in vectors.items()}
-            scalars, after = self._numbers[1].at(before["step"], inputs | {n: x.double() for n, x in before.items()})
-            keys = keys_on_device(seed, before["step"]) if planned.program.noise else row
-            where = [np.uint64(x.data_ptr()) for x in (scalars, keys, row)]
-            calls += cohort.launch.calls_from(StepsOnDevice(*where, np.int64(1)))  # type: ignore[attr-defined]
-            calls.append((len, (scalars, keys, row)))  # which live until then
-            writes = cohort.mask & ~row.bool()
-            for name, x in {**after, "step": before["step"] + 1}.items():
-                counted[name] = torch.where(writes, x.to(counted[name].dtype), counted[name])
-        return [*calls, *((vectors[name].copy_, now) for name, now in counted.items())]
+        vectors = {name: v.data for name, v in self.state.counts.vectors.items()}
+        (cohort,) = arranged.cohorts
+        launch, members = cohort.launch, cohort.members_on_device
+        before = {name: v.index_select(0, members) for name, v in vectors.items()}
+        entries = {name: x.double() for name, x in before.items()}
+        skip = numbers.skip(self.device)
+        scalars, after = numbers.made.at(before["step"], numbers.inputs | entries)
+        keys = keys_on_device(seed, before["step"]) if self.plan.program.noise else skip
+        if cohort.order is not None:
+            scalars = scalars.index_select(0, cohort.order)
+            keys = keys.index_select(0, cohort.order) if self.plan.program.noise else keys
+        counted = {}
+        for name, x in {**after, "step": before["step"] + 1}.items():
+            now = torch.where(skip.bool(), before[name], x.to(before[name].dtype))
+            counted[name] = vectors[name].index_copy(0, members, now)
+        with running(self.device):
+            calls = launch.calls_with(NumbersOfRows(scalars.data_ptr(), keys.data_ptr(), skip.data_ptr()))  # type: ignore[attr-defined]
+        return [
+            (increment_version, arranged.versioned),
+            *calls,
+            (len, (scalars, keys, skip)),  # which live until then
+            *((vectors[name].copy_, now) for name, now in counted.items()),
+        ]
+
+    def memory(self) -> tuple:
+        """Return all that a captured step reads and writes, but gradients: it must live as long as the graph."""
+        vectors = [v.data for v in self.state.counts.vectors.values()]
+        return self.arranged, self._numbers, vectors, [dict(planes) for planes in self.state.store.planes], self.flat

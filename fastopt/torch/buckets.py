@@ -119,13 +119,20 @@ class Buckets:
         advance: Advance,
         groups: Sequence[dict[str, Any]],
         unscale: Any,
+        *,
+        captured: bool = False,
     ) -> dict[torch.device, list[tuple]]:
         """Prepare a step of what was checked, the calls for each device. Missing state is made and shown in `state`."""
         calls: dict[torch.device, list[tuple]] = {}
+        numbers = {  # which may fail, before anything is made
+            id(bucket): bucket.numbers(advance, groups[bucket.group], unscale, captured=captured)
+            for bucket, _ in checks
+            if bucket.capturable
+        }
         for bucket, check in checks:
             arranged = bucket.prepare(check, state)
             if bucket.capturable:
-                own = bucket.calls_on_device(arranged, self._seed, advance, groups[bucket.group], unscale)
+                own = bucket.calls_on_device(arranged, self._seed, numbers[id(bucket)])
             else:
                 own = bucket.calls(arranged, self._seed, advance)
             calls.setdefault(bucket.device, []).extend(own)

@@ -8,6 +8,8 @@ on the host. So the bits are those of a step outside of a graph.
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, NamedTuple, NoReturn, TypeAlias
@@ -20,6 +22,10 @@ from fastopt.errors import BackendError, SettingError
 from fastopt.kernels.compiler.noise import MIXING, mix64
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.rules.rule import Rule, is_rule
+
+ROUNDING = 1e-12
+"""Learning rates a rounding below zero, at which torch's LinearLR(end_factor=0) ends (at -4e-20 from 1e-3), are zero:
+a step with them, as torch takes it, changes no float32 that is not itself as small."""
 
 LAST = 2**40
 """A step at which everything that settles has settled."""
@@ -74,15 +80,41 @@ class Symbol:
         """Return the larger of this and a number."""
         return _operation("maximum", self, least)
 
+    def __neg__(self) -> Symbol:
+        return Symbol(("neg", self.form), self.constants)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **_: Any) -> Symbol:
+        if ufunc in _UFUNCS and method == "__call__":
+            return _operation(_UFUNCS[ufunc], *inputs)
+        self._refuse()
+
+    def __eq__(self, other: object) -> bool:
+        if _TRACING.on:
+            self._refuse()
+        return self is other  # as options are compared
+
+    def __hash__(self) -> int:
+        return id(self)
+
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise BackendError(
             "this rule does more with a number that is on the device than to add, subtract, multiply and divide it.",
             do="leave capturable=False",
         )
 
-    __bool__ = __float__ = __int__ = __index__ = __abs__ = __neg__ = __pos__ = _refuse
+    __bool__ = __float__ = __int__ = __index__ = __abs__ = __pos__ = _refuse
     __lt__ = __le__ = __gt__ = __ge__ = __pow__ = __rpow__ = __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = _refuse
-    __array__ = __array_ufunc__ = __round__ = __format__ = _refuse
+    __array__ = __round__ = __format__ = _refuse
+
+
+_UFUNCS = {np.add: "add", np.subtract: "sub", np.multiply: "mul", np.true_divide: "div"}
+
+
+class _Tracing(threading.local):
+    on = False
+
+
+_TRACING = _Tracing()
 
 
 def _operation(name: str, a: Any, b: Any) -> Symbol:
@@ -136,12 +168,16 @@ class DeviceNumbers:
             parts = [_parts(found[name]) for name in program.scalars] + [_parts(after[name]) for name in entries]
             return tuple([form for form, _ in parts]), tuple(chain.from_iterable([own for _, own in parts]))
 
-        last = traced(LAST)
-        steps = _settles(lambda t: traced(t) == last, type(rule).__name__)
         rows: dict[tuple, dict[int, tuple[float, ...]]] = {}  # how numbers are computed → row → constants
-        for row in range(steps):
-            form, constants = traced(row + 1) if row + 1 < steps else last
-            rows.setdefault(form, {})[row] = constants
+        _TRACING.on = True
+        try:
+            last = traced(LAST)
+            steps = _settles(lambda t: traced(t) == last, type(rule).__name__)
+            for row in range(steps):
+                form, constants = traced(row + 1) if row + 1 < steps else last
+                rows.setdefault(form, {})[row] = constants
+        finally:
+            _TRACING.on = False
         which = np.zeros(steps, np.int64)
         self._computed = []
         for k, (form, found) in enumerate(rows.items()):
@@ -150,15 +186,38 @@ class DeviceNumbers:
         self._which = torch.from_numpy(which).to(device)
 
     def at(self, taken: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Return the scalars of the step after `taken` steps, and torch's other scalars after it, on the device.
+        """Return the scalars of the step after `taken` steps of each parameter, and torch's other scalars after it.
 
-        `inputs` are the values of the Symbols, float64 without dimensions.
+        `inputs` are the values of the Symbols, in float64, without dimensions or one for each parameter. The scalars of
+        one parameter are a row.
         """
-        row = taken.to(torch.int64).clamp(max=len(self._which) - 1).reshape(1)
+        row = taken.to(torch.int64).clamp(max=len(self._which) - 1)
         made = [computed.at(row, inputs) for computed in self._computed]
-        found = made[0] if len(made) == 1 else torch.stack(made).index_select(0, self._which.index_select(0, row))[0]
-        others = dict(zip(self._names[self._count :], found[self._count :].unbind(), strict=True))
-        return found[: self._count].to(self._dtype), others
+        found = made[0]
+        for k, other in enumerate(made[1:], 1):
+            found = torch.where((self._which.index_select(0, row) == k)[:, None], other, found)
+        others = dict(zip(self._names[self._count :], found[:, self._count :].unbind(1), strict=True))
+        return found[:, : self._count].to(self._dtype).contiguous(), others
+
+
+class StepNumbers(NamedTuple):
+    """From what a step computes its numbers."""
+
+    made: DeviceNumbers
+    inputs: dict[str, torch.Tensor]
+    found: torch.Tensor | None  # of GradScaler: not zero where a gradient is not finite
+
+    def skip(self, device: torch.device) -> torch.Tensor:
+        """Return an int64 on the device: whether the step is to be skipped."""
+        if self.found is None:
+            return torch.zeros((), dtype=torch.int64, device=device)
+        return (self.found != 0).reshape(()).to(device, torch.int64)
+
+
+def not_prepared(why: str) -> BackendError:
+    """Return the error of a step that is captured and is not like the last one."""
+    what = f"this step cannot be captured into a CUDA graph: {why}"
+    return BackendError(what, do="take steps as those to capture before the capture, on a side stream as torch advises")
 
 
 def device_inputs(group: Mapping[str, Any], unscale: Any, device: torch.device) -> dict[str, torch.Tensor]:
@@ -169,12 +228,17 @@ def device_inputs(group: Mapping[str, Any], unscale: Any, device: torch.device) 
 
     """
     lr, scale = group.get("lr", 0.0), unscale.scale if isinstance(unscale, DeviceScale) else None
+    if isinstance(lr, torch.Tensor):
+        if lr.numel() != 1 or lr.is_complex():
+            raise SettingError("the setting lr is no number.", got=f"{lr.dtype}{list(lr.shape)}")
+        lr = lr.item() if lr.device.type == "cpu" != device.type else lr  # as in torch, a graph does not read it again
+    elif callable(lr):
+        raise _is_schedule("lr")
     if not isinstance(lr, torch.Tensor):
-        if not 0 <= (found := to_float(lr)) < np.inf:
+        found = math.nan if isinstance(lr, bool) else to_float(lr)
+        lr = 0.0 if -ROUNDING < found <= 0 else found
+        if not 0 <= lr < np.inf:
             raise SettingError("the setting lr is out of its range.", got=f"lr={lr!r}", expected=str(NONNEGATIVE))
-        lr = found
-    elif lr.numel() != 1:
-        raise SettingError("the setting lr is no number.", got=f"a tensor of {lr.numel()} elements")
     factor: Any = 1.0 if scale is None else 1.0 / _number(scale, device)
     if isinstance(unscale, float):
         factor = unscale
@@ -182,11 +246,14 @@ def device_inputs(group: Mapping[str, Any], unscale: Any, device: torch.device) 
 
 
 def _number(value: Any, device: torch.device) -> torch.Tensor:
-    if isinstance(value, torch.Tensor) and value.device.type == "cpu" != device.type:
-        value = value.item()  # a graph would copy from the CPU's memory; as with torch's own optimizers, it does not
     if isinstance(value, torch.Tensor):
         return value.detach().to(device, torch.float64).reshape(())
     return torch.full((), value, dtype=torch.float64, device=device)
+
+
+def _is_schedule(name: str) -> BackendError:
+    what = f"the setting {name!r} is a schedule, whose value of this step a CUDA graph would repeat."
+    return BackendError(what, do="let torch's scheduler write to a tensor lr; or leave capturable=False")
 
 
 def _require_traceable(rule: Any) -> None:
@@ -196,12 +263,7 @@ def _require_traceable(rule: Any) -> None:
             _require_traceable(value)
         for x in value if isinstance(value, tuple) else (value,):
             if callable(x) and not isinstance(x, Symbol) and not is_rule(x):
-                what = (
-                    f"the setting {name!r} is a schedule, which the host computes: a CUDA graph would repeat its value."
-                )
-                raise BackendError(
-                    what, do="set lr by a scheduler of torch, with lr a tensor; or leave capturable=False"
-                )
+                raise _is_schedule(name)
 
 
 class _Computed:
@@ -217,8 +279,8 @@ class _Computed:
         self._fixed = torch.from_numpy(constants[0].copy()).to(device).unbind()
 
     def at(self, row: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Compute the numbers of a row."""
-        moving = iter(self._table.index_select(0, row)[0].unbind())
+        """Compute the numbers of some rows, each a row."""
+        moving = iter(self._table.index_select(0, row).unbind(1))
         constants = iter([next(moving) if moves else x for moves, x in zip(self._moving, self._fixed, strict=True)])
 
         def value(part: Any) -> torch.Tensor:
@@ -232,7 +294,8 @@ class _Computed:
                 return given[0].to(getattr(torch, operation[3:])).to(torch.float64)
             return getattr(torch, operation)(*given)
 
-        return torch.stack([value(part) for part in self._form])
+        found = [value(part).expand(row.shape) for part in self._form]
+        return torch.stack(found, dim=1) if found else self._table.new_empty((len(row), 0))
 
 
 def _settles(is_last: Callable[[int], bool], kind: str) -> int:

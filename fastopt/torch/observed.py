@@ -20,6 +20,7 @@ class Encoded(NamedTuple):
     owner: object  # tells whose they are
     decode: Callable[[], Any]
     write: Callable[[Any], None]
+    live: bool = False  # whether it may change between two steps: a CUDA graph steps it
 
 
 class Changes:
@@ -100,7 +101,8 @@ class ParameterState(ObservedDict):
     """The state of one parameter.
 
     A value that is stored in other words is decoded when it is read, once between two steps; if it was written to in
-    place, the next step stores it.
+    place, the next step stores it. One that a CUDA graph may step unseen is decoded at each reading, and what was
+    written to is what has another version than it had.
     """
 
     def __init__(self, changes: Changes, entries: Any = ()):
@@ -112,10 +114,22 @@ class ParameterState(ObservedDict):
         if type(value) is not Encoded:
             return value
         with self.changes.lock:
-            if key not in self._decoded:
-                self._decoded[key] = value.decode()
-                self.changes.decoded.append((self, key))
-            return self._decoded[key]
+            if key not in self._decoded or not self._is_kept(key, value):
+                if key not in self._decoded:
+                    self.changes.decoded.append((self, key))
+                found = value.decode()
+                self._decoded[key] = found, found._version
+            return self._decoded[key][0]
+
+    def _is_kept(self, key: Any, encoded: Encoded) -> bool:
+        """Whether what was decoded still stands for the value: as nothing steps it unseen, or it was written to."""
+        found, version = self._decoded[key]
+        return not encoded.live or found._version != version
+
+    def is_read_only(self, key: Any) -> bool:
+        """Whether a value was decoded that a graph may step, and has not been written to."""
+        encoded = self.stored(key)
+        return type(encoded) is Encoded and key in self._decoded and not self._is_kept(key, encoded)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._decoded.pop(key, None)
@@ -162,7 +176,11 @@ class ParameterState(ObservedDict):
 
     def store_changed(self, key: str) -> None:
         """Store a value that was decoded if it has been written to, and forget it."""
-        value, encoded = self._decoded.pop(key, None), self.stored(key)
+        encoded = self.stored(key)
+        if self.is_read_only(key):
+            del self._decoded[key]
+            return
+        value, _ = self._decoded.pop(key, (None, 0))
         if value is not None and type(encoded) is Encoded and not same_bits(value, encoded.decode()):
             encoded.write(value)
 
@@ -171,7 +189,8 @@ class ParameterState(ObservedDict):
         found = {}
         with self.changes.lock:
             for key, value in super().items():
-                x = self._decoded.get(key, value)
+                kept = key in self._decoded and (type(value) is not Encoded or self._is_kept(key, value))
+                x = self._decoded[key][0] if kept else value
                 found[key] = separate(x.decode() if type(x) is Encoded else x)
         return found
 

@@ -77,6 +77,8 @@ def offload(
     require_optimizer_class(optimizer_class)
     if options.get("flatten"):
         raise SettingError("flat buffers are copied as a whole.", got="flatten=True", do="leave flatten=False")
+    if options.get("capturable"):
+        raise SettingError("steps on the CPU are not captured.", got="capturable=True", do="leave capturable=False")
     if "max_norm" in options:
         do = "pass accumulate=None, and clip by torch.nn.utils.clip_grad_norm_ before step()"
         raise SettingError("the norm of all gradients is known after the backward pass.", got="max_norm", do=do)

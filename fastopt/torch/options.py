@@ -13,12 +13,9 @@ from fastopt.errors import SettingError
 from fastopt.kernels.rules import ScaledGradient
 from fastopt.kernels.rules.rule import Rule
 from fastopt.schedules import Constant
-from fastopt.torch.device_numbers import FACTOR, LR, Symbol
+from fastopt.torch.device_numbers import FACTOR, LR, ROUNDING, Symbol
 
 _REFUSED = ("differentiable",)
-_ROUNDING = 1e-12
-"""Learning rates a rounding below zero, at which torch's LinearLR(end_factor=0) ends (at -4e-20 from 1e-3), are zero:
-a step with them, as torch takes it, changes no float32 that is not itself as small."""
 _HINTS = ("foreach", "fused", "maximize", "initial_lr", "capturable", *_REFUSED)
 
 
@@ -65,7 +62,7 @@ def numbers(group: dict[str, Any], names: Iterable[str], kind: str) -> dict[str,
     given = {**group, "lr": LR} if group.get("capturable") else group  # which a graph reads on the device
     options = {name: _number(name, given[name]) for name in names if name not in _HINTS}
     lr = options.get("lr")
-    if isinstance(lr, Real) and -_ROUNDING < float(lr) <= 0:  # a rule's number that is zero is another kernel
+    if isinstance(lr, Real) and -ROUNDING < float(lr) <= 0:  # a rule's number that is zero is another kernel
         options["lr"] = Constant(0.0)
     return options
 

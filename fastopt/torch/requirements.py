@@ -192,11 +192,11 @@ def require_step_count(value: Any, text: str) -> None:
 LOAD = "load what this optimizer saved, or torch's"
 
 
-def require_capturable(device: torch.device, distributed: bool) -> None:
+def require_capturable(device: torch.device, *, distributed: bool, apart: bool) -> None:
     """Raise a SettingError if a step of parameters like these cannot be captured into a CUDA graph."""
     if device.type != "cuda":
         what = "capturable=True is for steps on a CUDA device."
         raise SettingError(what, got=f"parameters on {device}", do="leave capturable=False, or move the model before")
-    if distributed:
-        what = "capturable=True is not supported with distributed parameters."
+    if distributed or apart:
+        what = f"capturable=True is not supported {'with distributed parameters' if distributed else 'in backward'}."
         raise SettingError(what, do="leave capturable=False")

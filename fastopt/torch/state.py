@@ -107,10 +107,11 @@ class ParamState:
         names: StateNames,
         formats: Mapping[str, str],
         flat: FlatBuffers | None,
-        counted_on: Any = "cpu",
+        live_on: Any = None,
     ):
+        self._live = live_on is not None  # a device on which CUDA graphs may step
         self.params, self.labels, self.names, self._flat = list(params), list(labels), names, flat
-        self.counts = StepCounts(len(self.params), names.entries, counted_on)
+        self.counts = StepCounts(len(self.params), names.entries, live_on or "cpu")
         self.shows_step = names.counted
         self.formats = dict(formats)
         sizes = [local(p).numel() for p in self.params]
@@ -202,7 +203,7 @@ class ParamState:
         for name, plane in form.plane_names(b).items():
             if form.has_values(plane):
                 return self.store.planes[i][name]
-        return Encoded((self, i, b), partial(self._decode, i, b), partial(self._write, i, b))
+        return Encoded((self, i, b), partial(self._decode, i, b), partial(self._write, i, b), self._live)
 
     def _beside(self, i: int) -> dict[str, str]:
         """Return planes of a parameter that its values do not determine, and the names under which they are saved.

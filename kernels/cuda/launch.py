@@ -23,7 +23,7 @@ from fastopt.kernels.cuda.printer import (
 )
 from fastopt.kernels.devices import load_cupy
 from fastopt.kernels.formats import TILE
-from fastopt.kernels.launch import Launch, Rows, StepsOnDevice
+from fastopt.kernels.launch import Launch, NumbersOfRows, Rows, StepsOnDevice
 
 THREADS = 128
 """Threads of a block, 4 warps; as in tile.cuh. Twice as many are slower, most so where there is much arithmetic."""
@@ -53,7 +53,7 @@ ADVANCE = 'extern "C" __global__ void advance_row(long long* row) { ++*row; }\n'
 def bind(program: Program, rows: Rows) -> Launch:
     """Prepare steps over rows in the memory of a device."""
     sizes = np.asarray(rows.sizes, np.int64)
-    if sizes.size == 1:
+    if sizes.size == 1 and not rows.own_numbers:
         return RowLaunch(program, rows)
     return TableLaunch(program, rows, sizes)
 
@@ -175,14 +175,15 @@ class TableLaunch:
         if not count:
             return
         cupy = load_cupy()
-        self._program, self._device = program, rows.device
+        self._program = program
         with cupy.cuda.Device(rows.device):
             on_device = cupy.empty(host.shape, np.int64)
-            self._kernel = function(print_table_source(program), table_entry(program), rows.device)
+            name = captured(table_entry(program)) if rows.own_numbers else table_entry(program)
+            self._kernel = function(print_table_source(program, own_numbers=rows.own_numbers), name, rows.device)
+            self._write = function(WRITE, "write_words", rows.device) if rows.own_numbers else None
         self._upload = _copies(on_device, host)
         self._shape = (blocks(int(tiles[-1]) * TILE),), (THREADS,)
         self._fixed = np.int64(count), on_device, on_device[table.size :]
-        self._captured: Any = None  # the entry point that finds its numbers on the device, and `write_words`
         self._in_graph = False  # whether a graph may write to the table on the device
 
     def calls(self, keys: tuple, scalars: tuple) -> list[tuple]:
@@ -192,29 +193,22 @@ class TableLaunch:
         arguments = (*self._fixed, *map(np.uint32, keys), *map(self._scalar, map(float, scalars)))
         return [*self._uploads(), (self._kernel, *self._shape, arguments)]
 
-    def calls_from(self, numbers: StepsOnDevice) -> list[tuple]:
-        """Prepare the step whose numbers are in the next row on the device; without a row left it does nothing."""
+    def calls_with(self, numbers: NumbersOfRows) -> list[tuple]:
+        """Prepare a step of rows that have numbers of their own; call it while their stream is the current one."""
         if self._upload is None:
             return []
-        cupy = load_cupy()
-        if self._captured is None:
-            with cupy.cuda.Device(self._device):
-                name = captured(table_entry(self._program))
-                kernel = function(print_table_source(self._program, from_device=True), name, self._device)
-                self._captured = kernel, function(WRITE, "write_words", self._device)
-        kernel, write = self._captured
-        keys = [numbers.keys] if self._program.noise else []
-        launch = (kernel, *self._shape, (*self._fixed, *keys, numbers.scalars, numbers.row, numbers.rows))
-        if not cupy.cuda.get_current_stream().is_capturing():
+        scalars, keys, skip = map(np.uint64, numbers)
+        arguments = (*self._fixed, *([keys] if self._program.noise else []), scalars, skip)
+        launch = (self._kernel, *self._shape, arguments)
+        if not load_cupy().cuda.get_current_stream().is_capturing():
             return [*self._uploads(), launch]
         self._in_graph = True
-        table, words = self._fixed[1], self._host.tolist()
-        writes = []
+        table, words, writes = self._fixed[1], self._host.tolist(), []
         for k in range(0, len(words), WORDS):
             part = words[k : k + WORDS]
             padded = [*part, *[0] * (WORDS - len(part))]
             arguments = (np.uint64(table.data.ptr + 8 * k), np.int64(len(part)), *map(np.int64, padded))
-            writes.append((write, (1,), (1,), arguments))
+            writes.append((self._write, (1,), (1,), arguments))
         return [*writes, launch]
 
     def _uploads(self) -> list[tuple]:

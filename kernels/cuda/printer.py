@@ -86,7 +86,7 @@ def print_kernel(program: Program) -> str:
     return spelled_out(text)
 
 
-def print_table_kernel(program: Program, *, from_device: bool = False) -> str:
+def print_table_kernel(program: Program, *, own_numbers: bool = False) -> str:
     """Print the step of one tile, and the entry point that steps the rows of a table, to stand behind tile.cuh.
 
     `table` has a row per tensor (elements, offset, addresses); `tiles` the number of the first tile of each row.
@@ -97,18 +97,18 @@ def print_table_kernel(program: Program, *, from_device: bool = False) -> str:
     scalars = [f"{number} {names[s]}" for s in program.scalars]
     step = ["Index n", "Index first", *declared, *keys, *(["Index offset"] if keys else []), *scalars]
     cast = [f"reinterpret_cast<{p.split('*')[0]}*>(line[{FIRST_ADDRESS + k}])" for k, p in enumerate(declared)]
-    passed = ["line[0]", "(number - tiles[row]) * TILE", *cast, *(x.split(" ")[1] for x in keys)]
-    passed += [*(["line[1]"] if keys else []), *(x.split(" ", 1)[1] for x in scalars)]
-    name, own = f"{program.name}_table", ["Index rows", "const Index* table", "const Index* tiles"]
-    if from_device:  # where a row of numbers holds what depends on t
+    before = ["line[0]", "(number - tiles[row]) * TILE", *cast]
+    passed = [*before, *(x.split(" ")[1] for x in keys), *(["line[1]"] if keys else [])]
+    passed += [x.split(" ", 1)[1] for x in scalars]
+    name, own, first = f"{program.name}_table", ["Index rows", "const Index* table", "const Index* tiles"], []
+    if own_numbers:
         name = captured(name)
-        own += [*(["const Word* keys"] if keys else []), f"const {number}* numbers", "const Index* next", "Index steps"]
-        shift = [*(["keys += *next * 2;"] if keys else []), f"numbers += *next * {len(scalars)};"]
-        copies = ["const Word key0 = keys[0], key1 = keys[1];"] if keys else []
-        copies += [f"const {x} = numbers[{k}];" for k, x in enumerate(scalars)]
-        first = [f"    {line}" for line in ("if (*next >= steps) return;", *shift, *copies)]
+        own += [*(["const Word* keys"] if keys else []), f"const {number}* numbers", "const Index* skip"]
+        numbers = [f"numbers[row * {len(scalars)} + {k}]" for k in range(len(scalars))]
+        passed = [*before, *(["keys[row * 2]", "keys[row * 2 + 1]", "line[1]"] if keys else []), *numbers]
+        first = ["    if (*skip != 0) return;"]
     else:
-        own, first = [*own, *keys, *scalars], []
+        own = [*own, *keys, *scalars]
     head = 'extern "C" __global__ void __launch_bounds__(THREADS) '
     text = "\n".join(
         [
@@ -148,9 +148,9 @@ def print_source(program: Program) -> str:
 
 
 @lru_cache(maxsize=512)
-def print_table_source(program: Program, *, from_device: bool = False) -> str:
-    """Print the complete source for the rows of a table, with the numbers of a step as arguments or on the device."""
-    return f"{tile_header()}\n{print_table_kernel(program, from_device=from_device)}"
+def print_table_source(program: Program, *, own_numbers: bool = False) -> str:
+    """Print the complete source for the rows of a table; with `own_numbers` each has its own, on the device."""
+    return f"{tile_header()}\n{print_table_kernel(program, own_numbers=own_numbers)}"
 
 
 @lru_cache(maxsize=1)
