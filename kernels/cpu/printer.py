@@ -104,16 +104,20 @@ def print_source(program: Program) -> str:
         tile += [f"tile = (offset + strip) // {TILE}", "tile_low, tile_high = word(tile), word(tile >> 32)"]
         tile += [f"start = word(strip % {TILE})"]
     # Before a loop that does little else with memory, where there is one; an 8-bit tile is only four cache lines.
-    ahead = [
-        f"prefetch({names[b.name]}, {elements // 2 if paired else elements})"
+    ahead = {
+        b.name: f"prefetch({names[b.name]}, {elements // 2 if paired else elements})"
         for b in program.buffers
         if not b.tiled and b.dtype.itemsize > 1
-    ]
-    prefetch = ["if prefetching:", *(f"    {line}" for line in ahead)]
+    }
     if plain_loops:
-        steps = [*tile, *of_tile, *_print_tile(program, names, plain_loops, printed, prefetch, count)]
+        early = ahead.keys() & plain_loops[0].loads.keys()  # two bursts are better than one
+        if early == ahead.keys():
+            early = set()
+        tile += _print_prefetch([line for b, line in ahead.items() if b in early])
+        late = _print_prefetch([line for b, line in ahead.items() if b not in early])
+        steps = [*tile, *of_tile, *_print_tile(program, names, plain_loops, printed, late, count)]
     else:
-        printed.insert(len(printed) > 1, prefetch)
+        printed.insert(len(printed) > 1, _print_prefetch(list(ahead.values())))
         steps = [*tile, *(line for part in printed for line in part)]
 
     text = "\n".join([*convert, *views, *functions, *steps])
@@ -196,6 +200,10 @@ def _print_tile(
         "else:",
         *(f"    {line}" for line in general or ["pass"]),
     ]
+
+
+def _print_prefetch(lines: list[str]) -> list[str]:
+    return ["if prefetching:", *(f"    {line}" for line in lines)] if lines else []
 
 
 def _print_repair(program: Program, loop: Loop, names: dict[str, str], count: int) -> list[str]:

@@ -29,13 +29,16 @@ loops are slower (see docs/decisions/0004)."""
 
 @cache
 def processor_prefetches() -> bool:
-    """Whether large steps prefetch on this processor: AMD's Zen is faster without (docs/decisions/0003)."""
+    """Whether large steps in one loop prefetch on this processor: AMD's Zen is faster without (docs/decisions/0003)."""
     return not llvmlite.binding.get_host_cpu_name().startswith("znver")
 
 
-def prefetches(n: int) -> bool:
-    """Whether a step of n elements runs in strips that are prefetched."""
-    return n > STRIPS_FROM and processor_prefetches()
+def prefetches(n: int, *, tiled: bool = False) -> bool:
+    """Whether a step of n elements runs in strips that are prefetched; `tiled` if tiles of it have scales.
+
+    Between the loops of a tile a processor's own prefetchers idle, Zen's too (docs/decisions/0019).
+    """
+    return n > STRIPS_FROM and (tiled or processor_prefetches())
 
 
 def chunk(n: int) -> int:

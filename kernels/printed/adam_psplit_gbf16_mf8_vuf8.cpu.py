@@ -102,6 +102,8 @@ def adam_psplit_gbf16_mf8_vuf8(
             tile = (offset + strip) // 256
             tile_low, tile_high = word(tile), word(tile >> 32)
             start = word(strip % 256)
+            if prefetching:
+                prefetch(g, 128)
             x0 = tile_low ^ key0
             x1 = (x0 ^ (x0 >> 16)) * 2246822507
             x2 = (x1 ^ (x1 >> 13)) * 3266489909
@@ -137,7 +139,6 @@ def adam_psplit_gbf16_mf8_vuf8(
                 if prefetching:
                     prefetch(p, 128)
                     prefetch(p_low, 128)
-                    prefetch(g, 128)
                 plain = max0 < word(2136997632) and max1 < word(2136997887)
             if plain:
                 x12 = select(max0 < 2136997632, max0, word(2136997632)) + 2097407 & 2139095040
