@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fastopt.bench import first, goals, record
@@ -14,6 +14,7 @@ from fastopt.bench.report import (
     NOTHING,
     Record,
     beyond_cache,
+    bound_by,
     case_of,
     digits,
     duration,
@@ -81,6 +82,8 @@ def storages(results: Results) -> str:
     for r in sorted(large, key=lambda r: r["seconds"]["fastopt"][1]):
         storage, ours = r["case"]["storage"], r["seconds"]["fastopt"][1]
         cells = [f"`{storage}`", f"{case_of(r).program.bytes_per_parameter:.4g}", duration(ours), _share(r)]
+        if not results.device:
+            cells.append(bound_by(r["share"][1]) if r["share"] else NOTHING)
         cells.append(f"{base / ours:.2f}" if base else NOTHING)
         inside = cached.get(storage)
         if cached:
@@ -88,9 +91,44 @@ def storages(results: Results) -> str:
             cells.append(NOTHING if ns is None else f"{ns:.2f}")
         rows.append([*cells, *_speeds(r, peers)])
     title = f"AdamW, {one.size} parameters, {one.runs_on}, by storage"
-    headings = [title, "bytes moved per parameter", "time per step", "share of the memory ceiling", "× float32"]
+    headings = [title, "bytes moved per parameter", "time per step", "share of the memory ceiling"]
+    headings += ["× float32"] if results.device else ["bound by", "× float32"]
     headings += ["in cache, one thread: ns per parameter"] * bool(cached)
     return _table([*headings, *_headings(peers)], rows)
+
+
+def by_vectors(runs: Mapping[str, tuple[Path, Results]]) -> str:
+    """Return the table of AdamW's storages on processors, or with features, of different vectors, side by side."""
+    if len(runs) < 2:
+        return ""
+    columns, notes = [], []
+    for vectors, (folder, results) in runs.items():
+        adams = [r for r in timed(results) if r["part"] == "storages" and r["case"]["rule"] == "adam-decoupled"]
+        large = {r["case"]["storage"]: r for r in adams if beyond_cache(r)}
+        cached = {r["case"]["storage"]: r for r in adams if not beyond_cache(r)}
+        columns.append((vectors, large, cached))
+        run, where = results.runs[0], os.path.relpath(folder, record.ROOT)
+        notes.append(
+            f"{vectors}: {results.machine['cpu']}, {run['date'][:10]}, commit {run['commit']}, [{where}]({where})"
+        )
+    one = case_of(next(iter(columns[0][1].values())))
+    known = [s for s in columns[0][1] if all(s in large for _, large, _ in columns)]
+    rows = []
+    for storage in known:
+        cells = [f"`{storage}`"]
+        for _, large, cached in columns:
+            seconds, base = (large[s]["seconds"]["fastopt"][1] for s in (storage, "f32"))
+            share = large[storage]["share"]
+            inside = cached.get(storage)
+            ns = inside["seconds"]["fastopt"][1] * 1e9 / case_of(inside).elements if inside else None
+            bound = bound_by(share[1]) if share else NOTHING
+            cells += [f"{seconds / base:.2f}", bound, NOTHING if ns is None else f"{ns:.2f}"]
+        rows.append(cells)
+    headings = [f"AdamW, {one.size} parameters, {one.runs_on}"]
+    for vectors, _, _ in columns:
+        width = vectors.partition(" (")[0]
+        headings += [f"{width}: time, float32's = 1", "bound by", "in cache, ns per parameter"]
+    return "; ".join(notes) + ".\n\n" + _table(headings, rows)
 
 
 def drop_in(results: Results, folder: Path) -> str:

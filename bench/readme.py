@@ -46,6 +46,7 @@ def _of_run(folder: Path) -> str:
         markdown.small(results),
         _pictures(folder, where, "tensors", "sizes"),
         markdown.storages(results),
+        "" if results.device else markdown.by_vectors(record.newest_by_vectors("storages")),
         markdown.drop_in(results, folder),
         markdown.scaling(results),
         markdown.first_steps(results),

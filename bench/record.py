@@ -18,6 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llvmlite import binding
+from numba.core import config
+
 import fastopt
 from fastopt.errors import SettingError
 
@@ -28,6 +31,8 @@ PACKAGES = (
     "fastopt", "numpy", "numba", "llvmlite", "cupy-cuda13x", "cupy-cuda12x", "torch", "deepspeed", "jax", "optax",
     "bitsandbytes", "torchao", "flashoptim", "apex",
 )  # fmt: skip
+_VECTORS = {"avx512f": 512, "avx2": 256, "avx": 256, "sse2": 128, "neon": 128}
+
 MUST_MATCH = ("source", "machine", "versions", "repeats", "quick")
 """The conditions that must be equal in all runs of one results file."""
 
@@ -79,6 +84,19 @@ def read(path: Path) -> Results:
     if not runs or not records:
         raise SettingError("the file contains no results.", got=str(file), do="fastopt bench --out FOLDER")
     return Results(runs, records)
+
+
+def newest_by_vectors(part: str) -> dict[str, tuple[Path, Results]]:
+    """Return the newest results on a CPU that have a part, and their folder, by vectors, the widest first."""
+    found: dict[str, tuple[Path, Results]] = {}
+    for file in FOLDER.glob(f"*/{FILE}"):
+        results = read(file)
+        width = results.machine.get("vectors")
+        if width and results.of_part(part) and not results.device:
+            known = found.get(width)
+            if known is None or known[1].runs[0]["date"] < results.runs[0]["date"]:
+                found[width] = file.parent, results
+    return {width: found[width] for width in sorted(found, reverse=True)}
 
 
 def newest(part: str = "rules", *, device: bool = False) -> Path | None:
@@ -157,10 +175,19 @@ def machine() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _proc("cpuinfo", r"model name\s*: (.*)") or platform.processor() or platform.machine(),
+        "vectors": vectors(),
         "cores": cores,
         "memory_gib": round(int(_proc("meminfo", r"MemTotal:\s*(\d+)") or 0) / 2**20, 1),
         "os": platform.platform(),
     }
+
+
+def vectors() -> str:
+    """Return the width of the widest vectors that LLVM may use: the processor's, or those of which Numba is told."""
+    told = getattr(config, "CPU_FEATURES", None)
+    features = binding.get_host_cpu_features() if told is None else {f[1:]: f[0] == "+" for f in told.split(",") if f}
+    why = "" if told is None else ", as NUMBA_CPU_FEATURES says"
+    return next((f"{bits} bits ({name}{why})" for name, bits in _VECTORS.items() if features.get(name)), "unknown")
 
 
 def _proc(name: str, pattern: str) -> str:

@@ -21,6 +21,9 @@ VARIANTS = frozenset([*APIS, "captured", "elementwise"])
 MIN_SHARE = 512 << 10
 """Bytes of traffic below which the overhead of a call dominates, so that the share of the ceiling is not shown."""
 
+AT_MEMORY_SPEED = 0.9
+"""Share of the memory ceiling from which on a step counts as bound by memory, not by its instructions."""
+
 LOSS = "▼"
 NOTHING = "–"
 
@@ -73,6 +76,11 @@ def faster_peers(record: Record) -> dict[str, float]:
     """
     ahead = {name: times[1] for name, times in record.get("versus", {}).items() if times[2] < 1}
     return {name: x for name, x in ahead.items() if name not in VARIANTS and not name.startswith("fastopt.torch ")}
+
+
+def bound_by(share: float) -> str:
+    """Say what bounds a step larger than the cache that reaches this share of the memory ceiling."""
+    return "memory" if share >= AT_MEMORY_SPEED else "instructions"
 
 
 def below_ceiling(record: Record) -> bool:

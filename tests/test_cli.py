@@ -24,9 +24,9 @@ from matplotlib.text import Text
 from typer.testing import CliRunner
 
 import fastopt
-from fastopt.bench import ceiling
+from fastopt.bench import ceiling, clock, record
 from fastopt.cli import main
-from fastopt.demo import digits, pictures, race
+from fastopt.demo import digits, machine, pictures, race
 from fastopt.demo.commands import app
 from fastopt.demo.parsing import parse_storage
 from fastopt.demo.surfaces import SURFACES
@@ -302,6 +302,23 @@ def test_info_says_what_is_here(monkeypatch: pytest.MonkeyPatch):
         assert word in text
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert "'cupy-cuda13x[ctk]'" in run("info")
+
+
+def test_info_says_what_bounds_each_storage(monkeypatch: pytest.MonkeyPatch, fast):
+    measure = ceiling.measure
+    monkeypatch.setattr(ceiling, "measure", lambda **shape: measure(**{**shape, "elements": 1 << 16, "seconds": 0.0}))
+    monkeypatch.setattr(machine, "PRESETS", ("f32", "8bit"))
+    monkeypatch.setattr(clock, "speed", lambda *_: [0.5, 0.89, 1.0])
+    text = run("info", "--storages")
+    assert re.search(r"f32 +28 +[\d.]+ +89% +instructions", text)
+    assert re.search(r"8bit +16.06 +[\d.]+ +89% +instructions", text)
+    monkeypatch.setattr(clock, "speed", lambda *_: [0.5, 0.9, 1.0])
+    assert re.search(r"8bit +16.06 +[\d.]+ +90% +memory", run("info", "--storages"))
+
+
+def test_info_goes_by_the_features_that_numba_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(record.config, "CPU_FEATURES", "+avx2,-avx512f,+fma", raising=False)
+    assert record.vectors() == "256 bits (avx2, as NUMBA_CPU_FEATURES says)"
 
 
 @pytest.mark.parametrize(("reads", "writes"), [(0, 1), (1, 1), (1, 3), (2, 4)])

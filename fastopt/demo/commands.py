@@ -190,7 +190,11 @@ def show(
 
 @app.command()
 @raised_by("fastopt info")
-def info() -> None:
+def info(
+    storages: Annotated[
+        bool, typer.Option("--storages", help="Measure each storage too: is it bound by memory, or by instructions?")
+    ] = False,
+) -> None:
     """Describe this machine as fastopt sees it, and measure its memory ceiling.
 
     The memory ceiling is the throughput of a loop that reads and writes as many arrays as Adam, three updated in place
@@ -199,6 +203,7 @@ def info() -> None:
     Try:
 
         fastopt info
+        fastopt info --storages
     """
     from fastopt.demo import machine
     from fastopt.demo.console import open_console, print_table
@@ -209,6 +214,12 @@ def info() -> None:
     with console.status("measuring the memory ceiling"):
         ceiling = machine.memory_ceiling()
     print_table(console, ("", ""), machine.lines(cuda, ceiling), left=2)
+    if storages:
+        with console.status("measuring") as status:
+            rows = machine.storages(lambda name: status.update(f"measuring AdamW in {name}"))
+        headings = ("storage", "bytes moved\nper parameter", "ns per\nparameter", "share of the\nceiling", "bound by")
+        console.print()
+        print_table(console, headings, rows, left=1)
 
 
 @app.command()

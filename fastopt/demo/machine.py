@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -13,16 +14,17 @@ import numpy as np
 from llvmlite import binding
 
 import fastopt
-from fastopt.bench import ceiling
+from fastopt.bench import ceiling, clock, problem, record
+from fastopt.bench.cases import Case
+from fastopt.bench.report import bound_by
 from fastopt.errors import BackendError
 from fastopt.kernels import jit
 from fastopt.kernels.backends import BACKENDS, bind
 from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.devices import require_device
+from fastopt.kernels.formats import PRESETS
 from fastopt.kernels.launch import Rows
 from fastopt.kernels.threads import available
-
-_VECTORS = {"avx512f": 512, "avx2": 256, "avx": 256, "sse2": 128, "neon": 128}
 
 
 def lines(device: str, memory: str) -> list[tuple[str, str]]:
@@ -33,7 +35,7 @@ def lines(device: str, memory: str) -> list[tuple[str, str]]:
         ("backends", backends()),
         ("cuda", device),
         ("processor", processor()),
-        ("vectors", vectors()),
+        ("vectors", record.vectors()),
         ("threads", threads()),
         ("kernel cache", kernel_cache()),
         ("memory ceiling", memory),
@@ -78,12 +80,6 @@ def processor() -> str:
     return f"{name}; in LLVM: {binding.get_host_cpu_name()}"
 
 
-def vectors() -> str:
-    """Return the width of the widest vectors that LLVM may use on this processor."""
-    features = binding.get_host_cpu_features()
-    return next((f"{bits} bits ({name})" for name, bits in _VECTORS.items() if features.get(name)), "unknown")
-
-
 def threads() -> str:
     """Return the number of threads for large steps."""
     cores, usable = os.cpu_count() or 1, available()
@@ -101,6 +97,25 @@ def kernel_cache() -> str:
     sizes = [file.stat().st_size for file in folder.glob("*.code")]
     access = "writable" if os.access(folder, os.W_OK) else "not writable"
     return f"{folder} ({access}): {len(sizes)} kernels, {sum(sizes) / 1e6:.1f} MB"
+
+
+def storages(on_progress: Callable[[str], object] = lambda _: None) -> list[tuple[str, ...]]:
+    """Measure AdamW in each preset: bytes per parameter, time, share of the memory ceiling, and what bounds it.
+
+    Tensors of 8 Mi parameters, all threads; a step and a loop that only moves as many bytes, in turns.
+    """
+    rows = []
+    for storage in PRESETS:
+        on_progress(storage)
+        case = Case(storage=storage, size="8Mi", threads=fastopt.get_threads())
+        made = problem.optimizer(case)
+        own = problem.of_optimizer(made)
+        contestants = {"step": clock.timed(made.step), "ceiling": clock.timed(problem.ceiling_pass(case, own))}
+        times = clock.race(contestants, 7)
+        share, step = clock.speed(times["step"], times["ceiling"])[1], clock.percentiles(times["step"])[1]
+        bytes_moved = f"{case.program.bytes_per_parameter:.4g}"
+        rows.append((storage, bytes_moved, f"{step * 1e9 / case.elements:.2f}", f"{share:.0%}", bound_by(share)))
+    return rows
 
 
 def memory_ceiling() -> str:
