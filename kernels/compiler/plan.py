@@ -6,6 +6,7 @@ import math
 import unicodedata
 import weakref
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
@@ -64,13 +65,16 @@ def plan(rule: Rule, storage: Hashable) -> Plan:
 
     `storage` is as for `layout`, but hashable: a mapping comes as a tuple of (buffer, name of its format).
     """
-    try:
-        moving = is_scheduled(rule)
-    except TypeError:  # it is no dataclass
-        require_rule(rule)
-        raise
-    if moving:
-        return make_plan(_program(rule, storage), rule)
+    seen = _STILL.get(id(rule))
+    if seen is None or seen() is not rule:
+        try:
+            moving = is_scheduled(rule)
+        except TypeError:  # it is no dataclass
+            require_rule(rule)
+            raise
+        if moving:
+            return make_plan(_program(rule, storage), rule)
+        _remember_as_still(rule)
     try:
         known = _known_plans(rule, storage)
     except TypeError:  # not hashable
@@ -82,6 +86,16 @@ def plan(rule: Rule, storage: Hashable) -> Plan:
     made = make_plan(trace(rule, dict(storage) if isinstance(storage, tuple) else storage), rule)
     known.append((rule, exact_key(rule), made))
     return made
+
+
+def _remember_as_still(rule: Rule) -> None:
+    number = id(rule)
+    with suppress(TypeError):  # a dataclass with slots
+        _STILL[number] = weakref.ref(rule, lambda _: _STILL.pop(number, None))
+
+
+_STILL: dict[int, weakref.ref] = {}
+"""Rules without schedules that live, by their ids: frozen, so that they need not be looked through at each `update`."""
 
 
 def _program(rule: Rule, storage: Hashable) -> Program:
