@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -171,3 +172,65 @@ def test_a_zero_stays_exactly_zero_whatever_its_tile():
     for state in ("m", "v"):
         assert np.array_equal(opt.state(state)["w"] == 0, gradient == 0)
     assert np.array_equal(opt.params["w"] == 1, gradient == 0)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A rule whose buffers and scalar are called like what a kernel makes of others' names."""
+
+    lr: Any = 0.1
+
+    unsigned: ClassVar = ("m_codes",)
+
+    def scalars(self, t):
+        return {"x9_2": self.lr, "step_1": 0.5, "unusual": 0.25}
+
+    def update(self, p, g, m, m_codes, *, x9_2, step_1, unusual):
+        m = step_1 * m + unusual * g
+        m_codes = step_1 * m_codes + unusual * (g * g)
+        return p - x9_2 * m / (np.sqrt(m_codes) + unusual), m, m_codes
+
+
+@dataclass(frozen=True)
+class ReadOnly:
+    """A rule that reads a state and leaves it as it is."""
+
+    lr: Any = 0.1
+    root: bool = False
+
+    def scalars(self, t):
+        return {"lr": self.lr}
+
+    def update(self, p, g, m, *, lr):
+        return p - lr * g * (np.sqrt(m * m) if self.root else m), m
+
+
+@pytest.mark.parametrize("storage", [{"p": "bf16_sr", "g": "bf16"}, {"p": "f32", "g": "f32"}], ids=["pairs", "wide"])
+@pytest.mark.parametrize("rule", [Named(), ReadOnly(), ReadOnly(root=True)], ids=["Named", "ReadOnly", "with a root"])
+def test_odd_rules_are_stepped_alike(rule, storage):
+    state = {"m": "f8", "m_codes": "uf8"} if isinstance(rule, Named) else {"m": "f8"}
+    program = trace(rule, {**storage, **state})
+    arrays = tiles(program, 3)
+    for n in (3 * TILE, 2 * TILE + 1, 5):
+        part = [a[: b.size(n)].copy() for a, b in zip(arrays, program.buffers, strict=True)]
+        for found, expected in zip(
+            taken("cpu", program, rule, part), taken("reference", program, rule, part), strict=True
+        ):
+            assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize("scale", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FFF8001, 0x7F800001, 0x80000000, 0x12345678])
+def test_a_scale_that_no_encoder_writes_makes_no_nan_with_low_bits(scale):
+    rule = fastopt.Adam(lr=0.1)
+    program = trace(rule, "bf16_8bit")
+    for codes in (0, 5, 0x80, 0xFF):
+        arrays = tiles(program, 2)
+        for array, b in zip(arrays, program.buffers, strict=True):
+            if b.tiled:
+                array[:] = scale
+            elif b.name in ("m", "v"):
+                array[:] = codes
+        for found, expected in zip(
+            taken("cpu", program, rule, arrays), taken("reference", program, rule, arrays), strict=True
+        ):
+            assert_same_bits(found, expected)

@@ -53,9 +53,9 @@ class Program:
     its new element. The inputs are of kind "buffer" (one element), "tile" (the element of its tile), "scalar", and,
     when `noise` is set, "key" (two uint32, see `noise.noise_keys`), "tile_number" (the halves of the number of the
     element's tile) and "index" (of the element in its tile). "tile_max" is the largest of a tile's words, "sequence" a
-    word that grows by the same from element to element. `stages` are the values on the way to a rule's noise after
-    which a backend may begin another loop. `name` names the rule, the settings that shaped it, and the format of each
-    buffer. `plain` is the same for nearly all tiles that have scales.
+    word that grows by the same from element to element. `stages` are values after which a backend may begin another
+    loop: on the way to a rule's noise and, where tiles have scales, roots. `name` names the rule, the settings that
+    shaped it, and the format of each buffer. `plain` is the same for nearly all tiles that have scales.
     """
 
     name: str

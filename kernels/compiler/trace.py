@@ -72,16 +72,15 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
     results: dict[str, Node] = {}
     for b, node in values.items():
         results |= call.encode(b, node)
-    plain = None
+    plain, stages = None, call.stages
     if any(isinstance(form, Scaled) for form in formats.values()):
         fast = _Call(rule, formats, absent, plain=True, tracing=call.tracing)
         now = {b: fast.after[b] for b in values}
         made: dict[str, Node] = {}
         for b, node in now.items():
             made |= fast.encode(b, node)
-        known = set(map(id, fast.stages))
-        roots = [n for n in walk(made.values()) if n.op == "sqrt" and id(n) not in known]
-        plain = Plain(now, made, fast.unusual, fast.limits, (*fast.stages, *roots))
+        plain = Plain(now, made, fast.unusual, fast.limits, _stages(fast.stages, made))
+        stages = _stages(call.stages, results)
     buffers = [
         Buffer(name, b, plane.dtype, plane.read, name in results, plane.tiled, plane.view)
         for b, form in formats.items()
@@ -95,11 +94,17 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
         buffers=tuple(b for b in buffers if b.read or b.written),
         scalars=scalars,
         noise=call.uses_bits,
-        stages=call.stages,
+        stages=stages,
         values=values,
         results=results,
         plain=plain,
     )
+
+
+def _stages(of_noise: tuple[Node, ...], results: dict[str, Node]) -> tuple[Node, ...]:
+    """Return the values after which a loop may end: those of the rule's noise, and its roots."""
+    known = set(map(id, of_noise))
+    return (*of_noise, *[n for n in walk(results.values()) if n.op == "sqrt" and id(n) not in known])
 
 
 class _Call:

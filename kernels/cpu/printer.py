@@ -20,7 +20,7 @@ from fastopt.kernels.formats import TILE
 # Names of the printed skeleton, which a rule's own names must not hide.
 _SKELETON = (
     "job n chunk first last prefetching length count strip i offset tile tile_low tile_high start index key0 key1 min"
-    " range step step_0 step_1 step_2 step_3 step_4 step_5 step_6 step_7 mode codes unusual plain"
+    " range step mode codes unusual plain"
 )
 _INTRINSICS = (
     "buffer claim one_nan one_nan_of_two prefetch scratch low high join umax wide_vectors word to_float from_bits sqrt"
@@ -73,7 +73,7 @@ def print_source(program: Program) -> str:
     for k, loop in enumerate((*plain_loops, *loops)):
         whole = k < len(plain_loops)
         if paired:
-            step = f"step{f'_{k}' if len(loops) > 1 else ''}"
+            step = f"step{f'_{k}' if len(plain_loops) + len(loops) > 1 else ''}"
             function, lines = print_pairs(
                 loop, step, names, program, count, whole=whole, rare=bool(plain_loops) and not whole
             )

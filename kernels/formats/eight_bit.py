@@ -11,6 +11,8 @@ from fastopt.kernels.formats.format import U8, U32, Plane, Scaled
 
 _PLANES = (Plane("", U8), Plane("scale", U32, tiled=True))
 _NAN, _SIGN = 0x7FC00000, 0x80000000
+_SCALES = 0x7F800000
+"""The bits that a scale may have. Others, in memory that no encoder wrote, are not read: the formats are `quiet`."""
 
 
 class UF8(Scaled):
@@ -26,11 +28,11 @@ class UF8(Scaled):
     plain_limit = 0x7F600000 - 1
 
     def decode(self, code: Any, scale: Any) -> Any:  # noqa: D102
-        u = np.where(code == 0, 0, (code << 20) + scale)
+        u = np.where(code == 0, 0, (code << 20) + (scale & _SCALES))
         return np.where(code == 255, _NAN, u).view(np.float32)
 
     def plain_decode(self, code: Any, scale: Any) -> Any:  # noqa: D102
-        return ((code << 20) + scale).view(np.float32)
+        return ((code << 20) + (scale & _SCALES)).view(np.float32)
 
     def unusual(self, codes: Any) -> Any:  # noqa: D102
         low = codes & 0x7F7F7F7F
@@ -77,6 +79,7 @@ class F8(Scaled):
 
     def plain_decode(self, code: Any, scale: Any) -> Any:  # noqa: D102
         # Shifted first: a compiler that sees a mask of a byte computes with bytes, and shuffles.
+        scale = scale & _SCALES
         size = (((code << 20) & 0x07F00000) + scale).view(np.float32) - scale.view(np.float32)
         return (size.view(np.uint32) | ((code << 24) & _SIGN)).view(np.float32)
 
