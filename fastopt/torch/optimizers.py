@@ -141,6 +141,7 @@ class Lion(Adapter):
         params: parameters, or groups of them, as for torch's optimizers.
         lr, betas, weight_decay: as in `fastopt.Lion`; weight decay is decoupled.
         maximize: climb instead of descend.
+        own: flatten, storage, seed, and capturable for steps that a CUDA graph can repeat.
 
     """
 
@@ -174,6 +175,7 @@ class Fused(Adapter):
         rule: the rule, for example `fastopt.GradientNoise(fastopt.Adam(lr=1e-3))`. A setting that is a schedule of
             fastopt's stays one, and is no option.
         maximize: climb instead of descend.
+        own: flatten, storage, seed, and capturable for steps that a CUDA graph can repeat.
 
     """
 
