@@ -39,11 +39,11 @@ TORCH_OPTIMIZERS = [
 ]
 
 
-def optimizer(rule: str, storage: str) -> fastopt.Optimizer:
+def optimizer(rule: str, storage: str, backend: str = "auto") -> fastopt.Optimizer:
     """Make an optimizer with two groups."""
     dtype = np.float64 if storage == "f64" else np.float32
     values = {"a": np.linspace(-1, 1, 260, dtype=dtype), "b": np.ones((3, 4), dtype)}
-    return fastopt.Optimizer(RULES[rule], values, groups={"b": {"lr": 0.5}}, storage=storage, seed=3)
+    return fastopt.Optimizer(RULES[rule], values, groups={"b": {"lr": 0.5}}, storage=storage, backend=backend, seed=3)
 
 
 def advance(opt: fastopt.Optimizer, steps: range) -> dict[str, np.ndarray]:
