@@ -234,3 +234,26 @@ def test_a_scale_that_no_encoder_writes_makes_no_nan_with_low_bits(scale):
             taken("cpu", program, rule, arrays), taken("reference", program, rule, arrays), strict=True
         ):
             assert_same_bits(found, expected)
+
+
+@dataclass(frozen=True)
+class Many:
+    """A rule of seven states, more than a function that Numba inlines can have as arguments with their scales."""
+
+    lr: Any = 0.1
+
+    def scalars(self, t):
+        return {"lr": self.lr}
+
+    def update(self, p, g, a, b, c, d, e, f, h, *, lr):
+        root = np.sqrt(np.abs(a))
+        return (p - lr * g, root, c, b, a + d, e - f * root, g + f, np.sqrt(np.abs(p * lr)) + h)
+
+
+def test_a_rule_of_many_states_is_compiled():
+    program = trace(Many(), "split_8bit")
+    arrays = tiles(program, 2)
+    for found, expected in zip(
+        taken("cpu", program, Many(), arrays), taken("reference", program, Many(), arrays), strict=True
+    ):
+        assert_same_bits(found, expected)

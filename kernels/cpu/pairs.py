@@ -12,6 +12,13 @@ from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.compiler.text import wrapped
 from fastopt.kernels.formats import TILE
 
+MOST_ARGUMENTS = 28
+"""Arguments of a function that Numba inlines: Python passes more than 30 in a tuple, so here they come in several."""
+
+
+def _groups(names: list[str]) -> list[list[str]]:
+    return [names[k : k + MOST_ARGUMENTS] for k in range(0, len(names), MOST_ARGUMENTS)]
+
 
 def print_pairs(
     loop: Loop,
@@ -42,10 +49,16 @@ def print_pairs(
     known = ["index", *uniform, *sorted(name for name in mentioned if re.fullmatch(r"(x|max)\d+", name))]
     used = [name for name in known if name in mentioned - own]
     parameters = [*(f"{b}_i" for b in loads), *reloads, *used]
+    packed = len(parameters) > MOST_ARGUMENTS
+    if packed:
+        groups = _groups(parameters)
+        lines = [f"({', '.join(group)},) = group{k}" for k, group in enumerate(groups)] + lines
+        parameters = [f"group{k}" for k in range(len(groups))]
 
     def call(half: str, at: str, elements: list[str], index: str) -> str:
         passed = [*elements, *(f"{v}_spill{half}[{at}]" for v in reloads)]
         passed += [index if name == "index" else f"{name}{half}" if name in sequences else name for name in used]
+        passed = [f"({', '.join(group)},)" for group in _groups(passed)] if packed else passed
         return f"{', '.join(f'{x}{half}' for x in (*stores, *spills, *maxima))} = {step}({', '.join(passed)})"
 
     def spill(half: str, at: str) -> list[str]:
