@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import starmap
 from operator import call
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,15 +29,6 @@ class Rows(NamedTuple):
     memory: object = None  # kept alive as long as the launch
     device: int = 0  # number of the device that the addresses are of, where there are several
     own_numbers: bool = False  # whether each has scalars and keys of its own, on the device: see `NumbersOfRows`
-
-
-class StepsOnDevice(NamedTuple):
-    """Arrays on a device in which a launch over one row finds the numbers of the next steps."""
-
-    scalars: Any  # a row for each step, in the computing precision
-    keys: Any  # the two uint32 keys of its noise; not read where there is none
-    row: Any  # an int64: which row is next
-    rows: np.int64
 
 
 class NumbersOfRows(NamedTuple):

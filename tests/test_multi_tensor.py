@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cases import CASES
 from cuda_host import COMPILER
-from cuda_matrix import compile_source
+from cuda_matrix import ARCHITECTURES, compile_source
 from values import assert_same_bits, step
 
 import fastopt
@@ -19,6 +19,7 @@ from fastopt.kernels.compiler.noise import noise_keys
 from fastopt.kernels.compiler.plan import host_scalars
 from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.cpu import tuning
+from fastopt.kernels.cuda.launch import WRITE
 from fastopt.kernels.cuda.printer import print_table_source
 from fastopt.kernels.formats import TILE
 from fastopt.kernels.launch import NumbersOfRows, Rows, run
@@ -175,3 +176,9 @@ def test_nvrtc_compiles_multi_tensor_kernels_without_contraction_and_with_wide_a
     wide = 2 if program.dtype == np.float64 else 4
     assert re.search(rf"\bld(\.global)?(\.nc)?\.v{wide}\.", made.ptx)
     assert re.search(rf"\bst(\.global)?\.v{wide}\.", made.ptx)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvrtc_compiles_the_kernel_that_writes_a_table_from_its_arguments(architecture):
+    pytest.importorskip("cupy", reason="NVRTC is called through CuPy, which this platform has no wheel of")
+    assert set(compile_source(WRITE, architecture).registers) == {"write_words"}

@@ -167,9 +167,9 @@ def common(program: Program, names: dict[str, str], numbered: dict[str, int]) ->
         ):
             hashed[id(node)] = node
     uses: dict[int, int] = {}
-    for node in (n for graph in graphs for n in graph):
+    for node in {id(n): n for graph in graphs for n in graph}.values():
         for a in node.args:
-            uses[id(a)] = uses.get(id(a), 0) + 2 * (id(node) not in hashed) + (id(node) in hashed)
+            uses[id(a)] = uses.get(id(a), 0) + (1 if id(node) in hashed else 2)
     lines, texts = [], {}
     known: dict[int, Text] = {}
     for node in hashed.values():
@@ -177,7 +177,7 @@ def common(program: Program, names: dict[str, str], numbered: dict[str, int]) ->
             continue
         operands = [texts.get(id(a)) or _write(a, [], names, "python") for a in node.args]
         text = _write(node, operands, names, "python")
-        if node.args and uses.get(id(node), 0) > 2:  # twice in one graph
+        if node.args and uses.get(id(node), 0) > 1:  # twice, or by something that is not in these lines
             numbered["x"] += 1
             name = f"x{numbered['x'] - 1}"
             lines.append(f"{name} = {text}")

@@ -23,7 +23,7 @@ from fastopt.kernels.cuda.printer import (
 )
 from fastopt.kernels.devices import load_cupy
 from fastopt.kernels.formats import TILE
-from fastopt.kernels.launch import Launch, NumbersOfRows, Rows, StepsOnDevice
+from fastopt.kernels.launch import Launch, NumbersOfRows, Rows
 
 THREADS = 128
 """Threads of a block, 4 warps; as in tile.cuh. Twice as many are slower, most so where there is much arithmetic."""
@@ -78,8 +78,7 @@ class RowLaunch:
         self._addresses = [np.uint64(a) for a in addresses]
         self._device, self._shape = rows.device, ((blocks(self._n),), (THREADS,))
         self._kernel: Any = self._load(entry(program)) if self._n else None
-        self._captured: Any = None  # the entry point that finds its numbers on the device
-        self._prepared: StepsOnDevice | None = None
+        self._prepared: _PreparedSteps | None = None
 
     def _load(self, name: str) -> Any:
         with load_cupy().cuda.Device(self._device):
@@ -96,18 +95,6 @@ class RowLaunch:
         """Move one buffer of the row."""
         self._addresses[buffer] = np.uint64(addresses[0])
 
-    def calls_from(self, numbers: StepsOnDevice) -> list[tuple]:
-        """Prepare the step whose numbers are in the next row on the device; without a row left it does nothing."""
-        if not self._n:
-            return []
-        if self._captured is None:
-            self._captured = self._load(captured(entry(self._program)))
-        keys = [numbers.keys, np.int64(self._offset)] if self._program.noise else []
-        arguments = (np.int64(self._n), *self._addresses, *keys, numbers.scalars, numbers.row, numbers.rows)
-        return [(self._captured, *self._shape, arguments)]
-
-    # Steps that are prepared in CuPy's memory.
-
     def counter(self) -> StepCounter:
         """Make a counter of prepared steps on the row's device."""
         return StepCounter(self._device)
@@ -120,22 +107,22 @@ class RowLaunch:
         """
         table = np.array(scalars, np.float64).astype(self._program.dtype).reshape(len(scalars), -1)
         key_table = np.array(keys, np.uint32).reshape(-1, 2)
-        cupy = load_cupy()
-        with cupy.cuda.Device(self._device):
+        with load_cupy().cuda.Device(self._device):
             if self._prepared is None:
-                own, own_keys = (cupy.empty(x.shape, x.dtype) for x in (table, key_table))
-                prepared = StepsOnDevice(own, own_keys, counter.row, np.int64(len(table)))
-                self.calls_from(prepared)  # which loads the kernel
-                self._prepared = prepared
+                kernel = self._load(captured(entry(self._program)))
+                self._prepared = _PreparedSteps(kernel, counter, table, key_table)
             self._prepared.scalars.set(table)
             self._prepared.keys.set(key_table)
 
     def captured_calls(self) -> list[tuple]:
-        """Prepare the step that the counter says is next."""
+        """Prepare the step whose scalars are in the next row; without a row left it does nothing."""
         if not self._n:
             return []
         assert self._prepared is not None
-        return self.calls_from(self._prepared)
+        steps = self._prepared
+        noise = [steps.keys, np.int64(self._offset)] if self._program.noise else []
+        arguments = (np.int64(self._n), *self._addresses, *noise, steps.scalars, steps.counter.row, steps.rows)
+        return [(steps.kernel, *self._shape, arguments)]
 
 
 class StepCounter:
@@ -147,6 +134,15 @@ class StepCounter:
             self.row = cupy.zeros(1, np.int64)
             kernel = function(ADVANCE, "advance_row", device)
         self.calls = [(kernel, (1,), (1,), (self.row,))]
+
+
+class _PreparedSteps:
+    """The memory of prepared steps: a row of scalars and keys for each."""
+
+    def __init__(self, kernel: Any, counter: StepCounter, scalars: np.ndarray, keys: np.ndarray):
+        cupy = load_cupy()
+        self.kernel, self.counter, self.rows = kernel, counter, np.int64(len(scalars))
+        self.scalars, self.keys = cupy.empty(scalars.shape, scalars.dtype), cupy.empty(keys.shape, keys.dtype)
 
 
 class TableLaunch:

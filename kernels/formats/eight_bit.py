@@ -106,12 +106,14 @@ class F8(Scaled):
         return scale + (1 << 23), np.full_like(scale, 239 << 23)
 
     def encode(self, x: Any, bits: Any, scale: Any = None) -> tuple:  # noqa: D102
-        u = x.view(np.uint32)
-        size = ((u & 0x7FFFFFFF).view(np.float32) + scale.view(np.float32)).view(np.uint32)
-        code = (size - scale + (bits >> 12)) >> 20
-        return (np.where(code >= 127, 127, code | ((u >> 24) & 0x80)),)
+        code = (self._shifted(x, scale) - scale + (bits >> 12)) >> 20
+        return (np.where(code >= 127, 127, code | ((x.view(np.uint32) >> 24) & 0x80)),)
 
     def plain_encode(self, x: Any, bits: Any, scale: Any) -> Any:  # noqa: D102
-        u = x.view(np.uint32)
-        size = ((u & 0x7FFFFFFF).view(np.float32) + scale.view(np.float32)).view(np.uint32)
-        return (size - np.where(u >= _SIGN, scale - (1 << 27), scale) + (bits >> 12)) >> 20  # the sign is bit 27
+        least = np.where(x.view(np.uint32) >= _SIGN, scale - (1 << 27), scale)  # the sign is bit 27 of the difference
+        return (self._shifted(x, scale) - least + (bits >> 12)) >> 20
+
+    def _shifted(self, x: Any, scale: Any) -> Any:
+        """Return the bits of |x| + b."""
+        size = (x.view(np.uint32) & 0x7FFFFFFF).view(np.float32)
+        return (size + scale.view(np.float32)).view(np.uint32)
