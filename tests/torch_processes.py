@@ -381,6 +381,8 @@ def run(rank: int, port: int, world: int, script: str, arguments: list[str]) -> 
         dist.barrier()
     finally:
         dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # a thread of torch's that asks for the GIL while Python ends is unwound there, on which C++ aborts
 
 
 if __name__ == "__main__":

@@ -98,7 +98,9 @@ def in_process(rank: int, port: int, folder: Path, resume: bool) -> None:
         model = saved_by_torch(variant, own, resume, torch.nn.parallel.DistributedDataParallel)
         if rank == 0:
             torch.save(model.state_dict(), folder / f"{variant}-ddp-{resume}.pt")
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    os._exit(0)  # a thread of torch's that asks for the GIL while Python ends is unwound there, on which C++ aborts
 
 
 def accelerate(variant: str, folder: Path, resume: bool) -> Any:

@@ -6,11 +6,10 @@ import math
 import unicodedata
 import weakref
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -22,6 +21,9 @@ from fastopt.kernels.compiler.specialization import exact_key
 from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.rules.rule import Rule, initial, require_rule
 from fastopt.kernels.rules.settings import follow, is_scheduled
+
+
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +67,7 @@ def plan(rule: Rule, storage: Hashable) -> Plan:
 
     `storage` is as for `layout`, but hashable: a mapping comes as a tuple of (buffer, name of its format).
     """
-    seen = _STILL.get(id(rule))
-    if seen is None or seen() is not rule:
+    if _STILL.get(rule) is None:
         try:
             moving = is_scheduled(rule)
         except TypeError:  # it is no dataclass
@@ -74,7 +75,7 @@ def plan(rule: Rule, storage: Hashable) -> Plan:
             raise
         if moving:
             return make_plan(_program(rule, storage), rule)
-        _remember_as_still(rule)
+        _STILL.put(rule, True)
     try:
         known = _known_plans(rule, storage)
     except TypeError:  # not hashable
@@ -88,32 +89,55 @@ def plan(rule: Rule, storage: Hashable) -> Plan:
     return made
 
 
-def _remember_as_still(rule: Rule) -> None:
-    number = id(rule)
-    with suppress(TypeError):  # a dataclass with slots
-        _STILL[number] = weakref.ref(rule, lambda _: _STILL.pop(number, None))
+class WhileAlive(Generic[V]):
+    """Values kept for objects by identity, while these live: for rules, which need not be hashable.
+
+    What was kept for objects that are gone is dropped when there has come to be twice as much. A callback of each weak reference
+    would do that at once, but Python prints what is raised while a callback runs and goes on: Ctrl-C would be lost there.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[weakref.ref[Any], V]] = {}
+        self._most = 256
+
+    def get(self, owner: object) -> V | None:
+        """Return what is kept for this object, or None."""
+        kept = self._kept.get(id(owner))
+        return kept[1] if kept is not None and kept[0]() is owner else None
+
+    def put(self, owner: object, value: V) -> bool:
+        """Keep a value; return False for an object that no weak reference can name, as of a class with slots."""
+        try:
+            self._kept[id(owner)] = weakref.ref(owner), value
+        except TypeError:
+            return False
+        if len(self._kept) > self._most:
+            for number, kept in list(self._kept.items()):
+                if kept[0]() is None and self._kept.get(number) is kept:
+                    self._kept.pop(number, None)
+            self._most = max(256, 2 * len(self._kept))
+        return True
 
 
-_STILL: dict[int, weakref.ref] = {}
-"""Rules without schedules that live, by their ids: frozen, so that they need not be looked through at each `update`."""
+_STILL = WhileAlive[bool]()
+"""Rules without schedules: frozen, so that they need not be looked through at each `update`."""
 
 
 def _program(rule: Rule, storage: Hashable) -> Program:
     """Return the program of a rule with schedules, which may hold anything: a trainer with its model, for example."""
-    number, wanted = id(rule), dict(storage) if isinstance(storage, tuple) else storage
-    known = _PROGRAMS.get(number)
-    if known is None or known[0]() is not rule:
-        try:
-            known = _PROGRAMS[number] = weakref.ref(rule, lambda _: _PROGRAMS.pop(number, None)), {}
-        except TypeError:  # a dataclass with slots
+    wanted = dict(storage) if isinstance(storage, tuple) else storage
+    known = _PROGRAMS.get(rule)
+    if known is None:
+        known = {}
+        if not _PROGRAMS.put(rule, known):
             return trace(rule, wanted)
-    if storage not in known[1]:
-        known[1][storage] = trace(rule, wanted)
-    return known[1][storage]
+    if storage not in known:
+        known[storage] = trace(rule, wanted)
+    return known[storage]
 
 
-_PROGRAMS: dict[int, tuple[weakref.ref, dict[Hashable, Program]]] = {}
-"""Rules with schedules that live, by their ids, and their programs, which hold nothing of theirs."""
+_PROGRAMS = WhileAlive[dict[Hashable, Program]]()
+"""The programs of rules with schedules; programs hold nothing of their rules."""
 
 
 @lru_cache(maxsize=256)

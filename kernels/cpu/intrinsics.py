@@ -68,7 +68,10 @@ class _BufferModel(models.PrimitiveModel):
 
 @intrinsic(prefer_literal=True)
 def buffer(typingctx, address, first, dtype, k, count):
-    """View memory from `address`, beginning at element `first`, as buffer `k` of the `count` buffers of a kernel."""
+    """View memory from `address`, beginning at element `first`, as buffer `k` of the `count` buffers of a kernel.
+
+    With a count of 0 it may be that of any of them.
+    """
     result = BufferType(dtype.instance_type, k.literal_value, count.literal_value)
 
     def codegen(context, builder, signature, args):
@@ -98,6 +101,8 @@ def _element(context, builder, buffer_type, address, index):
 
 def _declare_scopes(builder, instruction, buffer_type):
     """Mark a load or store as one that touches this buffer and none of the kernel's others."""
+    if not buffer_type.count:
+        return instruction
     module = builder.module
     domain = module.add_metadata([ir.MetaDataString(module, "fastopt")])
     scopes = [module.add_metadata([ir.MetaDataString(module, f"buffer {k}"), domain]) for k in range(buffer_type.count)]
@@ -333,8 +338,7 @@ def to_float(typingctx, x, dtype):
     return dtype.instance_type(x, dtype), codegen
 
 
-@instruction(lambda address, amount: types.int64)
-def _fetch_add(builder, address, amount):
+def _add(builder, address, amount):
     return builder.atomic_rmw("add", builder.inttoptr(address, _INT64.as_pointer()), amount, "acq_rel")
 
 
@@ -348,14 +352,23 @@ def _load_acquire(builder, address):
 FINISHED_AT = 64
 
 
-@njit
-def claim(job, previous, chunk):
+@intrinsic
+def claim(typingctx, job, previous, chunk):
     """Report the chunk that began at `previous` as finished and claim the next; with no job (0), just go on."""
-    if job == 0:
-        return previous + chunk
-    if previous >= 0:
-        _fetch_add(job + FINISHED_AT, 1)
-    return _fetch_add(job, chunk)
+
+    def codegen(context, builder, signature, args):
+        job, previous, chunk = args
+        zero, next_chunk = _INT64(0), cgutils.alloca_once(builder, _INT64)
+        with builder.if_else(builder.icmp_signed("==", job, zero)) as (alone, shared):
+            with alone:
+                builder.store(builder.add(previous, chunk), next_chunk)
+            with shared:
+                with builder.if_then(builder.icmp_signed(">=", previous, zero)):
+                    _add(builder, builder.add(job, _INT64(FINISHED_AT)), _INT64(1))
+                builder.store(_add(builder, job, chunk), next_chunk)
+        return builder.load(next_chunk)
+
+    return types.int64(types.int64, types.int64, types.int64), codegen
 
 
 @njit

@@ -80,7 +80,7 @@ def print_source(program: Program) -> str:
             functions += function
         else:
             lines = _print_loop(loop, names, whole=whole)
-        printed.append(lines + _print_repair(program, loop, names, count))
+        printed.append(lines + _print_repair(program, loop, names))
 
     convert = [f"{s} = {program.dtype.name}({s})" for s in scalars]
     if noise:
@@ -206,14 +206,11 @@ def _print_prefetch(lines: list[str]) -> list[str]:
     return ["if prefetching:", *(f"    {line}" for line in lines)] if lines else []
 
 
-def _print_repair(program: Program, loop: Loop, names: dict[str, str], count: int) -> list[str]:
+def _print_repair(program: Program, loop: Loop, names: dict[str, str]) -> list[str]:
     """Print what makes NaN the canonical one where there was any."""
     if not loop.quiet:
         return []
-    views = {
-        (b.buffer, b.name): f"buffer({names[b.name]}_at, strip, uint16, {k}, {count})"
-        for k, b in enumerate(program.buffers)
-    }
+    views = {(b.buffer, b.name): f"buffer({names[b.name]}_at, strip, uint16, 0, 0)" for b in program.buffers}
     lines = []
     for quiet in loop.quiet:
         own = [view for (buffer, _), view in views.items() if buffer == quiet]
