@@ -43,7 +43,7 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
 
     `bind` prepares a call of it. With job = 0 one thread processes all n elements.
     """
-    kind, strip = np.dtype(dtype).name, tuning.strip(np.dtype(dtype).itemsize)
+    kind, strip = np.dtype(dtype).name, 256 // min(np.dtype(dtype).itemsize, 4)
     name = f"traffic_r{reads}_w{writes}_{kind}"
     arrays = [f"w{k}" for k in range(writes)] + [f"r{k}" for k in range(reads)]
     added = " + ".join(f"r{k}[i]" for k in range(reads)) or f"{kind}(1)"
@@ -53,7 +53,8 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
             "",
             f"from numba import {kind}, intp, njit, types",
             "",
-            "from fastopt.kernels.cpu.intrinsics import buffer, claim, prefetch",
+            "from fastopt.kernels.cpu.jobs import claim",
+            "from fastopt.kernels.cpu.memory import buffer, prefetch",
             "",
             "",
             f"SIGNATURE = types.void({', '.join(['intp'] * (4 + len(arrays)))})",

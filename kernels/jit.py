@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import linecache
 import pickle
-import re
 import sys
-from functools import cache, lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +38,9 @@ def load(name: str, text: str) -> Any:
         module = _module(f"fastopt_printed_{files.short(name)}_{_hash(text)}", text)
         kernel = getattr(module, name)
         if not kernel.signatures:
-            kernel._cache = StoredCode(f"{files.short(name)}_{_hash(text)}", _folder_name(_imported(text)))
+            kernel._cache = StoredCode(
+                f"{files.short(name)}_{_hash(text)}", _folder_name("from fastopt.kernels.cpu." in text)
+            )
             kernel.compile(module.SIGNATURE)
             kernel.disable_compile()
     return kernel
@@ -111,18 +112,13 @@ def entry_point(kernel: Any) -> Any:
     return only.entry_point
 
 
-def _imported(text: str) -> tuple[str, ...]:
-    """Return the modules of fastopt that a module imports intrinsics from: their code becomes part of its own."""
-    return tuple(sorted(re.findall(r"^from (fastopt\.[\w.]+) import", text, re.MULTILINE)))
-
-
-@lru_cache(maxsize=16)
-def _folder_name(modules: tuple[str, ...]) -> str:
-    """Name the folder of compiled modules: whatever changes the code they become, besides their own text."""
-    sources = "".join(map(_source, modules))
+@cache
+def _folder_name(intrinsics: bool) -> str:
+    """Name the folder of compiled modules: by whatever changes the code they become, besides their own text."""
+    sources = "".join(_source(f"fastopt.kernels.cpu.{name}") for name in ("jobs", "memory", "values") if intrinsics)
     return f"numba{numba.__version__}-{_hash(sources)[:8]}"
 
 
 def cache_folder() -> Path | None:
     """Return the folder in which compiled CPU kernels are stored, if there is one."""
-    return files.folder(_folder_name(("fastopt.kernels.cpu.intrinsics",)))
+    return files.folder(_folder_name(True))

@@ -9,7 +9,7 @@ from numba import int64, njit
 from values import assert_same_bits
 
 import fastopt
-from fastopt.kernels.cpu.intrinsics import _MODE, restore_mode, standard_mode
+from fastopt.kernels.cpu.jobs import _MODE, restore_mode, standard_mode
 from fastopt.kernels.launch import run
 
 pytestmark = pytest.mark.skipif(not _MODE, reason="the modes of this processor are not known")

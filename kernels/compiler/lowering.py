@@ -57,7 +57,7 @@ def printed_names(program: Program, reserved: frozenset[str]) -> dict[str, str]:
         while (
             printed in reserved
             or hasattr(builtins, printed)
-            or re.fullmatch(r"(x|max|step_|group)\d+|.*_(new|at|i|spill|codes|0|1|2|last)", printed)
+            or re.fullmatch(r"(x|max|step_|group)\d+|.*_(new|at|i|spill|codes|each|step|last|(pair)?\d)", printed)
             or printed in names.values()
         ):
             printed += "_"

@@ -1,7 +1,7 @@
 """The operations of a traced rule, in one table: the NumPy functions that mean it, and how each target writes it.
 
 Every operation is exact or correctly rounded, so every backend computes the same bits. Python is what Numba compiles,
-with the names of `cpu.intrinsics`; CUDA is C++ with the names of `tile.cuh`.
+with the names of `cpu.values`; CUDA is C++ with the names of `tile.cuh`.
 """
 
 from __future__ import annotations
@@ -70,8 +70,7 @@ def _cuda_not(node: Any, args: Any) -> Text:
 
 
 def _python_cast(node: Any, args: Any) -> Text:
-    kind = PYTHON_TYPES[node.dtype.name]
-    return Text(f"to_float({args[0]}, {kind})" if node.args[0].dtype == _WORD else f"{kind}({args[0]})")
+    return Text(f"to_float({args[0]}, {PYTHON_TYPES[node.dtype.name]})")
 
 
 def _cuda_cast(node: Any, args: Any) -> Text:

@@ -22,7 +22,6 @@ from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.rules.rule import Rule, initial, require_rule
 from fastopt.kernels.rules.settings import follow, is_scheduled
 
-
 V = TypeVar("V")
 
 
@@ -92,8 +91,8 @@ def plan(rule: Rule, storage: Hashable) -> Plan:
 class WhileAlive(Generic[V]):
     """Values kept for objects by identity, while these live: for rules, which need not be hashable.
 
-    What was kept for objects that are gone is dropped when there has come to be twice as much. A callback of each weak reference
-    would do that at once, but Python prints what is raised while a callback runs and goes on: Ctrl-C would be lost there.
+    What was kept for objects that are gone is dropped when there has come to be twice as much. A callback of each weak
+    reference would do that at once, but Python prints what is raised in a callback and goes on: Ctrl-C would be lost.
     """
 
     def __init__(self) -> None:

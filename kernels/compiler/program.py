@@ -42,7 +42,8 @@ class Plain(NamedTuple):
     results: dict[str, Node]
     unusual: dict[str, Node]  # array of codes → which of the four in a word are not plain; the word is of kind "codes"
     limits: list[tuple[Node, int]]  # largest of the new values' words → what it is below in a plain tile
-    stages: tuple[Node, ...]  # values after which another loop may begin: those of noise, and roots
+    stages: tuple[Node, ...]  # as of a Program
+    roots: tuple[Node, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,8 +54,8 @@ class Program:
     its new element. The inputs are of kind "buffer" (one element), "tile" (the element of its tile), "scalar", and,
     when `noise` is set, "key" (two uint32, see `noise.noise_keys`), "tile_number" (the halves of the number of the
     element's tile) and "index" (of the element in its tile). "tile_max" is the largest of a tile's words, "sequence" a
-    word that grows by the same from element to element. `stages` are values after which a backend may begin another
-    loop: on the way to a rule's noise and, where tiles have scales, roots. `name` names the rule, the settings that
+    word that grows by the same from element to element. `stages` are values on the way to a rule's noise, and `roots`
+    its square roots: a backend may begin another loop after each. `name` names the rule, the settings that
     shaped it, and the format of each buffer. `plain` is the same for nearly all tiles that have scales.
     """
 
@@ -66,6 +67,7 @@ class Program:
     scalars: tuple[str, ...]
     noise: bool
     stages: tuple[Node, ...]
+    roots: tuple[Node, ...]
     values: dict[str, Node]
     results: dict[str, Node]
     plain: Plain | None  # where a tile has scales
@@ -84,6 +86,11 @@ class Program:
     def tiled(self) -> bool:
         """Whether some values share a scale with their tile."""
         return any(b.tiled for b in self.buffers)
+
+    @cached_property
+    def compressed(self) -> bool:
+        """Whether any array has elements of fewer than 32 bits."""
+        return any(b.dtype.itemsize < 4 for b in self.buffers)
 
     @cached_property
     def bytes_per_parameter(self) -> float:

@@ -72,15 +72,14 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
     results: dict[str, Node] = {}
     for b, node in values.items():
         results |= call.encode(b, node)
-    plain, stages = None, call.stages
+    plain = None
     if any(isinstance(form, Scaled) for form in formats.values()):
         fast = _Call(rule, formats, absent, plain=True, tracing=call.tracing)
         now = {b: fast.after[b] for b in values}
         made: dict[str, Node] = {}
         for b, node in now.items():
             made |= fast.encode(b, node)
-        plain = Plain(now, made, fast.unusual, fast.limits, _stages(fast.stages, made))
-        stages = _stages(call.stages, results)
+        plain = Plain(now, made, fast.unusual, fast.limits, fast.stages, _roots(fast.stages, made))
     buffers = [
         Buffer(name, b, plane.dtype, plane.read, name in results, plane.tiled, plane.view)
         for b, form in formats.items()
@@ -94,17 +93,18 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
         buffers=tuple(b for b in buffers if b.read or b.written),
         scalars=scalars,
         noise=call.uses_bits,
-        stages=stages,
+        stages=call.stages,
+        roots=_roots(call.stages, results),
         values=values,
         results=results,
         plain=plain,
     )
 
 
-def _stages(of_noise: tuple[Node, ...], results: dict[str, Node]) -> tuple[Node, ...]:
-    """Return the values after which a loop may end: those of the rule's noise, and its roots."""
+def _roots(of_noise: tuple[Node, ...], results: dict[str, Node]) -> tuple[Node, ...]:
+    """Return the rule's roots, but for those of its noise."""
     known = set(map(id, of_noise))
-    return (*of_noise, *[n for n in walk(results.values()) if n.op == "sqrt" and id(n) not in known])
+    return tuple(n for n in walk(results.values()) if n.op == "sqrt" and id(n) not in known)
 
 
 class _Call:

@@ -73,7 +73,14 @@ class RowLaunch:
         n = int(rows.sizes[row])
         kernel, memory = entry_point(compiled(program)), rows.memory
         where = (int(rows.offsets[row]),) if program.noise else ()
-        call = [kernel, 0, n, n, int(tuning.prefetches(n, tiled=program.tiled)), *map(int, rows.addresses[row])]
+        call = [
+            kernel,
+            0,
+            n,
+            n,
+            int(tuning.prefetches(n, compressed=program.compressed)),
+            *map(int, rows.addresses[row]),
+        ]
         self._row, self._call = row, call  # which `calls` reads, not `self`: memory is freed without the collector
 
         def calls(keys: tuple, scalars: tuple, memory: object = memory) -> list[tuple]:
@@ -116,7 +123,7 @@ class TableLaunch:
         starts = _blocks(table[:, 0], jobs_of_rows)
         kernel, wait, memory = entry_point(compiled_table(program)), compiled_wait(), rows.memory
         blocks, total = starts.size - 1, int(table[:, 0].sum())
-        chunk, prefetching = tuning.chunk(total), int(tuning.prefetches(total, tiled=program.tiled))
+        chunk, prefetching = tuning.chunk(total), int(tuning.prefetches(total, compressed=program.compressed))
         chunks = [-(-n // chunk) for n in table[:jobs_of_rows, 0].tolist()]
         parallel = tuning.is_shared(total, program.bytes_per_parameter)
 

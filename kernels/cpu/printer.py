@@ -14,27 +14,32 @@ from fastopt.kernels.compiler.operations import PYTHON_TYPES
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.compiler.text import SUM, wrapped
 from fastopt.kernels.cpu.pairs import print_pairs
-from fastopt.kernels.cpu.tuning import HALF, strip
+from fastopt.kernels.cpu.tuning import HALF, STRETCH, STRIP, ends_after_root
+from fastopt.kernels.cpu.vectors import print_vectors
 from fastopt.kernels.formats import TILE
 
 # Names of the printed skeleton, which a rule's own names must not hide.
 _SKELETON = (
     "job n chunk first last prefetching length count strip i offset tile tile_low tile_high start index key0 key1 min"
-    " range step mode codes unusual plain"
+    " range step mode codes unusual plain far"
 )
-_INTRINSICS = (
-    "buffer claim one_nan one_nan_of_two prefetch scratch low high join umax wide_vectors word to_float from_bits sqrt"
-    " rint floor ceil trunc copysign sign select fabs standard_mode restore_mode"
-)
+_IMPORTED = {
+    "jobs": "claim restore_mode standard_mode wide_vectors",
+    "memory": "buffer fetch one_nan one_nan_of_two prefetch scratch store vector",
+    "values": "LANES ceil copysign each fabs floor from_bits high join low ramp rint select sign sqrt to_float top"
+    " trunc umax word",
+}
+"""What printed modules import of this package."""
+
 _FROM_NUMBA = frozenset(["float32", "float64", "uint8", "uint16", "uint32", "int32", "intp", "njit", "types"])
-_RESERVED = frozenset([*_SKELETON.split(), *_INTRINSICS.split(), *_FROM_NUMBA, *PYTHON_TYPES.values()])
+_RESERVED = frozenset([*f"{_SKELETON} {' '.join(_IMPORTED.values())}".split(), *_FROM_NUMBA, *PYTHON_TYPES.values()])
 
 
 FIRST_ADDRESS = 2
 """Column of a row's first address; before it are its number of elements and its offset."""
 
 JOB_WORDS = 16
-"""int64 words of a job's two counters, each on a cache line of its own: see `intrinsics.claim`."""
+"""int64 words of a job's two counters, each on a cache line of its own: see `jobs.claim`."""
 
 
 def function_name(program: Program) -> str:
@@ -48,9 +53,11 @@ def print_source(program: Program) -> str:
     plain_loops, of_tile, known = [], [], {}
     if program.plain is not None:
         of_tile, known = common(program, names, numbered)
-        stages = program.plain.stages
+        stages = (*program.plain.stages, *program.plain.roots)
         plain_loops = lower(program, names, "python", stages, plain=True, numbered=numbered, known=known)
-    loops = lower(program, names, "python", program.stages, numbered=numbered, known=known)
+    ends = program.tiled or (program.noise and program.compressed and ends_after_root())
+    stages = (*program.stages, *program.roots) if ends else program.stages
+    loops = lower(program, names, "python", stages, numbered=numbered, known=known)
     buffers = [names[b.name] for b in program.buffers]
     scalars = [names[s] for s in program.scalars]
     noise = ["key0", "key1", "offset"] if program.noise else []
@@ -71,21 +78,26 @@ def print_source(program: Program) -> str:
     functions: list[str] = []
     printed: list[list[str]] = []
     for k, loop in enumerate((*plain_loops, *loops)):
-        whole = k < len(plain_loops)
-        if paired:
-            step = f"step{f'_{k}' if len(plain_loops) + len(loops) > 1 else ''}"
-            function, lines = print_pairs(
-                loop, step, names, program, count, whole=whole, rare=bool(plain_loops) and not whole
-            )
+        whole: list[str] = []
+        lines: list[str] = []
+        step = f"step{f'_{k}' if len(plain_loops) + len(loops) > 1 else ''}"
+        if k < len(plain_loops) or (program.compressed and not plain_loops):
+            function, whole = print_vectors(loop, step, names, program, paired=paired)
             functions += function
-        else:
-            lines = _print_loop(loop, names, whole=whole)
-        printed.append(lines + _print_repair(program, loop, names))
+        if k >= len(plain_loops):
+            lines = _print_loop(loop, names)
+            if paired:
+                function, lines = print_pairs(loop, step, names, program, count)
+                functions += [] if whole else function
+        if whole and lines:
+            whole = [f"if count % {TILE} == 0:", *_indented(whole), "else:"]
+            lines = _indented(lines)
+        printed.append([*whole, *lines, *_print_repair(program, loop, names)])
 
     convert = [f"{s} = {program.dtype.name}({s})" for s in scalars]
     if noise:
         convert += ["key0, key1 = word(key0), word(key1)"]
-    if spills or any(b.dtype.itemsize < 4 for b in program.buffers):
+    if spills or program.compressed:
         convert.insert(0, "wide_vectors()")
     convert += [f"{name}_at = scratch({dtype.name})" for name, dtype in spills]
     views = []
@@ -96,38 +108,32 @@ def print_source(program: Program) -> str:
         views.append(f"{names[b.name]} = buffer({names[b.name]}_at, {first}, {kind}")
     views += [f"{name} = buffer({name}_at, 0, {dtype.name}" for name, dtype in spills]
     views = [f"{view}, {k}, {count})" for k, view in enumerate(views)]
-    elements, length = strip(max(b.dtype.itemsize for b in program.buffers if not b.tiled)), "chunk"
+    elements, length = STRIP, "chunk"
     if program.noise or program.tiled:
-        elements, length = HALF if program.stages and not program.tiled else TILE, str(TILE)
+        elements, length = HALF if program.stages and not program.compressed else TILE, str(TILE)
+    elif program.compressed:
+        elements, length = STRETCH, str(STRETCH)
     tile = [f"{names[b.name]}_i = {names[b.name]}[0]" for b in program.buffers if b.tiled]
     if noise:
         tile += [f"tile = (offset + strip) // {TILE}", "tile_low, tile_high = word(tile), word(tile >> 32)"]
         tile += [f"start = word(strip % {TILE})"]
-    # Before a loop that does little else with memory, where there is one; an 8-bit tile is only four cache lines.
-    ahead = {
-        b.name: f"prefetch({names[b.name]}, {elements // 2 if paired else elements})"
-        for b in program.buffers
-        if not b.tiled and b.dtype.itemsize > 1
-    }
+    if program.compressed:
+        convert.append(f"far = {2 * TILE // (2 if paired else 1)} if prefetching else 0")
+    else:  # before a loop that does little else with memory, where there is one
+        ahead = [f"    prefetch({names[b.name]}, {elements})" for b in program.buffers]
+        printed.insert(len(printed) > 1, ["if prefetching:", *ahead])
     if plain_loops:
-        early = ahead.keys() & plain_loops[0].loads.keys()  # two bursts are better than one
-        if early == ahead.keys():
-            early = set()
-        tile += _print_prefetch([line for b, line in ahead.items() if b in early])
-        late = _print_prefetch([line for b, line in ahead.items() if b not in early])
-        steps = [*tile, *of_tile, *_print_tile(program, names, plain_loops, printed, late, count)]
+        steps = [*tile, *of_tile, *_print_tile(program, names, plain_loops, printed, count)]
     else:
-        printed.insert(len(printed) > 1, _print_prefetch(list(ahead.values())))
         steps = [*tile, *(line for part in printed for line in part)]
 
     text = "\n".join([*convert, *views, *functions, *steps])
-    imported = {
-        "claim",
-        "prefetch",
-        "restore_mode",
-        "standard_mode",
-        *(name for name in _INTRINSICS.split() if re.search(rf"\b{name}\(", text)),
-    }
+    always = ("claim", "restore_mode", "standard_mode")
+    imported = [
+        f"from fastopt.kernels.cpu.{module} import {', '.join(used)}"
+        for module, offered in _IMPORTED.items()
+        if (used := [x for x in offered.split() if x in always or re.search(rf"\b{x}\b", text)])
+    ]
     dtypes = {name for name in _FROM_NUMBA if re.search(rf"\b{name}\b", text)} | {"float64", "intp", "njit", "types"}
     return "\n".join(
         [
@@ -138,7 +144,7 @@ def print_source(program: Program) -> str:
             "",
             f"from numba import {', '.join(sorted(dtypes))}",
             "",
-            f"from fastopt.kernels.cpu.intrinsics import {', '.join(sorted(imported))}",
+            *imported,
             "",
             *wrapped("SIGNATURE = types.void(", types, ")"),
             "",
@@ -163,10 +169,13 @@ def print_source(program: Program) -> str:
     )
 
 
+def _indented(lines: list[str]) -> list[str]:
+    return [f"    {line}" for line in lines or ["pass"]]
+
+
 def _print_tile(
-    program: Program, names: dict[str, str], plain_loops: list[Loop], printed: list[list[str]], prefetch: list[str],
-    count: int,
-) -> list[str]:  # fmt: skip
+    program: Program, names: dict[str, str], plain_loops: list[Loop], printed: list[list[str]], count: int
+) -> list[str]:
     """Print the two ways to step a tile, and what chooses: the plain one for a whole tile in which all is plain.
 
     It is seen from the codes before, and from the largest of the new values, when nothing is written yet.
@@ -193,17 +202,13 @@ def _print_tile(
         f"        unusual = unusual | {' | '.join(flags)}",
         "    plain = unusual & word(2155905152) == word(0)",
         "if plain:",
-        *(f"    {line}" for line in [*before, *prefetch]),
+        *_indented(before),
         *([f"    plain = {' and '.join(within)}"] if within else []),
         "if plain:",
-        *(f"    {line}" for line in after or ["pass"]),
+        *_indented(after),
         "else:",
-        *(f"    {line}" for line in general or ["pass"]),
+        *_indented(general),
     ]
-
-
-def _print_prefetch(lines: list[str]) -> list[str]:
-    return ["if prefetching:", *(f"    {line}" for line in lines)] if lines else []
 
 
 def _print_repair(program: Program, loop: Loop, names: dict[str, str]) -> list[str]:
@@ -218,8 +223,8 @@ def _print_repair(program: Program, loop: Loop, names: dict[str, str]) -> list[s
     return [f"if {loop.nan} > word(2139095040):", *lines]
 
 
-def _print_loop(loop: Loop, names: dict[str, str], *, whole: bool = False) -> list[str]:
-    """Print one loop over the elements of a strip, and what is computed once before it; `whole` if that is a tile."""
+def _print_loop(loop: Loop, names: dict[str, str]) -> list[str]:
+    """Print one loop over the elements of a strip, and what is computed once before it."""
     before = [f"{v.name} = {v.text}" for v in loop.uniform]
     before += [f"{names[b]}[0] = {text}" for b, text in loop.tile_stores]
     before += [f"{v.name} = word(0)" for v in loop.maxima]
@@ -237,8 +242,8 @@ def _print_loop(loop: Loop, names: dict[str, str], *, whole: bool = False) -> li
         body.append("index = start + word(i)")
     return [
         *before,
-        f"for i in range({TILE if whole else 'count'}):",
-        *(f"    {line}" for line in [*body, *(lines or ["pass"])]),
+        "for i in range(count):",
+        *_indented([*body, *lines]),
     ]
 
 
@@ -262,7 +267,7 @@ def print_table(program: Program, name: str, module: str) -> str:
             "",
             "from numba import float64, int64, intp, njit, types",
             "",
-            "from fastopt.kernels.cpu.intrinsics import claim",
+            "from fastopt.kernels.cpu.jobs import claim",
             f"from {module} import {kernel}",
             "",
             'TABLE, STARTS = types.Array(int64, 2, "C"), types.Array(int64, 1, "C")',

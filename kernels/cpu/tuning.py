@@ -22,8 +22,15 @@ PARALLEL_FROM = 8 << 20
 STRIPS_FROM = 131_072
 """Elements beyond which a step comes from memory: measured in docs/decisions/0003."""
 
+STRIP = 64
+"""Elements that a large step works on, and prefetches, at a time: four cache lines of each buffer of float32. Four
+times as many are more than a core can have under way (see docs/decisions/0003)."""
+
+STRETCH = 16 * TILE
+"""Elements of 16 bits or more that are stepped by vectors at a time; what is left in the end is by another loop."""
+
 HALF = TILE // 2
-"""Elements of a prefetched strip with gradient noise: to prefetch a whole tile of each buffer is too much, and shorter
+"""Elements of a prefetched strip with gradient noise: a whole tile of each buffer is too much to prefetch, and shorter
 loops are slower (see docs/decisions/0004)."""
 
 
@@ -33,12 +40,17 @@ def processor_prefetches() -> bool:
     return not llvmlite.binding.get_host_cpu_name().startswith("znver")
 
 
-def prefetches(n: int, *, tiled: bool = False) -> bool:
-    """Whether a step of n elements runs in strips that are prefetched; `tiled` if tiles of it have scales.
+@cache
+def ends_after_root() -> bool:
+    """Whether loops over 16-bit elements end after a root: where vectors are short (docs/decisions/0019)."""
+    from fastopt.kernels.cpu.values import LANES
 
-    Between the loops of a tile a processor's own prefetchers idle, Zen's too (docs/decisions/0019).
-    """
-    return n > STRIPS_FROM and (tiled or processor_prefetches())
+    return LANES < 16
+
+
+def prefetches(n: int, *, compressed: bool = False) -> bool:
+    """Whether a step of n elements prefetches; what is compressed does on Zen too (docs/decisions/0019)."""
+    return n > STRIPS_FROM and (compressed or processor_prefetches())
 
 
 def chunk(n: int) -> int:
@@ -49,12 +61,3 @@ def chunk(n: int) -> int:
 def is_shared(n: int, bytes_per_parameter: float) -> bool:
     """Whether a step of n elements is shared among threads."""
     return n > CHUNK and n * bytes_per_parameter >= PARALLEL_FROM
-
-
-def strip(itemsize: int) -> int:
-    """Return the elements that a large step works on, and prefetches, at a time; `itemsize` is of its widest buffer.
-
-    Four cache lines of float32, of shorter types too: four times as many of each buffer are more than a core can have
-    under way (see docs/decisions/0003).
-    """
-    return 256 // min(itemsize, 4)

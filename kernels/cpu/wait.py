@@ -3,7 +3,7 @@
 # pyright: reportCallIssue=false
 from numba import intp, njit, types
 
-from fastopt.kernels.cpu.intrinsics import finished, yield_thread
+from fastopt.kernels.cpu.jobs import finished, yield_thread
 
 SIGNATURE = types.void(intp, intp)
 

@@ -5,7 +5,9 @@ Reads and writes p, p.low, m, m.scale, v, v.scale; reads g: 14.0625 bytes per pa
 
 from numba import float32, float64, int32, intp, njit, types, uint16, uint32, uint8
 
-from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, high, join, low, one_nan_of_two, prefetch, restore_mode, scratch, select, sqrt, standard_mode, umax, wide_vectors, word
+from fastopt.kernels.cpu.jobs import claim, restore_mode, standard_mode, wide_vectors
+from fastopt.kernels.cpu.memory import buffer, fetch, one_nan_of_two, scratch, store, vector
+from fastopt.kernels.cpu.values import LANES, each, from_bits, high, join, low, ramp, select, sqrt, top, umax, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, float64,
@@ -13,7 +15,7 @@ SIGNATURE = types.void(
 )
 
 
-@njit(inline="always", error_model="numpy")
+@njit(forceinline=True, error_model="numpy")
 def step_0(g_i, m_i, v_i, beta1, rest1, beta2, rest2, x10, x11, x9):
     x12 = from_bits(g_i << 16)
     m_new = beta1 * from_bits(word(from_bits(((m_i << 20) & 133169152) + x9) - x10) | ((m_i << 24) & 2147483648)) + rest1 * x12
@@ -22,7 +24,7 @@ def step_0(g_i, m_i, v_i, beta1, rest1, beta2, rest2, x10, x11, x9):
     return x13, m_new, v_new, word(m_new) & 2147483647, word(v_new) - 1
 
 
-@njit(inline="always", error_model="numpy")
+@njit(forceinline=True, error_model="numpy")
 def step_1(p_i, p_low_i, m_new, x13, v_new, step_size, root, eps, x15, x16, x17, x20, x21, x24):
     p_new = from_bits((p_i - (p_low_i >> 15) << 16) | p_low_i) - step_size * m_new / (x13 * root + eps)
     x22 = word(p_new)
@@ -78,6 +80,7 @@ def adam_psplit_gbf16_mf8_vuf8(
     v_new_spill_1_at = scratch(float32)
     x32_spill_0_at = scratch(float32)
     x32_spill_1_at = scratch(float32)
+    far = 256 if prefetching else 0
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
@@ -104,8 +107,6 @@ def adam_psplit_gbf16_mf8_vuf8(
             tile = (offset + strip) // 256
             tile_low, tile_high = word(tile), word(tile >> 32)
             start = word(strip % 256)
-            if prefetching:
-                prefetch(g, 128)
             x0 = tile_low ^ key0
             x1 = (x0 ^ (x0 >> 16)) * 2246822507
             x2 = (x1 ^ (x1 >> 13)) * 3266489909
@@ -127,22 +128,40 @@ def adam_psplit_gbf16_mf8_vuf8(
                 x9 = m_scale_i & 2139095040
                 x10 = from_bits(x9)
                 x11 = v_scale_i & 2139095040
-                max0 = word(0)
-                max1 = word(0)
-                for i in range(128):
-                    x13_0, m_new_0, v_new_0, max0_0, max1_0 = step_0(low(g[i], 16), low(m[i], 8), low(v[i], 8), beta1, rest1, beta2, rest2, x10, x11, x9)
-                    x13_1, m_new_1, v_new_1, max0_1, max1_1 = step_0(high(g[i], 16), high(m[i], 8), high(v[i], 8), beta1, rest1, beta2, rest2, x10, x11, x9)
-                    x13_spill_0[i] = x13_0
-                    m_new_spill_0[i] = m_new_0
-                    v_new_spill_0[i] = v_new_0
-                    x13_spill_1[i] = x13_1
-                    m_new_spill_1[i] = m_new_1
-                    v_new_spill_1[i] = v_new_1
-                    max0 = umax(max0, umax(max0_0, max0_1))
-                    max1 = umax(max1, umax(max1_0, max1_1))
-                if prefetching:
-                    prefetch(p, 128)
-                    prefetch(p_low, 128)
+                max0_each = each(word(0))
+                max1_each = each(word(0))
+                for i in range(0, 128, 2 * LANES):
+                    fetch(g, i, far, 2)
+                    fetch(m, i, far, 2)
+                    fetch(v, i, far, 2)
+                    g_i, m_i, v_i = vector(g, i, 0), vector(m, i, 0), vector(v, i, 0)
+                    x13_0, m_new_0, v_new_0, max0_0, max1_0 = step_0(low(g_i, 16), low(m_i, 8), low(v_i, 8), beta1, rest1, beta2, rest2, x10, x11, x9)
+                    store(x13_spill_0, i, 0, (x13_0,))
+                    store(m_new_spill_0, i, 0, (m_new_0,))
+                    store(v_new_spill_0, i, 0, (v_new_0,))
+                    max0_each = umax(max0_each, max0_0)
+                    max1_each = umax(max1_each, max1_0)
+                    x13_1, m_new_1, v_new_1, max0_1, max1_1 = step_0(high(g_i, 16), high(m_i, 8), high(v_i, 8), beta1, rest1, beta2, rest2, x10, x11, x9)
+                    store(x13_spill_1, i, 0, (x13_1,))
+                    store(m_new_spill_1, i, 0, (m_new_1,))
+                    store(v_new_spill_1, i, 0, (v_new_1,))
+                    max0_each = umax(max0_each, max0_1)
+                    max1_each = umax(max1_each, max1_1)
+                    g_i, m_i, v_i = vector(g, i, 1), vector(m, i, 1), vector(v, i, 1)
+                    x13_0, m_new_0, v_new_0, max0_0, max1_0 = step_0(low(g_i, 16), low(m_i, 8), low(v_i, 8), beta1, rest1, beta2, rest2, x10, x11, x9)
+                    store(x13_spill_0, i, 1, (x13_0,))
+                    store(m_new_spill_0, i, 1, (m_new_0,))
+                    store(v_new_spill_0, i, 1, (v_new_0,))
+                    max0_each = umax(max0_each, max0_0)
+                    max1_each = umax(max1_each, max1_0)
+                    x13_1, m_new_1, v_new_1, max0_1, max1_1 = step_0(high(g_i, 16), high(m_i, 8), high(v_i, 8), beta1, rest1, beta2, rest2, x10, x11, x9)
+                    store(x13_spill_1, i, 1, (x13_1,))
+                    store(m_new_spill_1, i, 1, (m_new_1,))
+                    store(v_new_spill_1, i, 1, (v_new_1,))
+                    max0_each = umax(max0_each, max0_1)
+                    max1_each = umax(max1_each, max1_1)
+                max0 = top(max0_each)
+                max1 = top(max1_each)
                 plain = max0 < word(2136997632) and max1 < word(2136997887)
             if plain:
                 x14 = select(max0 < 2136997632, max0, word(2136997632)) + 2097407 & 2139095040
@@ -155,22 +174,40 @@ def adam_psplit_gbf16_mf8_vuf8(
                 x21 = x20 + 1048576
                 m_scale[0] = x15
                 v_scale[0] = x20
-                max2 = word(0)
-                x24_0 = x7 + start * x8
-                x24_1 = x24_0 + x8
-                x24_2 = x8 + x8
-                for i in range(128):
-                    p_0, p_low_0, m_0, v_0, max2_0 = step_1(low(p[i], 16), low(p_low[i], 16), m_new_spill_0[i], x13_spill_0[i], v_new_spill_0[i], step_size, root, eps, x15, x16, x17, x20, x21, x24_0)
-                    p_1, p_low_1, m_1, v_1, max2_1 = step_1(high(p[i], 16), high(p_low[i], 16), m_new_spill_1[i], x13_spill_1[i], v_new_spill_1[i], step_size, root, eps, x15, x16, x17, x20, x21, x24_1)
-                    p[i] = join(p_0, p_1, 16)
-                    p_low[i] = join(p_low_0, p_low_1, 16)
-                    m[i] = join(m_0, m_1, 8)
-                    v[i] = join(v_0, v_1, 8)
-                    max2 = umax(max2, umax(max2_0, max2_1))
-                    x24_0 = x24_0 + x24_2
-                    x24_1 = x24_1 + x24_2
+                max2_each = each(word(0))
+                x24_each_0 = ramp(x7, x8 + x8)
+                x24_each_1 = x24_each_0 + x8
+                x24_step = each(x8) * (2 * LANES)
+                for i in range(0, 128, 2 * LANES):
+                    fetch(p, i, far, 2)
+                    fetch(p_low, i, far, 2)
+                    p_i, p_low_i = vector(p, i, 0), vector(p_low, i, 0)
+                    p_0, p_low_0, m_0, v_0, max2_0 = step_1(low(p_i, 16), low(p_low_i, 16), vector(m_new_spill_0, i, 0), vector(x13_spill_0, i, 0), vector(v_new_spill_0, i, 0), step_size, root, eps, x15, x16, x17, x20, x21, x24_each_0)
+                    max2_each = umax(max2_each, max2_0)
+                    x24_each_0 = x24_each_0 + x24_step
+                    p_1, p_low_1, m_1, v_1, max2_1 = step_1(high(p_i, 16), high(p_low_i, 16), vector(m_new_spill_1, i, 0), vector(x13_spill_1, i, 0), vector(v_new_spill_1, i, 0), step_size, root, eps, x15, x16, x17, x20, x21, x24_each_1)
+                    max2_each = umax(max2_each, max2_1)
+                    x24_each_1 = x24_each_1 + x24_step
+                    store(p, i, 0, (join(p_0, p_1, 16),))
+                    store(p_low, i, 0, (join(p_low_0, p_low_1, 16),))
+                    m_pair0 = join(m_0, m_1, 8)
+                    v_pair0 = join(v_0, v_1, 8)
+                    p_i, p_low_i = vector(p, i, 1), vector(p_low, i, 1)
+                    p_0, p_low_0, m_0, v_0, max2_0 = step_1(low(p_i, 16), low(p_low_i, 16), vector(m_new_spill_0, i, 1), vector(x13_spill_0, i, 1), vector(v_new_spill_0, i, 1), step_size, root, eps, x15, x16, x17, x20, x21, x24_each_0)
+                    max2_each = umax(max2_each, max2_0)
+                    x24_each_0 = x24_each_0 + x24_step
+                    p_1, p_low_1, m_1, v_1, max2_1 = step_1(high(p_i, 16), high(p_low_i, 16), vector(m_new_spill_1, i, 1), vector(x13_spill_1, i, 1), vector(v_new_spill_1, i, 1), step_size, root, eps, x15, x16, x17, x20, x21, x24_each_1)
+                    max2_each = umax(max2_each, max2_1)
+                    x24_each_1 = x24_each_1 + x24_step
+                    store(p, i, 1, (join(p_0, p_1, 16),))
+                    store(p_low, i, 1, (join(p_low_0, p_low_1, 16),))
+                    m_pair1 = join(m_0, m_1, 8)
+                    v_pair1 = join(v_0, v_1, 8)
+                    store(m, i, 0, (m_pair0, m_pair1,))
+                    store(v, i, 0, (v_pair0, v_pair1,))
+                max2 = top(max2_each)
                 if max2 > word(2139095040):
-                    one_nan_of_two(buffer(p_at, strip, uint16, 0, 15), buffer(p_low_at, strip, uint16, 1, 15), count)
+                    one_nan_of_two(buffer(p_at, strip, uint16, 0, 0), buffer(p_low_at, strip, uint16, 0, 0), count)
             else:
                 x26 = m_scale_i & 2139095040
                 x27 = from_bits(x26)
@@ -232,6 +269,6 @@ def adam_psplit_gbf16_mf8_vuf8(
                     v_last[0] = v_0
                     max5 = umax(max5, max5_0)
                 if max5 > word(2139095040):
-                    one_nan_of_two(buffer(p_at, strip, uint16, 0, 15), buffer(p_low_at, strip, uint16, 1, 15), count)
+                    one_nan_of_two(buffer(p_at, strip, uint16, 0, 0), buffer(p_low_at, strip, uint16, 0, 0), count)
         first = claim(job, first, chunk)
     restore_mode(mode)

@@ -5,7 +5,9 @@ Reads and writes p; reads g: 12 bytes per parameter.
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, prefetch, restore_mode, scratch, sqrt, standard_mode, wide_vectors, word
+from fastopt.kernels.cpu.jobs import claim, restore_mode, standard_mode, wide_vectors
+from fastopt.kernels.cpu.memory import buffer, prefetch, scratch
+from fastopt.kernels.cpu.values import from_bits, sqrt, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64,

@@ -5,7 +5,8 @@ Reads and writes p, m; reads g: 20 bytes per parameter.
 
 from numba import float32, float64, intp, njit, types
 
-from fastopt.kernels.cpu.intrinsics import buffer, claim, prefetch, restore_mode, standard_mode
+from fastopt.kernels.cpu.jobs import claim, restore_mode, standard_mode
+from fastopt.kernels.cpu.memory import buffer, prefetch
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64, float64,

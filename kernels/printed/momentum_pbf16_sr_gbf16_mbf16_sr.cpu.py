@@ -5,7 +5,9 @@ Reads and writes p, m; reads g: 10 bytes per parameter.
 
 from numba import float32, float64, intp, njit, types, uint16, uint32
 
-from fastopt.kernels.cpu.intrinsics import buffer, claim, from_bits, high, join, low, one_nan, prefetch, restore_mode, standard_mode, umax, wide_vectors, word
+from fastopt.kernels.cpu.jobs import claim, restore_mode, standard_mode, wide_vectors
+from fastopt.kernels.cpu.memory import buffer, fetch, one_nan, store, vector
+from fastopt.kernels.cpu.values import LANES, each, from_bits, high, join, low, ramp, top, umax, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64,
@@ -13,7 +15,7 @@ SIGNATURE = types.void(
 )
 
 
-@njit(inline="always", error_model="numpy")
+@njit(forceinline=True, error_model="numpy")
 def step(p_i, g_i, m_i, beta, rest, m_size, x9):
     m_new = beta * from_bits(m_i << 16) + rest * from_bits(g_i << 16)
     p_new = from_bits(p_i << 16) - m_size * m_new
@@ -33,6 +35,7 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
     g_size = float32(g_size)
     decay = float32(decay)
     key0, key1 = word(key0), word(key1)
+    far = 256 if prefetching else 0
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
@@ -45,41 +48,75 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
             tile = (offset + strip) // 256
             tile_low, tile_high = word(tile), word(tile >> 32)
             start = word(strip % 256)
-            if prefetching:
-                prefetch(p, 128)
-                prefetch(g, 128)
-                prefetch(m, 128)
-            x0 = tile_low ^ key0
-            x1 = (x0 ^ (x0 >> 16)) * 2246822507
-            x2 = (x1 ^ (x1 >> 13)) * 3266489909
-            x3 = tile_high ^ key1
-            x4 = (x3 ^ (x3 >> 16)) * 2246822507
-            x5 = (x4 ^ (x4 >> 13)) * 3266489909
-            x6 = ((x2 ^ (x2 >> 16)) ^ (x5 ^ (x5 >> 16))) * 2654435761 * 2654435761
-            x7 = x6 ^ (x6 >> 16)
-            x8 = (x7 ^ (x7 >> 15)) * 374761393 | 1
-            max0 = word(0)
-            x9_0 = x7 + start * x8
-            x9_1 = x9_0 + x8
-            x9_2 = x8 + x8
-            for i in range(count // 2):
-                p_0, m_0, max0_0 = step(low(p[i], 16), low(g[i], 16), low(m[i], 16), beta, rest, m_size, x9_0)
-                p_1, m_1, max0_1 = step(high(p[i], 16), high(g[i], 16), high(m[i], 16), beta, rest, m_size, x9_1)
-                p[i] = join(p_0, p_1, 16)
-                m[i] = join(m_0, m_1, 16)
-                max0 = umax(max0, umax(max0_0, max0_1))
-                x9_0 = x9_0 + x9_2
-                x9_1 = x9_1 + x9_2
-            if count % 2:
-                p_last = buffer(p_at, strip + count - 1, uint16, 0, 3)
-                g_last = buffer(g_at, strip + count - 1, uint16, 1, 3)
-                m_last = buffer(m_at, strip + count - 1, uint16, 2, 3)
-                p_0, m_0, max0_0 = step(p_last[0], g_last[0], m_last[0], beta, rest, m_size, x9_0)
-                p_last[0] = p_0
-                m_last[0] = m_0
-                max0 = umax(max0, max0_0)
+            if count % 256 == 0:
+                x0 = tile_low ^ key0
+                x1 = (x0 ^ (x0 >> 16)) * 2246822507
+                x2 = (x1 ^ (x1 >> 13)) * 3266489909
+                x3 = tile_high ^ key1
+                x4 = (x3 ^ (x3 >> 16)) * 2246822507
+                x5 = (x4 ^ (x4 >> 13)) * 3266489909
+                x6 = ((x2 ^ (x2 >> 16)) ^ (x5 ^ (x5 >> 16))) * 2654435761 * 2654435761
+                x7 = x6 ^ (x6 >> 16)
+                x8 = (x7 ^ (x7 >> 15)) * 374761393 | 1
+                max0_each = each(word(0))
+                x9_each_0 = ramp(x7, x8 + x8)
+                x9_each_1 = x9_each_0 + x8
+                x9_step = each(x8) * (2 * LANES)
+                for i in range(0, 128, 2 * LANES):
+                    fetch(p, i, far, 2)
+                    fetch(g, i, far, 2)
+                    fetch(m, i, far, 2)
+                    p_i, g_i, m_i = vector(p, i, 0), vector(g, i, 0), vector(m, i, 0)
+                    p_0, m_0, max0_0 = step(low(p_i, 16), low(g_i, 16), low(m_i, 16), beta, rest, m_size, x9_each_0)
+                    max0_each = umax(max0_each, max0_0)
+                    x9_each_0 = x9_each_0 + x9_step
+                    p_1, m_1, max0_1 = step(high(p_i, 16), high(g_i, 16), high(m_i, 16), beta, rest, m_size, x9_each_1)
+                    max0_each = umax(max0_each, max0_1)
+                    x9_each_1 = x9_each_1 + x9_step
+                    store(p, i, 0, (join(p_0, p_1, 16),))
+                    store(m, i, 0, (join(m_0, m_1, 16),))
+                    p_i, g_i, m_i = vector(p, i, 1), vector(g, i, 1), vector(m, i, 1)
+                    p_0, m_0, max0_0 = step(low(p_i, 16), low(g_i, 16), low(m_i, 16), beta, rest, m_size, x9_each_0)
+                    max0_each = umax(max0_each, max0_0)
+                    x9_each_0 = x9_each_0 + x9_step
+                    p_1, m_1, max0_1 = step(high(p_i, 16), high(g_i, 16), high(m_i, 16), beta, rest, m_size, x9_each_1)
+                    max0_each = umax(max0_each, max0_1)
+                    x9_each_1 = x9_each_1 + x9_step
+                    store(p, i, 1, (join(p_0, p_1, 16),))
+                    store(m, i, 1, (join(m_0, m_1, 16),))
+                max0 = top(max0_each)
+            else:
+                x0 = tile_low ^ key0
+                x1 = (x0 ^ (x0 >> 16)) * 2246822507
+                x2 = (x1 ^ (x1 >> 13)) * 3266489909
+                x3 = tile_high ^ key1
+                x4 = (x3 ^ (x3 >> 16)) * 2246822507
+                x5 = (x4 ^ (x4 >> 13)) * 3266489909
+                x6 = ((x2 ^ (x2 >> 16)) ^ (x5 ^ (x5 >> 16))) * 2654435761 * 2654435761
+                x7 = x6 ^ (x6 >> 16)
+                x8 = (x7 ^ (x7 >> 15)) * 374761393 | 1
+                max0 = word(0)
+                x9_0 = x7 + start * x8
+                x9_1 = x9_0 + x8
+                x9_2 = x8 + x8
+                for i in range(count // 2):
+                    p_0, m_0, max0_0 = step(low(p[i], 16), low(g[i], 16), low(m[i], 16), beta, rest, m_size, x9_0)
+                    p_1, m_1, max0_1 = step(high(p[i], 16), high(g[i], 16), high(m[i], 16), beta, rest, m_size, x9_1)
+                    p[i] = join(p_0, p_1, 16)
+                    m[i] = join(m_0, m_1, 16)
+                    max0 = umax(max0, umax(max0_0, max0_1))
+                    x9_0 = x9_0 + x9_2
+                    x9_1 = x9_1 + x9_2
+                if count % 2:
+                    p_last = buffer(p_at, strip + count - 1, uint16, 0, 3)
+                    g_last = buffer(g_at, strip + count - 1, uint16, 1, 3)
+                    m_last = buffer(m_at, strip + count - 1, uint16, 2, 3)
+                    p_0, m_0, max0_0 = step(p_last[0], g_last[0], m_last[0], beta, rest, m_size, x9_0)
+                    p_last[0] = p_0
+                    m_last[0] = m_0
+                    max0 = umax(max0, max0_0)
             if max0 > word(2139095040):
-                one_nan(buffer(p_at, strip, uint16, 0, 3), count)
-                one_nan(buffer(m_at, strip, uint16, 2, 3), count)
+                one_nan(buffer(p_at, strip, uint16, 0, 0), count)
+                one_nan(buffer(m_at, strip, uint16, 0, 0), count)
         first = claim(job, first, chunk)
     restore_mode(mode)

@@ -1,0 +1,233 @@
+"""Memory of printed CPU kernels: buffers that do not alias, read and written by element or by vector, and prefetched.
+
+Numba would need run-time overlap checks between the buffers of a kernel and gives up vectorising when there are more
+than a few. A `buffer` here is a bare address whose loads and stores carry LLVM's scoped alias metadata: the compiler
+knows that no two buffers of a kernel overlap (the dispatcher has checked it) and vectorises any number of them.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+import operator
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+
+from fastopt.kernels.cpu.values import LANES, WORD, VectorType, converted, select, word
+
+_BYTE, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
+
+AHEAD = 2048
+"""Bytes by which `prefetch` runs ahead."""
+
+SCRATCH = 256
+"""Elements that `scratch` has room for: those of a tile."""
+
+_NARROWS = LANES == 16
+"""Whether the processor narrows a vector as it stores it. Others pack several into one."""
+
+
+class BufferType(types.Type):
+    """The type of buffer number `k` of `count`, with elements of `dtype`, of which integers are read as words."""
+
+    def __init__(self, dtype: types.Type, k: int, count: int):
+        self.dtype, self.k, self.count = dtype, k, count
+        self.value = dtype if isinstance(dtype, types.Float) else WORD
+        self.narrow = dtype in (types.uint8, types.uint16)
+        # A word may hold two elements of 16 or of 8 bits, or as int32 four of 8, so it is aligned as those are.
+        self.align = {types.uint32: 2, types.uint16: 1, types.int32: 1}.get(dtype)
+        super().__init__(name=f"buffer({dtype}, {k}, {count})")
+
+
+@register_model(BufferType)
+class _BufferModel(models.PrimitiveModel):
+    def __init__(self, manager, fe_type):
+        super().__init__(manager, fe_type, _I64)
+
+
+@intrinsic(prefer_literal=True)
+def buffer(typingctx, address, first, dtype, k, count):
+    """View memory from `address`, beginning at element `first`, as buffer `k` of the `count` buffers of a kernel.
+
+    With a count of 0 it may be that of any of them.
+    """
+    result = BufferType(dtype.instance_type, k.literal_value, count.literal_value)
+
+    def codegen(context, builder, signature, args):
+        return builder.add(args[0], builder.mul(args[1], _I64(_size(context, result))))
+
+    return result(address, first, dtype, k, count), codegen
+
+
+@intrinsic
+def scratch(typingctx, dtype):
+    """Return the address of memory on this call's stack for `SCRATCH` elements, to be read through a `buffer`."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.ArrayType(context.get_value_type(dtype.instance_type), SCRATCH)
+        memory = cgutils.alloca_once(builder, kind)
+        memory.align = 64
+        return builder.ptrtoint(memory, _I64)
+
+    return types.int64(dtype), codegen
+
+
+def _element_at(context, builder, buffer_type, address, index):
+    pointer = builder.inttoptr(address, context.get_value_type(buffer_type.dtype).as_pointer())
+    return builder.gep(pointer, [index], inbounds=True)
+
+
+def _declare_scopes(builder, instruction, buffer_type):
+    """Mark a load or store as one that touches this buffer and none of the kernel's others."""
+    if not buffer_type.count:
+        return instruction
+    module = builder.module
+    domain = module.add_metadata([ir.MetaDataString(module, "fastopt")])
+    scopes = [module.add_metadata([ir.MetaDataString(module, f"buffer {k}"), domain]) for k in range(buffer_type.count)]
+    own = scopes.pop(buffer_type.k)
+    instruction.set_metadata("alias.scope", module.add_metadata([own]))
+    instruction.set_metadata("noalias", module.add_metadata(scopes))
+    return instruction
+
+
+@intrinsic(prefer_literal=True)
+def prefetch(typingctx, view, count):
+    """Prefetch the `count` elements of a buffer that lie `AHEAD` bytes beyond its beginning, a hint that cannot fault.
+
+    The processor's own prefetchers stop at each page of 4 KiB and a step walks several arrays at once.
+    """
+
+    def codegen(context, builder, signature, args):
+        for offset in range(AHEAD, AHEAD + count.literal_value * _size(context, view), 64):
+            _prefetch(builder, builder.add(args[0], _I64(offset)))
+        return context.get_dummy_value()
+
+    return types.void(view, count), codegen
+
+
+def _prefetch(builder, address):
+    byte, flag = _BYTE.as_pointer(), _I32
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
+    )
+    pointer = builder.inttoptr(address, byte)
+    builder.call(function, [pointer, flag(0), flag(3), flag(1)])  # to read, into every cache level, data
+
+
+@type_callable(operator.getitem)
+def _type_getitem(context):
+    def typer(buffer_type, index):
+        if isinstance(buffer_type, BufferType) and isinstance(index, types.Integer):
+            return buffer_type.value
+        return None
+
+    return typer
+
+
+@lower_builtin(operator.getitem, BufferType, types.Integer)
+def _lower_getitem(context, builder, signature, args):
+    element = _element_at(context, builder, signature.args[0], *args)
+    loaded = _declare_scopes(builder, builder.load(element, align=signature.args[0].align), signature.args[0])
+    return builder.zext(loaded, _I32) if signature.args[0].narrow else loaded
+
+
+@type_callable(operator.setitem)
+def _type_setitem(context):
+    def typer(buffer_type, index, value):
+        if isinstance(buffer_type, BufferType) and isinstance(index, types.Integer) and value == buffer_type.value:
+            return types.none
+        return None
+
+    return typer
+
+
+@lower_builtin(operator.setitem, BufferType, types.Integer, types.Any)
+def _lower_setitem(context, builder, signature, args):
+    element = _element_at(context, builder, signature.args[0], args[0], args[1])
+    given = builder.trunc(args[2], element.type.pointee) if signature.args[0].narrow else args[2]
+    _declare_scopes(builder, builder.store(given, element, align=signature.args[0].align), signature.args[0])
+    return context.get_dummy_value()
+
+
+@intrinsic(prefer_literal=True)
+def vector(typingctx, view, i, k):
+    """Read vector number k of those that begin at element i of a buffer."""
+
+    def codegen(context, builder, signature, args):
+        buffer_type = signature.args[0]
+        pointer = _vector_at(context, builder, buffer_type, *args[:2], k.literal_value, LANES)
+        loaded = builder.load(pointer, align=_alignment(context, buffer_type))
+        _declare_scopes(builder, loaded, buffer_type)
+        return builder.zext(loaded, ir.VectorType(_I32, LANES)) if buffer_type.narrow else loaded
+
+    return VectorType(view.value)(view, i, k), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store(typingctx, view, i, k, vectors):
+    """Write a tuple of vectors to a buffer as number k and after, of narrow elements the lowest bits."""
+
+    def codegen(context, builder, signature, args):
+        buffer_type, kinds = signature.args[0], signature.args[3]
+        whole = VectorType(buffer_type.value)
+        given = zip(cgutils.unpack_tuple(builder, args[3]), kinds, strict=True)
+        parts = [converted(context, builder, x, kind, whole) for x, kind in given]
+        while len(parts) > 1 and not _NARROWS:
+            both = ir.Constant(ir.VectorType(_I32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
+            parts = [builder.shuffle_vector(a, b, both) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        for number, part in enumerate(parts, k.literal_value):
+            pointer = _vector_at(context, builder, buffer_type, *args[:2], number, part.type.count)
+            x = builder.trunc(part, pointer.type.pointee) if buffer_type.narrow else part
+            stored = builder.store(x, pointer, align=_alignment(context, buffer_type))
+            _declare_scopes(builder, stored, buffer_type)
+        return context.get_dummy_value()
+
+    return types.void(view, i, k, vectors), codegen
+
+
+def _vector_at(context, builder, buffer_type, address, index, number, count):
+    first = builder.add(index, _I64(number * LANES))
+    element = _element_at(context, builder, buffer_type, address, first)
+    return builder.bitcast(element, ir.VectorType(element.type.pointee, count).as_pointer())
+
+
+def _alignment(context, buffer_type):
+    return buffer_type.align or _size(context, buffer_type)
+
+
+def _size(context, buffer_type):
+    return context.get_abi_sizeof(context.get_value_type(buffer_type.dtype))
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typingctx, view, i, far, count):
+    """Prefetch so many vectors of a buffer, from `far` elements beyond element i on."""
+
+    def codegen(context, builder, signature, args):
+        size = _size(context, view)
+        first = builder.add(args[0], builder.mul(builder.add(args[1], args[2]), _I64(size)))
+        for offset in range(0, count.literal_value * LANES * size, 64):
+            _prefetch(builder, builder.add(first, _I64(offset)))
+        return context.get_dummy_value()
+
+    return types.void(view, i, far, count), codegen
+
+
+@njit
+def one_nan(words, count):
+    """Make NaN the canonical one among the first `count` bfloat16s of a buffer."""
+    for i in range(count):
+        x = words[i]
+        words[i] = select(x & word(0x7FFF) > word(0x7F80), word(0x7FC0), x)
+
+
+@njit
+def one_nan_of_two(words, lower, count):
+    """Make NaN the canonical one among `count` float32s that are split in two buffers."""
+    for i in range(count):
+        x, y = words[i], lower[i]
+        whole = (x - (y >> word(15)) << word(16)) | y
+        nan = whole & word(0x7FFFFFFF) > word(0x7F800000)
+        words[i], lower[i] = select(nan, word(0x7FC0), x), select(nan, word(0), y)

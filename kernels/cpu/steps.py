@@ -1,0 +1,68 @@
+"""A loop's body as a printed function of one element, which a loop calls with each, or with a vector of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from fastopt.kernels.compiler.lowering import Loop
+from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.compiler.text import wrapped
+
+MOST_ARGUMENTS = 28
+"""Arguments of a function that Numba inlines: Python passes more than 30 in a tuple, so here they come in several."""
+
+
+def _groups(names: list[str]) -> list[list[str]]:
+    return [names[k : k + MOST_ARGUMENTS] for k in range(0, len(names), MOST_ARGUMENTS)]
+
+
+class Step(NamedTuple):
+    """What is printed of a loop's body: the function, and what goes in and comes out, in this order."""
+
+    function: list[str]  # lines
+    call: Callable[[Sequence[str], Sequence[str], Callable[[str], str]], str]  # of elements, reloads, other names
+    loads: list[str]  # buffers of which it takes an element
+    reloads: list[str]  # spilled values that it takes
+    stores: list[str]  # buffers of which it returns an element
+    spills: list[str]  # values that it returns for later loops
+    maxima: list[str]  # words that it returns, of which the largest is wanted
+
+    @property
+    def results(self) -> list[str]:
+        """Names of what it returns."""
+        return [*self.stores, *self.spills, *self.maxima]
+
+
+def print_step(loop: Loop, name: str, names: dict[str, str], program: Program) -> Step:
+    """Print the function `name`; it is compiled once for elements, once for vectors, and LLVM inlines it."""
+    loads, stores = [names[b] for b in loop.loads], [names[b] for b, _ in loop.stores]
+    reloads, spills, maxima = ([v.name for v in values] for values in (loop.reloads, loop.spills, loop.maxima))
+    results = [*(text for _, text in loop.stores), *spills, *(v.text for v in loop.maxima)]
+    lines = [f"{v.name} = {v.text}" for v in loop.lines] + [f"return {', '.join(results)}"]
+    mentioned = set(re.findall(r"\w+", " ".join(lines)))
+    uniform = [*(names[b.name] + "_i" for b in program.buffers if b.tiled), *(names[s] for s in program.scalars)]
+    own = {f"{b}_i" for b in loads} | {v.name for v in loop.lines} | set(reloads)
+    known = ["index", *uniform, *sorted(name for name in mentioned if re.fullmatch(r"(x|max)\d+", name))]
+    used = [name for name in known if name in mentioned - own]
+    parameters = [*(f"{b}_i" for b in loads), *reloads, *used]
+    packed = len(parameters) > MOST_ARGUMENTS
+    if packed:
+        groups = _groups(parameters)
+        lines = [f"({', '.join(group)},) = group{k}" for k, group in enumerate(groups)] + lines
+        parameters = [f"group{k}" for k in range(len(groups))]
+
+    def call(elements: Sequence[str], spilled: Sequence[str], other: Callable[[str], str]) -> str:
+        passed = [*elements, *spilled, *map(other, used)]
+        passed = [f"({', '.join(group)},)" for group in _groups(passed)] if packed else passed
+        return f"{name}({', '.join(passed)})"
+
+    function = [
+        '@njit(forceinline=True, error_model="numpy")',
+        *wrapped(f"def {name}(", parameters, "):"),
+        *(f"    {line}" for line in lines),
+        "",
+        "",
+    ]
+    return Step(function, call, loads, reloads, stores, spills, maxima)
