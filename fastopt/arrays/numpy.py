@@ -20,8 +20,8 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 PAGE = 4096
 
 _PLACES = itertools.cycle(range(0, PAGE, 9 * ALIGNMENT))
-"""Where in a page arrays begin, one after the other. What a step reads and writes at once would else compete for the same
-places of the first cache: on a Zen 4 steps took up to 1.8 times as long where addresses agreed in some of their bits."""
+"""Where in a page arrays begin, one after the other. What a step reads and writes at once would else compete for the
+same places of the first cache: see docs/decisions/0019."""
 
 
 class NumPy:
