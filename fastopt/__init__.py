@@ -31,6 +31,8 @@ from fastopt.kernels.rules import (
     Adagrad,
     Adam,
     Adamax,
+    ClipByGlobalNorm,
+    ClipByValue,
     GradientNoise,
     Lion,
     Momentum,
@@ -38,6 +40,7 @@ from fastopt.kernels.rules import (
     RAdam,
     RMSprop,
     ScaledGradient,
+    total,
 )
 from fastopt.kernels.threads import get_threads, set_threads
 from fastopt.optimizer import Optimizer
@@ -58,6 +61,8 @@ __all__ = [
     "BackendError",
     "CacheWarning",
     "CheckpointError",
+    "ClipByGlobalNorm",
+    "ClipByValue",
     "FastoptError",
     "GradientNoise",
     "LayoutError",
@@ -78,6 +83,7 @@ __all__ = [
     "schedules",
     "set_threads",
     "suggest_batch_size",
+    "total",
     "update",
 ]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import starmap
 from operator import call
 from typing import Any
@@ -24,7 +24,7 @@ from fastopt.capture import PreparedSteps
 from fastopt.checks import integer, seed_number
 from fastopt.errors import BackendError, FastoptError, LayoutError, SettingError, raised_by, suggest
 from fastopt.groups import layouts, own_groups, sort
-from fastopt.kernels.backends import BACKENDS, bind, choose
+from fastopt.kernels.backends import BACKENDS, bind, choose, steps
 from fastopt.kernels.compiler.layout import layout
 from fastopt.kernels.compiler.plan import plan
 from fastopt.kernels.formats import FULL, STORAGES
@@ -116,6 +116,7 @@ class Optimizer:
             "storage": dict(storage) if isinstance(storage, Mapping) else storage or FULL[computes],
             "backend": backend if device == CPU else chosen,
         }
+        members, formats = _tensor_by_tensor(members, formats)
         counts = [padded(sum(values[name].size for name in names)) for _, names in members]
         flat = {  # the planes of p and g of all groups
             name: library.allocate(sum(counts), plane, device)
@@ -143,6 +144,7 @@ class Optimizer:
         self._groups, self._on_device = made, device != CPU
         self._apart = self._on_device or chosen == "reference"  # which have ways of their own to step
         self._steps = [(g.plan.scalars, g.plan.keys if g.plan.program.noise else None, g.launch.calls) for g in made]
+        self._together = _together(chosen, made)
         self._values = NamedValues(made, values, library, device)
         self.flat_params, self.flat_grads = (_forward(made[0].store, b, flat) for b in ("p", "g"))
         if len(made[0].store.formats["p"].planes) > 1 and not self._on_device:
@@ -238,8 +240,11 @@ class Optimizer:
         # The numbers of all groups, and the copies, before any launch is prepared: what is wrong shows first.
         ready = [(prepare, keys(seed, t) if keys else (), scalars(t)) for scalars, keys, prepare in steps]
         calls = [(turn.begin, taken), *(() if grads is None else self._gradient_copies(grads))]
-        for prepare, noise, values in ready:
-            calls += prepare(noise, values)
+        if self._together is not None:
+            calls += self._together([numbers for _, *numbers in ready])
+        else:
+            for prepare, noise, values in ready:
+                calls += prepare(noise, values)
         calls.append((turn.end, t))
         return calls
 
@@ -427,6 +432,31 @@ def _restored(
     for name, value in grads.items():
         library_on(device).copy(opt.grads[name], value)
     return opt
+
+
+def _tensor_by_tensor(members: list, formats: list) -> tuple[list, list]:
+    """Make each parameter a group of its own whose rule takes totals of each tensor."""
+    found: list[tuple] = []
+    for (own, names), chosen in zip(members, formats, strict=True):
+        totals = plan(own, tuple(chosen.items())).program.totals
+        parts = [[name] for name in names] if any(node.value == "tensor" for node in totals) else [names]
+        found += [((own, part), chosen) for part in parts]
+    return [member for member, _ in found], [chosen for _, chosen in found]
+
+
+def _together(backend: str, groups: list[Group]) -> Callable[[list], list[tuple]] | None:
+    """Return what prepares a step of several groups at once, if their rules have totals over all parameters."""
+    programs = [group.plan.program for group in groups]
+    kinds = [[phase for phase, _ in program.over_all] for program in programs]
+    if len(groups) == 1 or not any(kinds):
+        return None
+    for group, kind in zip(groups, kinds, strict=True):
+        if kind != kinds[0]:
+            what = "the rules of these groups take different totals over all parameters."
+            got = " and ".join(program.rule for program in (programs[0], group.plan.program))
+            raise SettingError(what, got=got, do="put the same rule, as ClipByGlobalNorm, around each group's")
+    launches = [group.launch for group in groups]
+    return lambda numbers: steps(backend, [(own, *rest) for own, rest in zip(launches, numbers, strict=True)])
 
 
 def _device_for(backend: Any, values: Mapping[str, Array]) -> Device:

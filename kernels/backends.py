@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -38,6 +39,11 @@ def _module(name: str) -> ModuleType:
 def bind(name: str, program: Program, rows: Rows) -> Launch:
     """Prepare the steps of a program over rows on a backend."""
     return _module(name).bind(program, rows)
+
+
+def steps(name: str, taken: Sequence[tuple[Launch, tuple, tuple]]) -> list[tuple]:
+    """Prepare the step of several launches at once, with totals over all; each comes with its keys and scalars."""
+    return _module(name).steps(taken)
 
 
 def print_source(name: str, program: Program) -> str:

@@ -58,6 +58,7 @@ class Trace:
 
     def __init__(self, where: str):
         self.where = where
+        self.totals: list[Node] = []  # each time that one was taken
         self._nodes: dict[tuple, Node] = {}
 
     def node(self, op: str, dtype: np.dtype, args: tuple[Node, ...] = (), value: Any = None) -> Node:
@@ -79,6 +80,11 @@ class Trace:
             size = value.bit_length()
             self.fail(f"an integer is out of the range of {dtype.name}.", got=value if size < 99 else f"{size} bits")
         return self.node("constant", dtype, value=number)
+
+    def total(self, x: Node, over: str) -> Node:
+        """Make the node of a total."""
+        self.totals.append(self.node("total", x.dtype, (x,), over))
+        return self.totals[-1]
 
     def fail(self, what: str, **more: Any) -> NoReturn:
         """Raise the RuleError that says what is wrong with the rule."""

@@ -53,7 +53,7 @@ def printed_names(program: Program, reserved: frozenset[str]) -> dict[str, str]:
     """Return the name under which each buffer and scalar is printed: its own, or one that hides nothing of Python's."""
     names: dict[str, str] = {}
     for name in (*(b.name for b in program.buffers), *program.scalars):
-        printed = name.replace(".", "_")
+        printed = name.replace(".", "_").replace(" ", "")
         while (
             printed in reserved
             or hasattr(builtins, printed)
@@ -66,8 +66,8 @@ def printed_names(program: Program, reserved: frozenset[str]) -> dict[str, str]:
 
 
 _PER_ELEMENT = ("buffer", "index")
-_PER_TILE = ("tile", "tile_number", "tile_max")
-_UNIFORM = ("scalar", "key", "constant", *_PER_TILE)
+_PER_TILE = ("tile", "tile_number", "tile_max", "tile_sum")
+_UNIFORM = ("scalar", "total", "key", "constant", *_PER_TILE)
 # What is computed again rather than spilled: an instruction or two, where a store and a load cost more.
 _CHEAP = ("sequence", "bitcast", "and", "or", "not", "less", "less_equal", "greater", "greater_equal", "equal",
           "not_equal", "left_shift", "right_shift")  # fmt: skip
@@ -102,7 +102,7 @@ def _schedules(
         if node.op in _UNIFORM or (node.args and node.op != "sequence" and all(id(a) in uniform for a in node.args)):
             uniform.add(id(node))
         after = [first[id(a)] + any(a is s for s in splits) for a in node.args]
-        first[id(node)] = max(after, default=0) + (node.op == "tile_max")
+        first[id(node)] = max(after, default=0) + (node.op in ("tile_max", "tile_sum"))
     least = max((first[id(s)] + 1 for s in splits), default=0)
     if plain:
         least = max([least, 1, *(first[id(node)] for node in nodes if node.op == "tile_max")])
@@ -115,6 +115,7 @@ def _schedules(
         loop.peaks = [n.args[0] for n in nodes if n.op == "tile_max" and first[id(n)] == number + 1]
         wanted = [results[b] for b in loop.results] + loop.peaks
         loop.spills = [s for s in splits if first[id(s)] == number]
+        loop.spills += [n.args[0] for n in nodes if n.op == "tile_sum" and first[id(n)] == number + 1]
         seen: set[int] = set()
         stack = [(node, False) for node in reversed(wanted + loop.spills)]
         while stack:
@@ -136,6 +137,8 @@ def _schedules(
             elif node.op in _PER_ELEMENT:
                 loop.loads.append(node)
                 done[id(node)] = number
+            elif node.op == "tile_sum":
+                loop.uniform.append(node)
             elif node.args and node.op != "tile_max":
                 stack.append((node, True))
                 stack += [(a, False) for a in reversed(node.args) if id(a) not in seen]
@@ -146,7 +149,7 @@ def _write(node: Node, operands: list[Text], names: Mapping[str, str], target: s
     """Write a node whose operands are written."""
     if node.op in ("buffer", "tile"):
         return Text(f"{names[node.value]}_i")
-    if node.op == "scalar":
+    if node.op in ("scalar", "total"):
         return Text(names[node.value])
     if node.op in ("key", "tile_number", "index", "codes"):
         return Text(node.value)

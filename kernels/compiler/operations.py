@@ -95,6 +95,10 @@ def _cuda_or_nan(node: Any, args: Any) -> Text:
     return Text(f"{args[0].within(SUM)} != {args[0].within(SUM)} ? {canonical:#x}u : {args[1].within(SUM)}", LOOSE)
 
 
+def _python_tile_sum(node: Any, args: Any) -> Text:
+    return Text(f"float64(tile_total({args[0]}_spill, count))")
+
+
 def _cuda_sequence(node: Any, args: Any) -> Text:
     return Text(f"{args[0].within(SUM)} + {args[1].within(PREFIX)} * index", SUM)
 
@@ -138,6 +142,9 @@ OPERATIONS: dict[str, Operation] = {
         Operation("bitcast", (), {"python": _python_bitcast, "cuda": _cuda_bitcast}),  # .view
         # A value and a word: the canonical one where the value is NaN. In Python what follows the loop sees to that.
         Operation("or_nan", (), {"python": lambda node, args: args[1], "cuda": _cuda_or_nan}),
+        # What a total sums; it is kept in memory, of which `tile_total` folds a tile.
+        Operation("term", (), lambda node, args: args[0]),
+        Operation("tile_sum", (), {"python": _python_tile_sum}),
         # The word of an element in a tile's sequence, from its first and the difference. In Python a loop adds it up.
         Operation("sequence", (), {"python": lambda node, args: args[0], "cuda": _cuda_sequence}),
     )

@@ -23,16 +23,32 @@ class Buffer(NamedTuple):
     written: bool
     tiled: bool  # one element per tile
     view: str  # the type that users see, where `dtype` is an unsigned integer in its stead
+    of_row: bool = False  # one element, for all of a row
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether it has an element for each parameter."""
+        return not (self.tiled or self.of_row)
 
     @property
     def bytes_per_parameter(self) -> float:
         """Bytes of it that are read and written per parameter in one step."""
         moved = self.dtype.itemsize * (self.read + self.written)
-        return moved / TILE if self.tiled else moved
+        return 0.0 if self.of_row else moved / TILE if self.tiled else moved
 
     def size(self, n: int) -> int:
         """Return the number of elements it has for n parameters."""
-        return -(-n // TILE) if self.tiled else n
+        return 1 if self.of_row else -(-n // TILE) if self.tiled else n
+
+
+def total_name(k: int) -> str:
+    """Return the name of the buffer that holds total number k, one number for each row; no rule has a space in one."""
+    return f"total {k}"
+
+
+def sum_name(k: int) -> str:
+    """Return the name of the buffer that holds the sums of each tile."""
+    return f"sum {k}"
 
 
 class Plain(NamedTuple):
@@ -71,6 +87,8 @@ class Program:
     values: dict[str, Node]
     results: dict[str, Node]
     plain: Plain | None  # where a tile has scales
+    totals: tuple[Node, ...] = ()  # in the order in which the rule takes them
+    phases: tuple[Program, ...] = ()  # one for each pass over memory, where there are totals: see `phases.cut`
 
     @property
     def rule(self) -> str:
@@ -93,9 +111,32 @@ class Program:
         return any(b.dtype.itemsize < 4 for b in self.buffers)
 
     @cached_property
+    def over_all(self) -> tuple[tuple[int, int], ...]:
+        """Its totals over all parameters: after which phase each is known, and its number."""
+        return tuple(
+            (phase, k)
+            for k, node in enumerate(self.totals)
+            for phase in range(len(self.phases))
+            if node.value == "all" and sum_name(k) in self.phases[phase].results
+        )
+
+    def known_after(self, phase: int) -> list[int]:
+        """Return the numbers of the totals that are known after a phase."""
+        return [k for k in range(len(self.totals)) if sum_name(k) in self.phases[phase].results]
+
+    def place_over_all(self, k: int) -> int | None:
+        """Return which of `over_all` a total is, if it is one."""
+        return next((place for place, (_, number) in enumerate(self.over_all) if number == k), None)
+
+    @property
+    def sums(self) -> bool:
+        """Whether it writes the sums of tiles, and nothing else."""
+        return any(node.op == "tile_sum" for node in self.results.values())
+
+    @cached_property
     def bytes_per_parameter(self) -> float:
         """Bytes read and written per parameter in one step."""
-        return sum(b.bytes_per_parameter for b in self.buffers)
+        return sum(b.bytes_per_parameter for phase in self.phases or (self,) for b in phase.buffers)
 
     @property
     def traffic(self) -> str:

@@ -20,6 +20,7 @@ from fastopt.kernels.compiler.noise import (
     stretched,
     tile_bits,
 )
+from fastopt.kernels.compiler.phases import cut
 from fastopt.kernels.compiler.program import Buffer, Plain, Program
 from fastopt.kernels.compiler.specialization import exact_key, name_parts, specialize
 from fastopt.kernels.compiler.symbols import Symbol
@@ -72,20 +73,24 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
     results: dict[str, Node] = {}
     for b, node in values.items():
         results |= call.encode(b, node)
-    plain = None
+    plain, plain_totals = None, []
     if any(isinstance(form, Scaled) for form in formats.values()):
         fast = _Call(rule, formats, absent, plain=True, tracing=call.tracing)
         now = {b: fast.after[b] for b in values}
         made: dict[str, Node] = {}
         for b, node in now.items():
             made |= fast.encode(b, node)
+        plain_totals = fast.totals
         plain = Plain(now, made, fast.unusual, fast.limits, fast.stages, _roots(fast.stages, made))
     buffers = [
         Buffer(name, b, plane.dtype, plane.read, name in results, plane.tiled, plane.view)
         for b, form in formats.items()
         for name, plane in form.plane_names(b).items()
     ]
-    return Program(
+    needed = {id(node) for node in walk(results.values()) if node.op == "total"}
+    order = {id(node): k for k, node in reversed(list(enumerate(call.totals))) if id(node) in needed}
+    chosen_totals = sorted(order.values())
+    program = Program(
         name=_name(rule, formats),
         specialization=rule,
         dtype=formats["p"].computes,
@@ -98,7 +103,9 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
         values=values,
         results=results,
         plain=plain,
+        totals=tuple(call.totals[k] for k in chosen_totals),
     )
+    return cut(program, [plain_totals[k] for k in chosen_totals if plain_totals]) if chosen_totals else program
 
 
 def _roots(of_noise: tuple[Node, ...], results: dict[str, Node]) -> tuple[Node, ...]:
@@ -140,7 +147,9 @@ class _Call:
             x = centred(random_bits(self._tile_bits(), self._input("index", "index", _WORD, array=True)))
             s = radius(x)
             inputs["noise"], self.stages = stretched(x, s).astype(self.dtype), (x._node, s._node)
+        first = len(self.tracing.totals)
         returned = self._run(rule, [buffers.get(b) for b in names], inputs)
+        self.totals = self.tracing.totals[first:]
         values = returned if isinstance(returned, tuple) else (returned,)
         targets = [b for b in names if b != "g"]
         if len(values) != len(targets):

@@ -8,15 +8,17 @@ on it alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 
 from fastopt.kernels.cache import short
-from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.compiler.program import Program, sum_name, total_name
 from fastopt.kernels.cpu import tuning
 from fastopt.kernels.cpu.printer import FIRST_ADDRESS, JOB_WORDS, function_name, print_source, print_table
+from fastopt.kernels.formats import TILE
 from fastopt.kernels.jit import entry_point, load, load_module
 from fastopt.kernels.launch import Launch, Rows
 from fastopt.kernels.threads import WORKERS
@@ -42,8 +44,16 @@ def compiled_wait() -> Any:
     return load_module("fastopt.kernels.cpu.wait")
 
 
+@cache
+def compiled_totals() -> Any:
+    """Compile `totals(sums, starts, rows, totals)`: see there."""
+    return entry_point(load_module("fastopt.kernels.cpu.totals"))
+
+
 def bind(program: Program, rows: Rows) -> Launch:
     """Prepare steps over rows in the CPU's memory."""
+    if program.phases:
+        return PhasedLaunch(program, rows)
     if len(rows.sizes) == 1 and rows.sizes[0]:
         return RowLaunch(program, rows, 0)
     sizes = np.asarray(rows.sizes, np.int64)
@@ -102,6 +112,93 @@ class RowLaunch:
     def set_addresses(self, buffer: int, addresses: np.ndarray) -> None:
         """Move one buffer of the rows."""
         self._call[5 + buffer] = int(addresses[self._row])
+
+
+class PhasedLaunch:
+    """A step in phases: before the last each writes the sums of tiles, of which the totals are made, row by row."""
+
+    def __init__(self, program: Program, rows: Rows):
+        sizes = np.asarray(rows.sizes, np.int64)
+        count, numbers = sizes.size, range(len(program.totals))
+        self._starts = starts = np.concatenate([[0], np.cumsum(-(-sizes // TILE))]).astype(np.int64)
+        self._sums = np.empty((len(numbers), starts[-1]), np.float64)
+        self._totals = np.zeros((len(numbers), count + 1), np.float64)  # of every row, and then that over all rows
+        own = {sum_name(k): _address(self._sums) + 8 * (k * starts[-1] + starts[:-1]) for k in numbers}
+        for k, node in enumerate(program.totals):
+            read = np.full(count, count) if node.value == "all" else np.arange(count)
+            own[total_name(k)] = _address(self._totals) + 8 * (k * (count + 1) + read)
+        given = np.asarray(rows.addresses, np.int64).reshape(count, -1)
+        own |= {b.name: given[:, k] for k, b in enumerate(program.buffers)}
+        self._memory = rows.memory, self._sums, self._totals
+        self._launches = [
+            bind(
+                phase,
+                rows._replace(addresses=np.stack([own[b.name] for b in phase.buffers], 1), memory=self._memory),
+            )
+            for phase in program.phases
+        ]
+        self.program = program
+        compiled_totals()
+
+    def phase(self, number: int, keys: tuple, scalars: tuple) -> list[tuple]:
+        """Prepare one phase."""
+        noise = keys if self.program.phases[number].noise else ()
+        return self._launches[number].calls(noise, scalars)
+
+    def fold(self, k: int, before: np.ndarray | None) -> tuple:
+        """Prepare the call that makes total number k of each row, and that over all, which begins with another one."""
+        at = 0 if before is None else _address(before)
+        return compiled_totals(), _address(self._sums[k]), self._starts, _address(self._totals[k]), at
+
+    def over_all(self, k: int) -> np.ndarray:
+        """Return the memory of total number k over all rows."""
+        return self._totals[k, -1:]
+
+    def calls(self, keys: tuple, scalars: tuple) -> list[tuple]:
+        """Prepare a step."""
+        return steps([(self, keys, scalars)])
+
+    def set_addresses(self, buffer: int, addresses: np.ndarray) -> None:
+        """Move one buffer of the rows."""
+        name = self.program.buffers[buffer].name
+        for launch, phase in zip(self._launches, self.program.phases, strict=True):
+            for k, b in enumerate(phase.buffers):
+                if b.name == name:
+                    launch.set_addresses(k, addresses)
+
+
+def steps(taken: Sequence[tuple[PhasedLaunch, tuple, tuple]]) -> list[tuple]:
+    """Prepare the step of several launches at once, each with its keys and scalars, phase by phase.
+
+    Their programs have the same `over_all`: each of these totals goes on from one launch to the next, and the last has
+    it for all.
+    """
+    calls: list[tuple] = []
+    last = max(len(launch.program.phases) for launch, _, _ in taken) - 1
+    for number in range(last):
+        reached = [x for x in taken if number < len(x[0].program.phases) - 1]
+        for launch, keys, scalars in reached:
+            calls += launch.phase(number, keys, scalars)
+        for at, (launch, _, _) in enumerate(reached):
+            for k in launch.program.known_after(number):
+                place = launch.program.place_over_all(k)
+                before = None
+                if at and place is not None:
+                    previous = reached[at - 1][0]
+                    before = previous.over_all(previous.program.over_all[place][1])
+                calls.append(launch.fold(k, before))
+        for place, (phase, _) in enumerate(taken[0][0].program.over_all):
+            if phase == number:
+                totals = [launch.over_all(launch.program.over_all[place][1]) for launch, _, _ in taken]
+                calls += [(np.copyto, total, totals[-1]) for total in totals[:-1]]
+    for launch, keys, scalars in taken:
+        calls += launch.phase(len(launch.program.phases) - 1, keys, scalars)
+        calls.append((id, launch))  # whose sums and totals live as long as these calls
+    return calls
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 class TableLaunch:

@@ -215,6 +215,35 @@ def fetch(typingctx, view, i, far, count):
     return types.void(view, i, far, count), codegen
 
 
+@intrinsic
+def tile_total(typingctx, view, count):
+    """Fold the first `count` elements of a tile's scratch by halves, with zeros beyond them: see `fastopt.total`."""
+
+    def codegen(context, builder, signature, args):
+        address, count = args
+        element = context.get_value_type(view.dtype)
+        with cgutils.for_range_slice(builder, count, _I64(SCRATCH), _I64(1), inc=True) as (index, _):
+            _declare_scopes(
+                builder, builder.store(element(0.0), _element_at(context, builder, view, address, index)), view
+            )
+        parts = []
+        for k in range(SCRATCH // LANES):
+            pointer = _vector_at(context, builder, view, address, _I64(0), k, LANES)
+            parts.append(_declare_scopes(builder, builder.load(pointer, align=_alignment(context, view)), view))
+        while len(parts) > 1:
+            half = len(parts) // 2
+            parts = [builder.fadd(a, b) for a, b in zip(parts[:half], parts[half:], strict=True)]
+        (x,) = parts
+        width = LANES
+        while width > 1:
+            width //= 2
+            halves = [ir.Constant(ir.VectorType(_I32, width), list(range(k, k + width))) for k in (0, width)]
+            x = builder.fadd(*(builder.shuffle_vector(x, x, half) for half in halves))
+        return builder.extract_element(x, _I32(0))
+
+    return view.dtype(view, count), codegen
+
+
 @njit
 def one_nan(words, count):
     """Make NaN the canonical one among the first `count` bfloat16s of a buffer."""

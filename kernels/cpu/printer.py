@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from itertools import zip_longest
 
 from fastopt.kernels.cache import short
 from fastopt.kernels.compiler.lowering import Loop, common, expression, lower, printed_names
@@ -25,7 +26,7 @@ _SKELETON = (
 )
 _IMPORTED = {
     "jobs": "claim restore_mode standard_mode wide_vectors",
-    "memory": "buffer fetch one_nan one_nan_of_two prefetch scratch store vector",
+    "memory": "buffer fetch one_nan one_nan_of_two prefetch scratch store tile_total vector",
     "values": "LANES ceil copysign each fabs floor from_bits high join low ramp rint select sign sqrt to_float top"
     " trunc umax word",
 }
@@ -48,7 +49,12 @@ def function_name(program: Program) -> str:
 
 
 def print_source(program: Program) -> str:
-    """Print `program` as one complete Python module with one compiled function, `function_name(program)`."""
+    """Print `program` as one complete Python module with one compiled function, `function_name(program)`.
+
+    A program in phases is printed as so many modules, one after the other.
+    """
+    if program.phases:
+        return "\n\n".join(map(print_source, program.phases))
     names, numbered = printed_names(program, _RESERVED), {"x": 0, "max": 0}
     plain_loops, of_tile, known = [], [], {}
     if program.plain is not None:
@@ -64,7 +70,8 @@ def print_source(program: Program) -> str:
     arguments = ["job", "n", "chunk", "prefetching", *(f"{b}_at" for b in buffers), *noise, *scalars]
     types = ["intp"] * (len(arguments) - len(scalars)) + ["float64"] * len(scalars)
     # Words that hold two elements each, where every buffer is short enough: see `pairs`.
-    paired = sys.byteorder == "little" and all(b.tiled or b.dtype.itemsize <= 2 for b in program.buffers)
+    paired = sys.byteorder == "little" and not program.sums
+    paired &= all(b.dtype.itemsize <= 2 for b in program.buffers if b.elementwise)
     halves = ("_0", "_1") if paired else ("",)
     spills = list(
         dict.fromkeys(
@@ -81,12 +88,13 @@ def print_source(program: Program) -> str:
         whole: list[str] = []
         lines: list[str] = []
         step = f"step{f'_{k}' if len(plain_loops) + len(loops) > 1 else ''}"
-        if k < len(plain_loops) or (program.compressed and not plain_loops):
+        once = not (loop.spills or loop.maxima or loop.stores)  # what is done for a tile as a whole
+        if not once and (k < len(plain_loops) or (program.compressed and not plain_loops)):
             function, whole = print_vectors(loop, step, names, program, paired=paired)
             functions += function
         if k >= len(plain_loops):
             lines = _print_loop(loop, names)
-            if paired:
+            if paired and not once:
                 function, lines = print_pairs(loop, step, names, program, count)
                 functions += [] if whole else function
         if whole and lines:
@@ -100,6 +108,9 @@ def print_source(program: Program) -> str:
     if spills or program.compressed:
         convert.insert(0, "wide_vectors()")
     convert += [f"{name}_at = scratch({dtype.name})" for name, dtype in spills]
+    for b in program.buffers:
+        if b.of_row:
+            convert.append(f"{names[b.name]} = {program.dtype.name}(buffer({names[b.name]}_at, 0, float64, 0, 0)[0])")
     views = []
     for b in program.buffers:
         first, kind = (f"strip // {TILE}" if b.tiled else "strip"), b.dtype.name
@@ -108,19 +119,20 @@ def print_source(program: Program) -> str:
         views.append(f"{names[b.name]} = buffer({names[b.name]}_at, {first}, {kind}")
     views += [f"{name} = buffer({name}_at, 0, {dtype.name}" for name, dtype in spills]
     views = [f"{view}, {k}, {count})" for k, view in enumerate(views)]
+    views = [view for view, b in zip_longest(views, program.buffers) if b is None or not b.of_row]
     elements, length = STRIP, "chunk"
     if program.noise or program.tiled:
         elements, length = HALF if program.stages and not program.compressed else TILE, str(TILE)
     elif program.compressed:
         elements, length = STRETCH, str(STRETCH)
-    tile = [f"{names[b.name]}_i = {names[b.name]}[0]" for b in program.buffers if b.tiled]
+    tile = [f"{names[b.name]}_i = {names[b.name]}[0]" for b in program.buffers if b.tiled and b.read]
     if noise:
         tile += [f"tile = (offset + strip) // {TILE}", "tile_low, tile_high = word(tile), word(tile >> 32)"]
         tile += [f"start = word(strip % {TILE})"]
     if program.compressed:
         convert.append(f"far = {2 * TILE // (2 if paired else 1)} if prefetching else 0")
     else:  # before a loop that does little else with memory, where there is one
-        ahead = [f"    prefetch({names[b.name]}, {elements})" for b in program.buffers]
+        ahead = [f"    prefetch({names[b.name]}, {elements})" for b in program.buffers if b.elementwise]
         printed.insert(len(printed) > 1, ["if prefetching:", *ahead])
     if plain_loops:
         steps = [*tile, *of_tile, *_print_tile(program, names, plain_loops, printed, count)]
@@ -240,11 +252,7 @@ def _print_loop(loop: Loop, names: dict[str, str]) -> list[str]:
     lines += [f"{name} = {name} + {step}" for name, _, step in loop.sequences]
     if any(re.search(r"\bindex\b", line) for line in lines):
         body.append("index = start + word(i)")
-    return [
-        *before,
-        "for i in range(count):",
-        *_indented([*body, *lines]),
-    ]
+    return [*before, *(["for i in range(count):", *_indented([*body, *lines])] if body or lines else [])]
 
 
 def print_table(program: Program, name: str, module: str) -> str:

@@ -43,6 +43,7 @@ def print_step(loop: Loop, name: str, names: dict[str, str], program: Program) -
     lines = [f"{v.name} = {v.text}" for v in loop.lines] + [f"return {', '.join(results)}"]
     mentioned = set(re.findall(r"\w+", " ".join(lines)))
     uniform = [*(names[b.name] + "_i" for b in program.buffers if b.tiled), *(names[s] for s in program.scalars)]
+    uniform += [names[b.name] for b in program.buffers if b.of_row]
     own = {f"{b}_i" for b in loads} | {v.name for v in loop.lines} | set(reloads)
     known = ["index", *uniform, *sorted(name for name in mentioned if re.fullmatch(r"(x|max)\d+", name))]
     used = [name for name in known if name in mentioned - own]

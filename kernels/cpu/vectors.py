@@ -22,7 +22,7 @@ def print_vectors(
     made = print_step(loop, step, names, program)
     if not made.results:
         return [], ["pass"]
-    sizes = {names[b.name]: b.dtype.itemsize for b in program.buffers if not b.tiled}
+    sizes = {names[b.name]: b.dtype.itemsize for b in program.buffers if b.elementwise}
     halves, width = (("_0", "_1"), 2) if paired else (("",), 1)
     size = {b: width * s for b, s in sizes.items()}  # bytes of what a lane holds
     at_once = max(2, 4 // min(size.values()))

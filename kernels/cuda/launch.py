@@ -19,6 +19,7 @@ from fastopt.kernels.cuda.printer import (
     entry,
     print_source,
     print_table_source,
+    require_no_totals,
     table_entry,
 )
 from fastopt.kernels.devices import load_cupy
@@ -51,7 +52,13 @@ ADVANCE = 'extern "C" __global__ void advance_row(long long* row) { ++*row; }\n'
 
 
 def bind(program: Program, rows: Rows) -> Launch:
-    """Prepare steps over rows in the memory of a device."""
+    """Prepare steps over rows in the memory of a device.
+
+    Raises:
+        BackendError: the rule takes totals, of which there are no kernels here yet.
+
+    """
+    require_no_totals(program)
     sizes = np.asarray(rows.sizes, np.int64)
     if sizes.size == 1 and not rows.own_numbers:
         return RowLaunch(program, rows)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.resources import files
 
+from fastopt.errors import BackendError
 from fastopt.kernels.compiler.operations import CUDA_TYPES
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.cuda.nvrtc import OPTIONS
@@ -40,8 +41,18 @@ def spelled_out(text: str) -> str:
     return "".join(c if c.isascii() else f"u{ord(c):x}" for c in text)
 
 
+def require_no_totals(program: Program) -> None:
+    """Raise a BackendError if the rule takes totals."""
+    if program.phases:
+        what = "rules that take totals, as ClipByGlobalNorm, have no CUDA kernels yet."
+        raise BackendError(
+            what, got=program.rule, do="keep the parameters in the CPU's memory, or clip in a pass of its own"
+        )
+
+
 def print_kernel(program: Program) -> str:
     """Print `program` as a CUDA C++ source that includes tile.cuh; `print_source` returns the same in one piece."""
+    require_no_totals(program)
     names = buffer_names(program)
     scalars = [names[s] for s in program.scalars]
     number = CUDA_TYPES[program.dtype.name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from fastopt.kernels.compiler.program import Buffer, Program
 from fastopt.kernels.formats import NEAREST, pack, unpack
 from fastopt.kernels.launch import Rows
 from fastopt.kernels.rules.rule import signature
+from fastopt.kernels.rules.total import LISTENER
 
 
 class ReferenceLaunch:
@@ -31,11 +32,62 @@ class ReferenceLaunch:
 
     def calls(self, keys: tuple[int, ...], scalars: tuple[float, ...]) -> list[tuple]:
         """Compute the step, and prepare the assignments of what it computed."""
-        found = []
+        return steps([(self, keys, scalars)])
+
+    def found(self, keys: tuple[int, ...], scalars: tuple[float, ...]) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+        """Compute the new elements of each row."""
         for n, offset, addresses in zip(self._rows.sizes, self._rows.offsets, self._addresses, strict=True):
             arrays = [_array(at, b, int(n)) for at, b in zip(addresses, self._program.buffers, strict=True)]
-            found += _step(self._program, arrays, int(n), keys, int(offset), scalars)
-        return [(array.__setitem__, ..., x) for array, x in found]
+            yield _step(self._program, arrays, int(n), keys, int(offset), scalars)
+
+    @property
+    def over_all(self) -> int:
+        """How many totals over all parameters the rule takes."""
+        return sum(node.value == "all" for node in self._program.totals)
+
+
+def steps(launches: Sequence[tuple[ReferenceLaunch, tuple, tuple]]) -> list[tuple]:
+    """Prepare the step of several launches at once, each with its keys and scalars.
+
+    A total over all parameters is known when all rows have come to it, so everything is computed once more for each.
+    """
+    known: list[np.float64] = []
+    while True:
+        parts: list[np.float64] = []
+        found = []
+        for launch, keys, scalars in launches:
+            for row in _listened(launch.found(keys, scalars), known, parts):
+                found += row
+        if len(known) == max((launch.over_all for launch, _, _ in launches), default=0):
+            return [(array.__setitem__, ..., x) for array, x in found]
+        with np.errstate(all="ignore"):
+            known.append(sum(parts, np.float64(0)))
+
+
+def _listened(rows: Iterator, known: list[np.float64], parts: list[np.float64]) -> Iterator:
+    """Compute rows with the totals over all that are known; the next one's parts are put into a list."""
+    while True:
+        taken = 0
+
+        def heard(own: np.float64, over: str) -> np.float64:
+            nonlocal taken
+            if over != "all":
+                return own
+            taken += 1
+            if taken <= len(known):
+                return known[taken - 1]
+            if taken == len(known) + 1:
+                parts.append(own)
+            return own
+
+        before = LISTENER.set(heard)
+        try:
+            row = next(rows, None)
+        finally:
+            LISTENER.reset(before)
+        if row is None:
+            return
+        yield row
 
 
 def bind(program: Program, rows: Rows) -> ReferenceLaunch:

@@ -4,6 +4,7 @@ from fastopt.kernels.rules.adadelta import Adadelta
 from fastopt.kernels.rules.adagrad import Adagrad
 from fastopt.kernels.rules.adam import Adam
 from fastopt.kernels.rules.adamax import Adamax
+from fastopt.kernels.rules.clip import ClipByGlobalNorm, ClipByValue
 from fastopt.kernels.rules.gradient_noise import GradientNoise
 from fastopt.kernels.rules.lion import Lion
 from fastopt.kernels.rules.momentum import Momentum
@@ -12,9 +13,10 @@ from fastopt.kernels.rules.radam import RAdam
 from fastopt.kernels.rules.rmsprop import RMSprop
 from fastopt.kernels.rules.scaled_gradient import ScaledGradient
 from fastopt.kernels.rules.sgd import SGD
+from fastopt.kernels.rules.total import total
 
-# By the name the command line knows a rule by. GradientNoise and ScaledGradient are not among them: they
-# wrap a rule and are none by themselves.
+# By the name the command line knows a rule by. GradientNoise, ScaledGradient and the clips are not among them: they go
+# around a rule and are none by themselves.
 RULES: dict[str, type] = {
     rule.__name__.lower(): rule
     for rule in (SGD, Momentum, RMSprop, Adam, Adagrad, Adadelta, Adamax, NAdam, RAdam, Lion)
@@ -27,6 +29,8 @@ __all__ = [
     "Adagrad",
     "Adam",
     "Adamax",
+    "ClipByGlobalNorm",
+    "ClipByValue",
     "GradientNoise",
     "Lion",
     "Momentum",
@@ -34,4 +38,5 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "ScaledGradient",
+    "total",
 ]

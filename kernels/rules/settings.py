@@ -15,11 +15,20 @@ from numbers import Real
 from operator import attrgetter
 from typing import Any, TypeAlias
 
-from fastopt.checks import DECAY_RATE, FINITE, NONNEGATIVE, UNIT, Interval, choice, to_float
+from fastopt.checks import DECAY_RATE, FINITE, NONNEGATIVE, POSITIVE, UNIT, Interval, choice, to_float
 from fastopt.errors import SettingError
 from fastopt.kernels.rules.rule import Rule, is_rule
 
-__all__ = ["DECAY_RATE", "FINITE", "NONNEGATIVE", "UNIT", "Interval", "Setting", "check"]  # for files of rules
+__all__ = [
+    "DECAY_RATE",
+    "FINITE",
+    "NONNEGATIVE",
+    "POSITIVE",
+    "UNIT",
+    "Interval",
+    "Setting",
+    "check",
+]  # for files of rules
 
 Setting: TypeAlias = Any
 """A number, or a callable of t (a schedule) that returns one, as `check` makes sure."""
