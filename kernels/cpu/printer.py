@@ -82,6 +82,7 @@ def print_source(program: Program) -> str:
         )
     )
     count = len(buffers) + len(spills)
+    by_vector = program.compressed or (program.sums and program.dtype == "float32")
     functions: list[str] = []
     printed: list[list[str]] = []
     for k, loop in enumerate((*plain_loops, *loops)):
@@ -89,7 +90,7 @@ def print_source(program: Program) -> str:
         lines: list[str] = []
         step = f"step{f'_{k}' if len(plain_loops) + len(loops) > 1 else ''}"
         once = not (loop.spills or loop.maxima or loop.stores)  # what is done for a tile as a whole
-        if not once and (k < len(plain_loops) or (program.compressed and not plain_loops)):
+        if not once and (k < len(plain_loops) or (by_vector and not plain_loops)):
             function, whole = print_vectors(loop, step, names, program, paired=paired)
             functions += function
         if k >= len(plain_loops):
@@ -129,7 +130,7 @@ def print_source(program: Program) -> str:
     if noise:
         tile += [f"tile = (offset + strip) // {TILE}", "tile_low, tile_high = word(tile), word(tile >> 32)"]
         tile += [f"start = word(strip % {TILE})"]
-    if program.compressed:
+    if by_vector:
         convert.append(f"far = {2 * TILE // (2 if paired else 1)} if prefetching else 0")
     else:  # before a loop that does little else with memory, where there is one
         ahead = [f"    prefetch({names[b.name]}, {elements})" for b in program.buffers if b.elementwise]
