@@ -24,7 +24,7 @@ from fastopt.capture import PreparedSteps
 from fastopt.checks import integer, seed_number
 from fastopt.errors import BackendError, FastoptError, LayoutError, SettingError, raised_by, suggest
 from fastopt.groups import layouts, own_groups, sort
-from fastopt.kernels.backends import BACKENDS, bind, choose, steps
+from fastopt.kernels.backends import BACKENDS, bind, choose, require_together, steps
 from fastopt.kernels.compiler.layout import layout
 from fastopt.kernels.compiler.plan import plan
 from fastopt.kernels.formats import FULL, STORAGES
@@ -447,14 +447,9 @@ def _tensor_by_tensor(members: list, formats: list) -> tuple[list, list]:
 def _together(backend: str, groups: list[Group]) -> Callable[[list], list[tuple]] | None:
     """Return what prepares a step of several groups at once, if their rules have totals over all parameters."""
     programs = [group.plan.program for group in groups]
-    kinds = [[phase for phase, _ in program.over_all] for program in programs]
-    if len(groups) == 1 or not any(kinds):
+    require_together(programs)
+    if len(groups) == 1 or not programs[0].over_all:
         return None
-    for group, kind in zip(groups, kinds, strict=True):
-        if kind != kinds[0]:
-            what = "the rules of these groups take different totals over all parameters."
-            got = " and ".join(program.rule for program in (programs[0], group.plan.program))
-            raise SettingError(what, got=got, do="put the same rule, as ClipByGlobalNorm, around each group's")
     launches = [group.launch for group in groups]
     return lambda numbers: steps(backend, [(own, *rest) for own, rest in zip(launches, numbers, strict=True)])
 

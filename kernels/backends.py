@@ -8,7 +8,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from fastopt.errors import BackendError, suggest
+from fastopt.errors import BackendError, SettingError, suggest
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.launch import Launch, Rows
 
@@ -39,6 +39,16 @@ def _module(name: str) -> ModuleType:
 def bind(name: str, program: Program, rows: Rows) -> Launch:
     """Prepare the steps of a program over rows on a backend."""
     return _module(name).bind(program, rows)
+
+
+def require_together(programs: Sequence[Program]) -> None:
+    """Raise a SettingError unless these programs can take a step together: with the same totals over all, or none."""
+    kinds = [[phase for phase, _ in program.over_all] for program in programs]
+    for program, kind in zip(programs, kinds, strict=True):
+        if kind != kinds[0]:
+            what = "the rules of these groups take different totals over all parameters."
+            got = f"{programs[0].rule} and {program.rule}"
+            raise SettingError(what, got=got, do="put the same rule, as ClipByGlobalNorm, around each group's")
 
 
 def steps(name: str, taken: Sequence[tuple[Launch, tuple, tuple]]) -> list[tuple]:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "errors": set(),
     "formats": set(),
-    "rules": {"errors"},
+    "rules": {"errors", "formats"},
     "compiler": {"errors", "formats", "rules"},
     "launch": {"errors"},
     "reference": {"errors", "formats", "rules", "compiler", "launch"},
@@ -47,7 +47,7 @@ UNIT_OF = {
 # package that is slow to import or optional → the modules that import it
 HEAVY = {
     "numba": {f"fastopt.{name}" for name in ("kernels.jit", "kernels.cpu.jobs", "kernels.cpu.memory",
-                                             "kernels.cpu.values", "kernels.cpu.wait", "torch.check_tensors",
+                                             "kernels.cpu.totals", "kernels.cpu.values", "kernels.cpu.wait", "torch.check_tensors",
                                              "bench.record")},
     "llvmlite": {f"fastopt.{name}" for name in ("kernels.cpu.jobs", "kernels.cpu.memory", "kernels.cpu.values",
                                                 "kernels.cpu.tuning", "torch.check_tensors", "demo.machine",

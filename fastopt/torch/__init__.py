@@ -8,6 +8,8 @@ arguments each takes
     flatten   move parameters and state of each group into flat buffers, in which each tensor has a storage of its own
     storage   how each buffer is stored, as in `fastopt.Optimizer`: "8bit", "split", …; None is the parameter's own type
     seed      seed of gradient noise and stochastic rounding
+    max_norm  scale gradients down where their norm over all parameters is above this, within the step, on the CPU; the
+              norm is then `optimizer.grad_norm`, and `p.grad` stays as it was
 
 `in_backward` makes one whose steps happen in the backward pass, so that gradients need no memory; `offload` makes one
 whose state lies in the CPU's memory, where it steps.

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch._C._autograd import _profiler_enabled  # pyright: ignore[reportMissingImports]
 from torch._compile import _disable_dynamo  # pyright: ignore[reportMissingImports]
@@ -23,9 +24,11 @@ from torch.optim.optimizer import (  # pyright: ignore[reportMissingImports]
 )
 
 from fastopt.arrays.torch import CPU, gradient_type, is_distributed, running
-from fastopt.checks import choice, seed_number
+from fastopt.checks import POSITIVE, choice, number, seed_number
 from fastopt.errors import BackendError, FastoptError, LayoutError, SettingError, raised_by
 from fastopt.kernels.launch import run
+from fastopt.kernels.rules import ClipByGlobalNorm
+from fastopt.kernels.rules.clip import clips
 from fastopt.kernels.rules.rule import Rule
 from fastopt.torch.bucket import Regroup
 from fastopt.torch.buckets import Buckets, labels_of, require_loadable
@@ -53,11 +56,19 @@ class Adapter(torch.optim.Optimizer):
     _observed_state: Any = None
 
     def __init__(
-        self, params: Any, *args: Any, flatten: bool = False, storage: Any = None, seed: int = 0, **options: Any
+        self,
+        params: Any,
+        *args: Any,
+        flatten: bool = False,
+        storage: Any = None,
+        seed: int = 0,
+        max_norm: float | None = None,
+        **options: Any,
     ):
         with raised_by(type(self).__name__):
             own = dict(storage) if isinstance(storage, Mapping) else storage
-            self._settings = Settings(choice("flatten", flatten), own, seed_number(seed))
+            norm = None if max_norm is None else number("max_norm", max_norm, POSITIVE)
+            self._settings = Settings(choice("flatten", flatten), own, seed_number(seed), max_norm=norm)
             self._buckets: Buckets | None = None
             self._backward: Any = None  # what steps in the backward pass: see in_backward.py
             self._renew_lock()
@@ -150,12 +161,29 @@ class Adapter(torch.optim.Optimizer):
 
     def _rule_of(self, group: dict[str, Any]) -> Rule:
         """Make the rule of a group's options."""
-        return self._rule(numbers({**self.defaults, **group}, self._options, type(self).__name__))
+        return self._whole_rule(numbers({**self.defaults, **group}, self._options, type(self).__name__))
+
+    def _whole_rule(self, options: dict[str, Any]) -> Any:
+        """Make the rule of these options, with what fastopt puts around it."""
+        rule, norm = self._rule(options), self._settings.max_norm
+        return rule if norm is None else ClipByGlobalNorm(rule, norm)
 
     def _current_rules(self, unscale: Any) -> list[Rule]:
         """Return the rule of each group as its options are now: the same object while they are the same."""
-        rules, make = self._rules, self._rule
+        rules, make = self._rules, self._whole_rule
         return [rules.current(k, group, unscale, make) for k, group in enumerate(self.param_groups)]
+
+    @property
+    def grad_norm(self) -> Any:
+        """Norm of all gradients at the last step, before they were clipped: float32, without dimensions.
+
+        None before the first step, and without max_norm or a ClipByGlobalNorm as the rule of `Fused`. Under GradScaler
+        it is that of unscaled gradients.
+        """
+        if self._buckets is None or not clips(self._rule_of(self.param_groups[0])):
+            return None
+        total = self._buckets.over_all
+        return None if total is None else torch.from_numpy(np.sqrt(total.astype(np.float32)))[0]
 
     # Buckets.
 
@@ -421,7 +449,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-_OWN: dict[str, Any] = {"flatten": False, "storage": None, "seed": 0}
+_OWN: dict[str, Any] = {"flatten": False, "storage": None, "seed": 0, "max_norm": None}
 
 
 def _snapshot(state: Mapping[Any, Any]) -> dict[Any, Any]:

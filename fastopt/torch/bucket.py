@@ -23,7 +23,7 @@ from fastopt.arrays.torch import (
     placed_as,
     running,
 )
-from fastopt.errors import LayoutError
+from fastopt.errors import BackendError, LayoutError, SettingError
 from fastopt.kernels.backends import bind, choose
 from fastopt.kernels.compiler.plan import Plan, host_scalars, make_plan, plan
 from fastopt.kernels.compiler.specialization import specialization_key
@@ -117,6 +117,7 @@ class ParamBucket:
         self._noise_offsets = self.offsets[:-1] + starts
         formats = formats_for(rule, storage, self._dtype, self._gradients)
         self._key, self.plan = specialization_key(rule), plan(rule, tuple(formats.items()))
+        self._require_totals(self.plan)
         self._gradient_type = element_type(STORAGES[formats["g"]].planes[0])
         self.flat: FlatBuffers | None = None
         if settings.flatten:
@@ -146,10 +147,24 @@ class ParamBucket:
         formats = formats_for(rule, self._storage, self._dtype, self._gradients)
         self.state.use_formats(formats)
         planned = plan(rule, tuple(formats.items()))
+        self._require_totals(planned)
         if planned.program is not self.plan.program:
             self.arranged = None
         self._key, self.plan = key, planned
         self._use(planned)
+
+    def _require_totals(self, planned: Plan) -> None:
+        """Raise an error if the rule takes totals that nobody takes here."""
+        program, where = planned.program, f"{planned.program.rule} takes totals, which"
+        if not program.totals:
+            return
+        if self.device.type != "cpu":
+            raise BackendError(f"{where} have no CUDA kernels yet.", do="clip in a pass of its own")
+        if self._distributed:
+            raise LayoutError(f"{where} would be of this process's part alone.", do="clip in a pass of its own")
+        if self._apart and program.over_all:
+            what = f"{where} are over all parameters, but the backward pass steps each by itself."
+            raise SettingError(what, do="step after the backward pass, or clip by value")
 
     def _use(self, planned: Plan) -> None:
         self.state.shows_step = self.state.names.counted or planned.program.noise
@@ -290,7 +305,7 @@ class ParamBucket:
         cohorts = []
         for counted, alike in equal.items():
             rows, lengths = np.array(alike), sizes[alike]
-            if self.flat is not None:
+            if self.flat is not None and not program.totals:  # which are of tensors
                 rows = rows[lengths > 0]
                 rows, lengths = self.flat.merged(rows, which, in_place, sizes, gaps=not program.tiled)
             row_set = Rows(lengths, self._noise_offsets[which[rows]], addresses[rows], None, self.device.index or 0)
@@ -311,15 +326,21 @@ class ParamBucket:
 
     # A step.
 
-    def calls(self, arranged: Arrangement, seed: int, advance: Advance) -> list[tuple]:
-        """Prepare the calls of a step, of counting it, and of telling autograd that parameters are written."""
+    def calls(self, arranged: Arrangement, seed: int, advance: Advance, together: list[tuple]) -> list[tuple]:
+        """Prepare the calls of a step, of counting it, and of telling autograd that parameters are written.
+
+        What has totals over all parameters is put into `together` instead: the program, its launch, keys and scalars.
+        """
         calls: list[tuple] = [(increment_version, arranged.versioned)]
         vectors, planned = self.state.counts.vectors, self.plan
         for cohort in arranged.cohorts:
             t = int(cohort.counted["step"]) + 1
             rule, entries = advance(planned.rule, t, cohort.counted)
             scalars = planned.scalars if rule is planned.rule else host_scalars(planned.program, rule)
-            calls += cohort.launch.calls(planned.keys(seed, t), scalars(t))
+            if planned.program.over_all:
+                together.append((planned.program, cohort.launch, planned.keys(seed, t), scalars(t)))
+            else:
+                calls += cohort.launch.calls(planned.keys(seed, t), scalars(t))
             counted = {**entries, "step": t}
             calls += [(vectors[name].numpy().__setitem__, cohort.members, x) for name, x in counted.items()]
             calls.append((setattr, cohort, "counted", counted))

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
 
-from fastopt.arrays.torch import element_type
+from fastopt.arrays.torch import CPU, element_type
 from fastopt.errors import LayoutError
+from fastopt.kernels.backends import require_together, steps
 from fastopt.kernels.formats import STORAGES
 from fastopt.kernels.rules.rule import Rule
 from fastopt.torch.bucket import ParamBucket, Regroup, kind_of
@@ -52,6 +53,7 @@ class Buckets:
         self._capturable = [bool(group.get("capturable")) for group in groups]
         self._waiting: list[tuple[Any, str]] = []  # parameters that no step could take, and what errors call them
         self._seed, first = settings.seed, 0
+        self.over_all: Any = None  # the memory of the first total over all parameters, of the last step
         for k, (group, rule) in enumerate(zip(groups, rules, strict=True)):
             kinds: dict[tuple, list[int]] = {}
             labels, buckets = labels_of(groups, k), []
@@ -129,13 +131,20 @@ class Buckets:
             for bucket, _ in checks
             if bucket.capturable
         }
+        together: list[tuple] = []
+        if any(bucket.plan.program.totals for bucket, _ in checks):
+            require_together([bucket.plan.program for bucket, _ in checks])
         for bucket, check in checks:
             arranged = bucket.prepare(check, state)
             if bucket.capturable:
                 own = bucket.calls_on_device(arranged, self._seed, numbers[id(bucket)])
             else:
-                own = bucket.calls(arranged, self._seed, advance)
+                own = bucket.calls(arranged, self._seed, advance, together)
             calls.setdefault(bucket.device, []).extend(own)
+        if together:  # on the CPU, where alone there are totals
+            calls[CPU] += steps("cpu", [(launch, keys, scalars) for _, launch, keys, scalars in together])
+            program, launch, *_ = together[-1]
+            self.over_all = launch.over_all(program.over_all[0][1])
         return calls
 
     def zero_gradients(self) -> None:

@@ -112,7 +112,9 @@ class NAdam(Adapter, torch.optim.NAdam):
         return NAdamAfter(**options)
 
     def _advance(self, rule: Any, t: int, entries: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        own = rule.rule if isinstance(rule, rules.ScaledGradient) else rule
+        own = rule
+        while isinstance(own, rules.ScaledGradient | rules.ClipByGlobalNorm):
+            own = own.rule
         kind = np.float64 if torch.get_default_dtype() == torch.float64 else np.float32  # in which torch multiplies
         momentum, before = float(kind(own.momentum(t))), entries["mu_product"]
         # Zero, which it comes to in the end, would be another kernel, and counts for no more than the least number.
@@ -122,7 +124,12 @@ class NAdam(Adapter, torch.optim.NAdam):
         else:
             product = float(kind(before * momentum))  # in float64 that of two float32 is exact
             now = dataclasses.replace(own, product=product or 5e-324)
-        return (now if own is rule else dataclasses.replace(rule, rule=now)), {"mu_product": product}
+        return _with_inner(rule, now), {"mu_product": product}
+
+
+def _with_inner(rule: Any, inner: Any) -> Any:
+    """Return a rule with another one in place of its innermost."""
+    return dataclasses.replace(rule, rule=_with_inner(rule.rule, inner)) if hasattr(rule, "rule") else inner
 
 
 class RAdam(Adapter, torch.optim.RAdam):
@@ -141,7 +148,7 @@ class Lion(Adapter):
         params: parameters, or groups of them, as for torch's optimizers.
         lr, betas, weight_decay: as in `fastopt.Lion`; weight decay is decoupled.
         maximize: climb instead of descend.
-        own: flatten, storage, seed, and capturable for steps that a CUDA graph can repeat.
+        own: flatten, storage, seed, max_norm, and capturable for steps that a CUDA graph can repeat.
 
     """
 
@@ -175,7 +182,7 @@ class Fused(Adapter):
         rule: the rule, for example `fastopt.GradientNoise(fastopt.Adam(lr=1e-3))`. A setting that is a schedule of
             fastopt's stays one, and is no option.
         maximize: climb instead of descend.
-        own: flatten, storage, seed, and capturable for steps that a CUDA graph can repeat.
+        own: flatten, storage, seed, max_norm, and capturable for steps that a CUDA graph can repeat.
 
     """
 

@@ -37,6 +37,7 @@ class Settings(NamedTuple):
     storage: Any
     seed: int
     apart: bool = False  # each parameter is a bucket, to be stepped by itself
+    max_norm: float | None = None  # of all gradients, above which they are scaled down
 
 
 class StateNames(NamedTuple):

@@ -55,6 +55,13 @@ class ClipByGlobalNorm(Around):
         return self.around(clipped)
 
 
+def clips(rule: Any) -> bool:
+    """Whether a rule is a ClipByGlobalNorm, or has one in it: then its first total over all is the squared norm."""
+    while rule is not None and not isinstance(rule, ClipByGlobalNorm):
+        rule = getattr(rule, "rule", None)
+    return rule is not None
+
+
 @dataclass(frozen=True)
 class ClipByValue(Around):
     """Any rule, each element of its gradient limited to ±max_value.
