@@ -25,6 +25,7 @@ from fastopt.files import load, save
 from fastopt.kernels import rules
 from fastopt.kernels.formats import PRESETS, STORAGES
 from fastopt.kernels.rules import (
+    EMA,
     RULES,
     SGD,
     Adadelta,
@@ -49,6 +50,7 @@ from fastopt.update import update
 __version__ = "0.1.0"
 
 __all__ = [
+    "EMA",
     "EWA",
     "PRESETS",
     "RULES",

@@ -29,6 +29,7 @@ from fastopt.kernels.compiler.layout import layout
 from fastopt.kernels.compiler.plan import plan
 from fastopt.kernels.formats import FULL, STORAGES
 from fastopt.kernels.launch import Rows, run
+from fastopt.kernels.rules.clip import clips
 from fastopt.kernels.rules.rule import Rule, require_rule
 from fastopt.parameters import Group, NamedValues, Views, padded
 from fastopt.store import Store
@@ -61,6 +62,7 @@ class Optimizer:
         grads: name → view into the flat gradient buffer, zero at first. A step reads it and leaves it as it is.
         flat_params, flat_grads: the buffers themselves, in the groups' order, padded to whole tiles with zeros.
         t: steps taken.
+        grad_norm: with ClipByGlobalNorm, the norm of all gradients at the last step.
 
     Raises:
         LayoutError: a parameter has the wrong type, or there is none.
@@ -192,6 +194,21 @@ class Optimizer:
     def t(self) -> int:
         """Steps taken. After `capturable`, which lets the device count, reading it waits for the device."""
         return self._turn.now() if self._prepared is None else self._prepared.t()
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Norm of all gradients at the last step, before they were clipped; None without ClipByGlobalNorm.
+
+        Of float32 gradients it is a float32, as a Python number.
+        """
+        program, launch = self._groups[-1].plan.program, self._groups[-1].launch
+        if not clips(self._groups[-1].plan.rule):
+            return None
+        if not hasattr(launch, "over_all"):
+            what = "the reference backend keeps no norm."
+            raise BackendError(what, do='choose backend="cpu"', where="Optimizer.grad_norm")
+        total: Any = launch.over_all(program.over_all[0][1])  # type: ignore[attr-defined]
+        return float(np.sqrt(total.astype(program.dtype))[0])
 
     def step(self, grads: Mapping[str, Any] | None = None, *, stream: Any = None) -> None:
         """Take one step with the gradients in `self.grads`, or with these, which are copied there first.

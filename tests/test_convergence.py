@@ -10,6 +10,7 @@ import pytest
 from cases import CASES, fresh_buffers
 
 import fastopt
+from fastopt.kernels.rules.around import Around
 
 
 def constant_then_falling(lr: float, steps: int) -> Any:
@@ -23,8 +24,9 @@ def constant_then_falling(lr: float, steps: int) -> Any:
 
 def adjusted(rule: Any, lr: Any, weight_decay: float) -> Any:
     """Return `rule` with this learning rate and, if it has weight decay, with this weight decay."""
-    if isinstance(rule, fastopt.GradientNoise):
-        return dataclasses.replace(rule, rule=adjusted(rule.rule, lr, weight_decay))
+    if isinstance(rule, Around):
+        outer: Any = rule
+        return dataclasses.replace(outer, rule=adjusted(rule.rule, lr, weight_decay))
     return dataclasses.replace(rule, lr=lr, weight_decay=weight_decay if rule.weight_decay else 0.0)
 
 
@@ -76,6 +78,8 @@ QUADRATIC = {
     "lion": (0.01, 2e-4),
     "noise-sgd": (0.1, 0.015),
     "noise-adam": (0.03, 0.08),
+    "clip-momentum": (0.1, 1e-12),
+    "ema-adam": (0.03, 1e-12),
 }
 
 
@@ -133,6 +137,8 @@ VALLEY = {
     "lion": (3e-3, 3000, 1e-5),
     "noise-sgd": (1e-3, 8000, 5e-3),
     "noise-adam": (0.1, 3000, 1e-3),
+    "clip-momentum": (0.01, 8000, 1e-6),
+    "ema-adam": (0.1, 3000, 1e-5),
 }
 
 

@@ -17,8 +17,10 @@ from fastopt.kernels.rules.settings import follow
 
 
 def test_every_rule_has_cases():
-    assert {type(rule) for rule in CASES.values()} == {*RULES.values(), fastopt.GradientNoise}
-    assert all(case.split("-")[0] in {*RULES, "noise"} for case in CASES)
+    assert {type(rule) for rule in CASES.values()} == {
+        *RULES.values(), fastopt.GradientNoise, fastopt.ClipByValue, fastopt.EMA,
+    }  # fmt: skip
+    assert all(case.split("-")[0] in {*RULES, "noise", "clip", "ema"} for case in CASES)
 
 
 def test_no_two_cases_are_the_same():

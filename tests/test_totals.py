@@ -258,6 +258,20 @@ def test_the_norm_is_over_all_groups():
         np.testing.assert_allclose(p, -each * (2 if name == "w0" else 1), rtol=1e-6)
 
 
+def test_the_norm_is_reported_without_clipping_it():
+    opt = fastopt.Optimizer(fastopt.ScaledGradient(fastopt.ClipByGlobalNorm(fastopt.SGD(), 1.0), 0.5), PARAMS)
+    for t in range(3):
+        rng = np.random.default_rng(t)
+        g = {k: (rng.standard_normal(v.shape)).astype(np.float32) for k, v in PARAMS.items()}
+        opt.step(g)
+        exact = math.sqrt(sum(float(np.sum((0.5 * x.astype(np.float64)) ** 2)) for x in g.values()))
+        assert opt.grad_norm == pytest.approx(exact, rel=6 * 2.0**-24)  # half of the square's error, and the root's
+    assert fastopt.Optimizer(fastopt.SGD(), PARAMS).grad_norm is None
+    reference = fastopt.Optimizer(fastopt.ClipByGlobalNorm(fastopt.SGD()), PARAMS, backend="reference")
+    with pytest.raises(BackendError, match="keeps no norm"):
+        _ = reference.grad_norm
+
+
 def test_groups_with_different_totals_are_refused():
     with pytest.raises(SettingError, match="different totals over all"):
         fastopt.Optimizer(fastopt.ClipByGlobalNorm(fastopt.SGD()), PARAMS, groups={"w1": fastopt.SGD()})

@@ -41,7 +41,7 @@ class ReferenceLaunch:
             yield _step(self._program, arrays, int(n), keys, int(offset), scalars)
 
     @property
-    def over_all(self) -> int:
+    def totals_over_all(self) -> int:
         """How many totals over all parameters the rule takes."""
         return sum(node.value == "all" for node in self._program.totals)
 
@@ -58,7 +58,7 @@ def steps(launches: Sequence[tuple[ReferenceLaunch, tuple, tuple]]) -> list[tupl
         for launch, keys, scalars in launches:
             for row in _listened(launch.found(keys, scalars), known, parts):
                 found += row
-        if len(known) == max((launch.over_all for launch, _, _ in launches), default=0):
+        if len(known) == max((launch.totals_over_all for launch, _, _ in launches), default=0):
             return [(array.__setitem__, ..., x) for array, x in found]
         with np.errstate(all="ignore"):
             known.append(sum(parts, np.float64(0)))

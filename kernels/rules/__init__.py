@@ -5,6 +5,7 @@ from fastopt.kernels.rules.adagrad import Adagrad
 from fastopt.kernels.rules.adam import Adam
 from fastopt.kernels.rules.adamax import Adamax
 from fastopt.kernels.rules.clip import ClipByGlobalNorm, ClipByValue
+from fastopt.kernels.rules.ema import EMA
 from fastopt.kernels.rules.gradient_noise import GradientNoise
 from fastopt.kernels.rules.lion import Lion
 from fastopt.kernels.rules.momentum import Momentum
@@ -15,14 +16,15 @@ from fastopt.kernels.rules.scaled_gradient import ScaledGradient
 from fastopt.kernels.rules.sgd import SGD
 from fastopt.kernels.rules.total import total
 
-# By the name the command line knows a rule by. GradientNoise, ScaledGradient and the clips are not among them: they go
-# around a rule and are none by themselves.
+# By the name the command line knows a rule by. GradientNoise, ScaledGradient, the clips and EMA are none by
+# themselves: they go around a rule.
 RULES: dict[str, type] = {
     rule.__name__.lower(): rule
     for rule in (SGD, Momentum, RMSprop, Adam, Adagrad, Adadelta, Adamax, NAdam, RAdam, Lion)
 }
 
 __all__ = [
+    "EMA",
     "RULES",
     "SGD",
     "Adadelta",

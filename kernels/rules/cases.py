@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 from fastopt.kernels.rules import (
+    EMA,
     SGD,
     Adadelta,
     Adagrad,
     Adam,
     Adamax,
+    ClipByValue,
     GradientNoise,
     Lion,
     Momentum,
@@ -90,4 +92,6 @@ CASES: dict[str, Any] = {
     "lion-weight-decay": Lion(lr=0.01, weight_decay=0.5),
     "noise-sgd": GradientNoise(SGD(lr=0.1)),
     "noise-adam": GradientNoise(Adam(lr=0.01, eps=1e-3), eta=0.3),
+    "clip-momentum": ClipByValue(Momentum(lr=0.1), max_value=0.25),
+    "ema-adam": EMA(Adam(lr=0.01, eps=1e-3), decay=0.9),
 }
