@@ -20,6 +20,10 @@ class PreparedSteps:
     """The next `steps` steps of some groups, in the memory of their device."""
 
     def __init__(self, groups: Sequence[Group], library: Library, device: Device, steps: int):
+        for group in groups:
+            if group.plan.program.totals:
+                what, do = "steps with totals cannot be prepared yet.", "clip in a pass of its own"
+                raise SettingError(what, got=group.plan.program.rule, do=do)
         self._groups, self._library, self._device, self.steps = groups, library, device, steps
         self._counter: Any = None  # of the backend: says on the device which row is next
         self._first = 0  # t before the first prepared step

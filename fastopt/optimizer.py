@@ -196,19 +196,24 @@ class Optimizer:
         return self._turn.now() if self._prepared is None else self._prepared.t()
 
     @property
-    def grad_norm(self) -> float | None:
+    def grad_norm(self) -> Any:
         """Norm of all gradients at the last step, before they were clipped; None without ClipByGlobalNorm.
 
-        Of float32 gradients it is a float32, as a Python number.
+        A Python number; on a device an array of one element, for which nothing waits.
+
+        Raises:
+            BackendError: the backend is the reference, which keeps no norm.
+
         """
-        program, launch = self._groups[-1].plan.program, self._groups[-1].launch
-        if not clips(self._groups[-1].plan.rule):
+        planned, launch = self._groups[-1].plan, self._groups[-1].launch
+        if not clips(planned.rule):
             return None
         if not hasattr(launch, "over_all"):
-            what = "the reference backend keeps no norm."
-            raise BackendError(what, do='choose backend="cpu"', where="Optimizer.grad_norm")
-        total: Any = launch.over_all(program.over_all[0][1])  # type: ignore[attr-defined]
-        return float(np.sqrt(total.astype(program.dtype))[0])
+            what, do = "the reference backend keeps no norm.", 'choose backend="cpu"'
+            raise BackendError(what, do=do, where="Optimizer.grad_norm")
+        found: Any = launch.over_all(planned.program.over_all[0][1])  # type: ignore[attr-defined]
+        norm = np.sqrt(found.astype(planned.program.dtype))
+        return norm if self._on_device else float(norm[0])
 
     def step(self, grads: Mapping[str, Any] | None = None, *, stream: Any = None) -> None:
         """Take one step with the gradients in `self.grads`, or with these, which are copied there first.

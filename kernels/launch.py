@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import starmap
 from operator import call
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -54,3 +54,34 @@ class Launch(Protocol):
 def run(calls: Iterable[tuple]) -> None:
     """Make these calls, one after the other, whatever they return."""
     list(starmap(call, calls))
+
+
+def steps(taken: Sequence[tuple[Any, tuple, tuple]]) -> list[tuple]:
+    """Prepare the step of several launches in phases at once, each with its keys and scalars.
+
+    Their programs have the same `over_all`: each of these totals goes on from one launch to the next, and the last has
+    it for all. Such a launch prepares its phases one by one (`phase`), and what makes a total of sums (`fold`).
+    """
+    calls: list[tuple] = []
+    last = max(len(launch.program.phases) for launch, _, _ in taken) - 1
+    for number in range(last):
+        reached = [x for x in taken if number < len(x[0].program.phases) - 1]
+        for launch, keys, scalars in reached:
+            calls += launch.phase(number, keys, scalars)
+        for at, (launch, _, _) in enumerate(reached):
+            for k in launch.program.known_after(number):
+                place = launch.program.place_over_all(k)
+                before = None
+                if at and place is not None:
+                    previous = reached[at - 1][0]
+                    before = previous.over_all(previous.program.over_all[place][1])
+                calls += launch.fold(k, before)
+        for place, (phase, _) in enumerate(taken[0][0].program.over_all):
+            if phase == number:
+                own = [(launch, launch.program.over_all[place][1]) for launch, _, _ in taken]
+                whole = own[-1][0].over_all(own[-1][1])
+                calls += [launch.take(k, whole) for launch, k in own[:-1]]
+    for launch, keys, scalars in taken:
+        calls += launch.phase(len(launch.program.phases) - 1, keys, scalars)
+        calls.append((id, launch))  # whose sums and totals live as long as these calls
+    return calls

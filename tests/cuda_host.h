@@ -134,6 +134,18 @@ inline unsigned __shfl_xor_sync(unsigned, unsigned x, int distance) {
     return host::lanes[host::current ^ distance].words[slot];
 }
 
+inline float __shfl_xor_sync(unsigned all, float x, int distance) {
+    return __uint_as_float(__shfl_xor_sync(all, __float_as_uint(x), distance));
+}
+
+inline double __shfl_xor_sync(unsigned all, double x, int distance) {
+    unsigned words[2];
+    memcpy(words, &x, 8);
+    for (unsigned& word : words) word = __shfl_xor_sync(all, word, distance);
+    memcpy(&x, words, 8);
+    return x;
+}
+
 inline unsigned __reduce_max_sync(unsigned, unsigned x) {
     const int slot = host::exchange(x);
     unsigned largest = 0;

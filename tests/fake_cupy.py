@@ -165,6 +165,13 @@ class ndarray:  # noqa: N801 — CuPy's name
     def view(self, dtype: Any) -> ndarray:
         return ndarray(self._host.view(dtype), self.device.id)
 
+    def astype(self, dtype: Any) -> ndarray:
+        return ndarray(self._host.astype(dtype), self.device.id)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: ndarray) -> ndarray:
+        assert method == "__call__"
+        return ndarray(ufunc(*(x._host for x in inputs)), self.device.id)
+
     def copy(self) -> ndarray:
         return ndarray(self._host.copy())  # on the current device, as CuPy does
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES
+from cuda_host import COMPILER
+from cuda_matrix import ARCHITECTURES, compile_source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from values import assert_same_bits
@@ -20,6 +22,8 @@ from fastopt.kernels.backends import steps as steps_of
 from fastopt.kernels.compiler.noise import noise_keys
 from fastopt.kernels.compiler.plan import host_scalars
 from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.cuda.launch import FOLD
+from fastopt.kernels.cuda.printer import print_source, print_table_source, tile_header
 from fastopt.kernels.formats import TILE
 from fastopt.kernels.launch import Rows, run
 
@@ -367,8 +371,52 @@ def test_a_total_in_the_wrong_place_is_refused():
     assert p.tolist() == [1, 1, 1]
 
 
-def test_there_are_no_cuda_kernels_yet():
-    from fastopt.kernels.cuda import print_source
+# ---- on a device, whose kernels run on the host here
 
-    with pytest.raises(BackendError, match="no CUDA kernels yet"):
-        print_source(trace(fastopt.ClipByGlobalNorm(fastopt.SGD()), "f32"))
+
+needs_gpp = pytest.mark.skipif(COMPILER is None, reason="needs g++, which compiles the kernels for the host")
+
+
+@needs_gpp
+@pytest.mark.parametrize(
+    ("name", "storage"),
+    [("trust", "f32"), ("both", "f64"), ("both", "8bit"), ("clipped-adam", "split_8bit"),
+     ("clipped-noise-adam", "bf16"), ("clipped-sgd", "f32")],
+)  # fmt: skip
+def test_a_device_has_the_bits_of_the_reference(name, storage, cupy):
+    for sizes in ([1], [255], [256], [257], [70_001], [1000, 0, 1, 256, 257, 3, 0, 511, 40_001, 1], [0, 0, 5], [0]):
+        expected = taken("reference", RULES[name], storage, sizes)
+        for found, wanted in zip(taken("cuda", RULES[name], storage, sizes), expected, strict=True):
+            assert_same_bits(found, wanted, f"{name} {storage} {sizes}")
+
+
+@needs_gpp
+def test_groups_on_a_device_take_a_step_together(cupy):
+    rule = fastopt.ClipByGlobalNorm(fastopt.Momentum(lr=0.1, beta=0.5), max_norm=1.0)
+    groups = {"w1": {"lr": 0.2}, "w3": {"max_norm": 2.0}}
+    reference = fastopt.Optimizer(rule, PARAMS, groups=groups, backend="reference")
+    opt = fastopt.Optimizer(rule, PARAMS, groups=groups, backend="cuda")
+    for t in range(3):
+        rng = np.random.default_rng(t)
+        for k, v in PARAMS.items():
+            g = (4 * rng.standard_normal(v.shape)).astype(np.float32)
+            opt.grads[k].set(g)
+            reference.grads[k][...] = g
+        opt.step()
+        reference.step()
+    for name, p in opt.params.items():
+        assert_same_bits(p.get(), reference.params[name], name)
+    assert opt.grad_norm.get().dtype == np.float32
+    with pytest.raises(SettingError, match="totals"):
+        opt.capturable(3)
+
+
+def test_every_architecture_compiles_the_phases_and_the_folds():
+    pytest.importorskip("cupy", reason="CuPy is not installed: NVRTC is called through it")
+    for architecture in ARCHITECTURES:
+        for rule in (Both(), CLIPPED["noise-adam"]):
+            for storage in ("f32", "f64", "split_8bit"):
+                for phase in trace(rule, storage).phases:
+                    compile_source(print_source(phase), architecture)
+                    compile_source(print_table_source(phase), architecture)
+        compile_source(tile_header() + FOLD, architecture)

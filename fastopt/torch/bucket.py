@@ -158,8 +158,8 @@ class ParamBucket:
         program, where = planned.program, f"{planned.program.rule} takes totals, which"
         if not program.totals:
             return
-        if self.device.type != "cpu":
-            raise BackendError(f"{where} have no CUDA kernels yet.", do="clip in a pass of its own")
+        if self.device.type != "cpu":  # whose streams and captures a step in phases has not been tried with
+            raise BackendError(f"{where} are not for parameters on a device yet.", do="clip in a pass of its own")
         if self._distributed:
             raise LayoutError(f"{where} would be of this process's part alone.", do="clip in a pass of its own")
         if self._apart and program.over_all:

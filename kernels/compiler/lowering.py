@@ -259,7 +259,12 @@ def lower(
                 quiet[node.value[1]] = operands[0]
             text, once = write(node, operands), id(node) in uniform
             depth = 1 + max([depths.get(id(a), 0) for a in node.args], default=0)
-            lasting = id(node) in spilled or id(node) in shared or (once and id(node) in in_loop and of_tile(node))
+            lasting = (
+                node.op == "tile_sum"
+                or id(node) in spilled
+                or id(node) in shared
+                or (once and id(node) in in_loop and of_tile(node))
+            )
             if id(node) in new or uses[id(node)] > 1 or depth > DEEPEST or lasting:
                 name = new.get(id(node)) if id(node) not in uniform else None
                 if name is None or name in fixed.values() or any(v.name == name for v in named[False]):

@@ -99,6 +99,10 @@ def _python_tile_sum(node: Any, args: Any) -> Text:
     return Text(f"float64(tile_total({args[0]}_spill, count))")
 
 
+def _cuda_tile_sum(node: Any, args: Any) -> Text:
+    return Text(f"double(tile_total<PACK>({args[0]}_spill))")
+
+
 def _cuda_sequence(node: Any, args: Any) -> Text:
     return Text(f"{args[0].within(SUM)} + {args[1].within(PREFIX)} * index", SUM)
 
@@ -144,7 +148,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation("or_nan", (), {"python": lambda node, args: args[1], "cuda": _cuda_or_nan}),
         # What a total sums; it is kept in memory, of which `tile_total` folds a tile.
         Operation("term", (), lambda node, args: args[0]),
-        Operation("tile_sum", (), {"python": _python_tile_sum}),
+        Operation("tile_sum", (), {"python": _python_tile_sum, "cuda": _cuda_tile_sum}),
         # The word of an element in a tile's sequence, from its first and the difference. In Python a loop adds it up.
         Operation("sequence", (), {"python": lambda node, args: args[0], "cuda": _cuda_sequence}),
     )

@@ -8,7 +8,6 @@ on it alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -20,7 +19,7 @@ from fastopt.kernels.cpu import tuning
 from fastopt.kernels.cpu.printer import FIRST_ADDRESS, JOB_WORDS, function_name, print_source, print_table
 from fastopt.kernels.formats import TILE
 from fastopt.kernels.jit import entry_point, load, load_module
-from fastopt.kernels.launch import Launch, Rows
+from fastopt.kernels.launch import Launch, Rows, steps
 from fastopt.kernels.threads import WORKERS
 
 
@@ -145,10 +144,14 @@ class PhasedLaunch:
         noise = keys if self.program.phases[number].noise else ()
         return self._launches[number].calls(noise, scalars)
 
-    def fold(self, k: int, before: np.ndarray | None) -> tuple:
+    def fold(self, k: int, before: np.ndarray | None) -> list[tuple]:
         """Prepare the call that makes total number k of each row, and that over all, which begins with another one."""
         at = 0 if before is None else _address(before)
-        return compiled_totals(), _address(self._sums[k]), self._starts, _address(self._totals[k]), at
+        return [(compiled_totals(), _address(self._sums[k]), self._starts, _address(self._totals[k]), at)]
+
+    def take(self, k: int, total: np.ndarray) -> tuple:
+        """Prepare the call that takes another launch's total over all for total number k."""
+        return np.copyto, self.over_all(k), total
 
     def over_all(self, k: int) -> np.ndarray:
         """Return the memory of total number k over all rows."""
@@ -165,36 +168,6 @@ class PhasedLaunch:
             for k, b in enumerate(phase.buffers):
                 if b.name == name:
                     launch.set_addresses(k, addresses)
-
-
-def steps(taken: Sequence[tuple[PhasedLaunch, tuple, tuple]]) -> list[tuple]:
-    """Prepare the step of several launches at once, each with its keys and scalars, phase by phase.
-
-    Their programs have the same `over_all`: each of these totals goes on from one launch to the next, and the last has
-    it for all.
-    """
-    calls: list[tuple] = []
-    last = max(len(launch.program.phases) for launch, _, _ in taken) - 1
-    for number in range(last):
-        reached = [x for x in taken if number < len(x[0].program.phases) - 1]
-        for launch, keys, scalars in reached:
-            calls += launch.phase(number, keys, scalars)
-        for at, (launch, _, _) in enumerate(reached):
-            for k in launch.program.known_after(number):
-                place = launch.program.place_over_all(k)
-                before = None
-                if at and place is not None:
-                    previous = reached[at - 1][0]
-                    before = previous.over_all(previous.program.over_all[place][1])
-                calls.append(launch.fold(k, before))
-        for place, (phase, _) in enumerate(taken[0][0].program.over_all):
-            if phase == number:
-                totals = [launch.over_all(launch.program.over_all[place][1]) for launch, _, _ in taken]
-                calls += [(np.copyto, total, totals[-1]) for total in totals[:-1]]
-    for launch, keys, scalars in taken:
-        calls += launch.phase(len(launch.program.phases) - 1, keys, scalars)
-        calls.append((id, launch))  # whose sums and totals live as long as these calls
-    return calls
 
 
 def _address(array: np.ndarray) -> int:

@@ -2,5 +2,6 @@
 
 from fastopt.kernels.cuda.launch import bind
 from fastopt.kernels.cuda.printer import print_source
+from fastopt.kernels.launch import steps
 
-__all__ = ["bind", "print_source"]
+__all__ = ["bind", "print_source", "steps"]

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.kernels.compiler.program import Program
+from fastopt.errors import BackendError
+from fastopt.kernels.compiler.program import Program, sum_name, total_name
 from fastopt.kernels.cuda.nvrtc import function
 from fastopt.kernels.cuda.printer import (
     FIRST_ADDRESS,
@@ -19,12 +20,12 @@ from fastopt.kernels.cuda.printer import (
     entry,
     print_source,
     print_table_source,
-    require_no_totals,
     table_entry,
+    tile_header,
 )
 from fastopt.kernels.devices import load_cupy
 from fastopt.kernels.formats import TILE
-from fastopt.kernels.launch import Launch, NumbersOfRows, Rows
+from fastopt.kernels.launch import Launch, NumbersOfRows, Rows, steps
 
 THREADS = 128
 """Threads of a block, 4 warps; as in tile.cuh. Twice as many are slower, most so where there is much arithmetic."""
@@ -48,6 +49,42 @@ WRITE = f"""extern "C" __global__ void write_words(
 }}
 """
 
+FOLD = """extern "C" __global__ void __launch_bounds__(THREADS) fold_sums(
+    const double* sums, const Index* starts, const Index* blocks, Index rows, double* folded
+) {
+    // Each warp folds 256 sums of a row, or takes its only one; row k has those from starts[k] on, and blocks[k] …
+    for (Index number = first_tile(); number < blocks[rows]; number += warps_in_grid()) {
+        Index row = 0, end = rows;  // blocks[row] <= number < blocks[end]
+        while (end - row > 1) {
+            const Index middle = (row + end) / 2;
+            if (blocks[middle] <= number) {
+                row = middle;
+            } else {
+                end = middle;
+            }
+        }
+        const Index first = starts[row] + (number - blocks[row]) * TILE, count = starts[row + 1] - first;
+        double held[HELD];
+        load<2>(held, sums + first, count);
+        const double only = held[0], sum = tile_total<2>(held);
+        if (lane() == 0) folded[number] = starts[row + 1] - starts[row] > 1 ? sum : only;
+    }
+}
+
+extern "C" __global__ void add_rows(
+    const double* folded, const Index* starts, Index rows, double* totals, const double* before
+) {
+    double whole = before ? *before : 0.0;
+    for (Index row = 0; row < rows; ++row) {
+        totals[row] = starts[row + 1] > starts[row] ? folded[starts[row]] : 0.0;
+        whole = whole + totals[row];
+    }
+    totals[rows] = whole;
+}
+
+extern "C" __global__ void take_total(double* to, const double* from) { *to = *from; }
+"""
+
 ADVANCE = 'extern "C" __global__ void advance_row(long long* row) { ++*row; }\n'
 
 
@@ -55,10 +92,11 @@ def bind(program: Program, rows: Rows) -> Launch:
     """Prepare steps over rows in the memory of a device.
 
     Raises:
-        BackendError: the rule takes totals, of which there are no kernels here yet.
+        BackendError: the rule takes totals, and rows have numbers of their own.
 
     """
-    require_no_totals(program)
+    if program.phases:
+        return PhasedLaunch(program, rows)
     sizes = np.asarray(rows.sizes, np.int64)
     if sizes.size == 1 and not rows.own_numbers:
         return RowLaunch(program, rows)
@@ -130,6 +168,78 @@ class RowLaunch:
         noise = [steps.keys, np.int64(self._offset)] if self._program.noise else []
         arguments = (np.int64(self._n), *self._addresses, *noise, steps.scalars, steps.counter.row, steps.rows)
         return [(steps.kernel, *self._shape, arguments)]
+
+
+class PhasedLaunch:
+    """A step in phases: before the last each writes the sums of tiles, of which the totals are made, row by row."""
+
+    def __init__(self, program: Program, rows: Rows):
+        if rows.own_numbers:
+            what = "a rule that takes totals cannot be capturable yet."
+            raise BackendError(what, got=program.rule, do="leave capturable=False, or clip in a pass of its own")
+        self.program, sizes, cupy = program, np.asarray(rows.sizes, np.int64), load_cupy()
+        count, numbers = sizes.size, range(len(program.totals))
+        starts = [np.concatenate([[0], np.cumsum(-(-sizes // TILE))])]  # of the sums, and of what they are folded to
+        while np.diff(starts[-1]).max(initial=0) > 1:
+            starts.append(np.concatenate([[0], np.cumsum(-(-np.diff(starts[-1]) // TILE))]))
+        with cupy.cuda.Device(rows.device):
+            self._sums = [cupy.empty((max(1, int(starts[0][-1])),), np.float64) for _ in numbers]
+            self._totals = [cupy.empty((count + 1,), np.float64) for _ in numbers]
+            self._levels = [cupy.empty((max(1, int(at[-1])),), np.float64) for at in starts[1:]]
+            self._starts = []
+            for at in starts:
+                on_device = cupy.empty((count + 1,), np.int64)
+                on_device.set(at.astype(np.int64))
+                self._starts.append(on_device)
+            self._fold, self._add, self._take = (
+                function(tile_header() + FOLD, name, rows.device) for name in ("fold_sums", "add_rows", "take_total")
+            )
+        own = {sum_name(k): self._sums[k].data.ptr + 8 * starts[0][:-1] for k in numbers}
+        for k, node in enumerate(program.totals):
+            read = np.full(count, count) if node.value == "all" else np.arange(count)
+            own[total_name(k)] = self._totals[k].data.ptr + 8 * read
+        given = np.asarray(rows.addresses, np.int64).reshape(count, -1)
+        own |= {b.name: given[:, k] for k, b in enumerate(program.buffers)}
+        self._counts, self._rows = [int(at[-1]) for at in starts], np.int64(count)
+        self._launches = [
+            bind(phase, rows._replace(addresses=np.stack([own[b.name] for b in phase.buffers], 1)))
+            for phase in program.phases
+        ]
+
+    def phase(self, number: int, keys: tuple, scalars: tuple) -> list[tuple]:
+        """Prepare one phase."""
+        noise = keys if self.program.phases[number].noise else ()
+        return self._launches[number].calls(noise, scalars)
+
+    def fold(self, k: int, before: Any) -> list[tuple]:
+        """Prepare the launches that make total number k of each row, and that over all, which begins with another."""
+        calls, found = [], self._sums[k]
+        for level, folded in enumerate(self._levels, 1):
+            arguments = (found, self._starts[level - 1], self._starts[level], self._rows, folded)
+            calls.append((self._fold, (blocks(self._counts[level] * TILE),), (THREADS,), arguments))
+            found = folded
+        first = np.uint64(0) if before is None else before
+        return [*calls, (self._add, (1,), (1,), (found, self._starts[-1], self._rows, self._totals[k], first))]
+
+    def over_all(self, k: int) -> Any:
+        """Return the memory of total number k over all rows."""
+        return self._totals[k][int(self._rows) :]
+
+    def take(self, k: int, total: Any) -> tuple:
+        """Prepare the launch that takes another launch's total over all for total number k."""
+        return self._take, (1,), (1,), (self.over_all(k), total)
+
+    def calls(self, keys: tuple, scalars: tuple) -> list[tuple]:
+        """Prepare a step."""
+        return steps([(self, keys, scalars)])
+
+    def set_addresses(self, buffer: int, addresses: np.ndarray) -> None:
+        """Move one buffer of the rows."""
+        name = self.program.buffers[buffer].name
+        for launch, phase in zip(self._launches, self.program.phases, strict=True):
+            for k, b in enumerate(phase.buffers):
+                if b.name == name:
+                    launch.set_addresses(k, addresses)
 
 
 class StepCounter:

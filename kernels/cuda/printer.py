@@ -11,11 +11,10 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.resources import files
 
-from fastopt.errors import BackendError
 from fastopt.kernels.compiler.operations import CUDA_TYPES
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.cuda.nvrtc import OPTIONS
-from fastopt.kernels.cuda.tile import buffer_names, pack_lines, pointers, tile_lines, wrapped
+from fastopt.kernels.cuda.tile import buffer_names, pack_lines, pointer, pointers, tile_lines, wrapped
 
 FIRST_ADDRESS = 2
 """Column of a table's row with its first address; before it are the row's number of elements and its offset."""
@@ -41,22 +40,12 @@ def spelled_out(text: str) -> str:
     return "".join(c if c.isascii() else f"u{ord(c):x}" for c in text)
 
 
-def require_no_totals(program: Program) -> None:
-    """Raise a BackendError if the rule takes totals."""
-    if program.phases:
-        what = "rules that take totals, as ClipByGlobalNorm, have no CUDA kernels yet."
-        raise BackendError(
-            what, got=program.rule, do="keep the parameters in the CPU's memory, or clip in a pass of its own"
-        )
-
-
 def print_kernel(program: Program) -> str:
     """Print `program` as a CUDA C++ source that includes tile.cuh; `print_source` returns the same in one piece."""
-    require_no_totals(program)
     names = buffer_names(program)
     scalars = [names[s] for s in program.scalars]
     number = CUDA_TYPES[program.dtype.name]
-    buffers = [names[b.name] for b in program.buffers]
+    buffers = [pointer(b, names) for b in program.buffers]
     declared = pointers(program, names)
     noise = ["Word key0", "Word key1", "Index offset"] if program.noise else []
     arguments = ["Index n", *declared, *noise, *(f"{number} {s}" for s in scalars)]
@@ -154,7 +143,12 @@ def print_table_kernel(program: Program, *, own_numbers: bool = False) -> str:
 
 @lru_cache(maxsize=512)
 def print_source(program: Program) -> str:
-    """Print `program` as one complete CUDA C++ source, which nvcc or NVRTC compiles as it stands."""
+    """Print `program` as one complete CUDA C++ source, which nvcc or NVRTC compiles as it stands.
+
+    A program in phases is printed as so many sources, one after the other.
+    """
+    if program.phases:
+        return "\n\n".join(map(print_source, program.phases))
     return print_kernel(program).replace('#include "tile.cuh"\n', tile_header(), 1)
 
 

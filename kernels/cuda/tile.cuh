@@ -133,6 +133,27 @@ __device__ __forceinline__ Word warp_max(Word x) {
 #endif
 }
 
+// The sum of a tile, folded by halves: a lane's own values that are apart, then lanes, then neighbours of a pack.
+template <int PACK, typename T>
+__device__ __forceinline__ T tile_total(T (&held)[HELD]) {
+#pragma unroll
+    for (int half = HELD / 2; half >= PACK; half /= 2) {
+#pragma unroll
+        for (int i = 0; i < half; ++i) held[i] = held[i] + held[i + half];
+    }
+#pragma unroll
+    for (int distance = LANES / 2; distance; distance /= 2) {
+#pragma unroll
+        for (int i = 0; i < PACK; ++i) held[i] = held[i] + __shfl_xor_sync(0xffffffffu, held[i], distance);
+    }
+#pragma unroll
+    for (int half = PACK / 2; half; half /= 2) {
+#pragma unroll
+        for (int i = 0; i < half; ++i) held[i] = held[i] + held[i + half];
+    }
+    return held[0];
+}
+
 // np.sign: -1, +0 or 1, and NaN for NaN.
 template <typename T>
 __device__ __forceinline__ T sign(T x) {

@@ -18,7 +18,8 @@ _SKELETON = (
     " tiles line middle end step_tile numbers skip Index Word Word16 Word8"
 )
 _TILE = (
-    "TILE LANES HELD THREADS PACK Pack Narrow lane position first_tile warps_in_grid packed load store larger warp_max"
+    "TILE LANES HELD THREADS PACK Pack Narrow lane position first_tile warps_in_grid packed load store larger"
+    " warp_max tile_total"
 )
 _LANGUAGE = (
     "alignas alignof and and_eq asm auto bitand bitor bool case catch char class compl const constexpr const_cast"
@@ -65,12 +66,17 @@ def _continued(line: str) -> list[str]:
 def pointers(program: Program, names: dict[str, str]) -> list[str]:
     """Declare the buffers as pointers."""
     types = [f"{'' if b.written else 'const '}{CUDA_TYPES[b.dtype.name]}*" for b in program.buffers]
-    return [f"{kind} __restrict__ {names[b.name]}" for kind, b in zip(types, program.buffers, strict=True)]
+    return [f"{kind} __restrict__ {pointer(b, names)}" for kind, b in zip(types, program.buffers, strict=True)]
+
+
+def pointer(buffer: Buffer, names: dict[str, str]) -> str:
+    """Return the name of a buffer's pointer: of one with an element for a row the name itself is that element's."""
+    return f"{names[buffer.name]}_at" if buffer.of_row else names[buffer.name]
 
 
 def elementwise(program: Program) -> list[Buffer]:
     """Return the buffers with an element per parameter."""
-    return [b for b in program.buffers if not b.tiled]
+    return [b for b in program.buffers if b.elementwise]
 
 
 def pack_lines(program: Program, names: dict[str, str]) -> list[str]:
@@ -96,9 +102,11 @@ def tile_lines(program: Program, names: dict[str, str]) -> list[str]:
         held.setdefault(CUDA_TYPES[v.dtype.name], []).append(f"{v.name}_spill[HELD]")
     read = [names[b.name] for b in buffers if b.read]
     narrow = {b.name for b in buffers if b.dtype.name in _NARROW}
-    steps = [line for loop in loops for line in _print_loop(loop, names, narrow)]
+    steps = [line for loop in loops for line in _print_loop(loop, names, narrow, sums=program.sums)]
     once = ["const Index tile = first / TILE;"] if program.noise or program.tiled else []
-    once += [f"const Word {names[b.name]}_i = {names[b.name]}[tile];" for b in program.buffers if b.tiled]
+    once += [f"const Word {names[b.name]}_i = {names[b.name]}[tile];" for b in program.buffers if b.tiled and b.read]
+    number = CUDA_TYPES[program.dtype.name]
+    once += [f"const {number} {names[b.name]} = {number}(*{pointer(b, names)});" for b in program.buffers if b.of_row]
     if program.noise:
         once.append("const Index number = offset / TILE + tile;")
         once.append("const Word tile_low = Word(number), tile_high = Word(number >> 32);")
@@ -120,8 +128,11 @@ def _narrower(line: str) -> list[str]:
     return [part[8:] for part in _continued(f"        {line}")]
 
 
-def _print_loop(loop: Loop, names: dict[str, str], narrow: set[str]) -> list[str]:
-    """Print one loop over the elements that a lane holds, what is computed once before it, and what is stored then."""
+def _print_loop(loop: Loop, names: dict[str, str], narrow: set[str], *, sums: bool) -> list[str]:
+    """Print one loop over the elements that a lane holds, what is computed once before it, and what is stored then.
+
+    With `sums` what it spills is zero beyond the last element.
+    """
 
     def lines(values: list[Value]) -> list[str]:
         return [f"const {CUDA_TYPES[v.dtype.name]} {v.name} = {v.text};" for v in values]
@@ -134,7 +145,9 @@ def _print_loop(loop: Loop, names: dict[str, str], narrow: set[str]) -> list[str
     made = lines(loop.lines)
     for v in loop.maxima:
         made.append(f"{v.name} = larger({v.name}, position<PACK>(i) < count ? {v.text.within(SUM)} : 0u);")
-    made += [f"{v.name}_spill[i] = {v.name};" for v in loop.spills]
+    for v in loop.spills:
+        zero = f"{CUDA_TYPES[v.dtype.name]}(0)"
+        made.append(f"{v.name}_spill[i] = {f'position<PACK>(i) < count ? {v.name} : {zero}' if sums else v.name};")
     made += [
         f"{names[b]}_tile.set(i, {text});" if b in narrow else f"{names[b]}_tile[i] = {text};"
         for b, text in loop.stores
@@ -153,10 +166,9 @@ def _print_loop(loop: Loop, names: dict[str, str], narrow: set[str]) -> list[str
         *lines(loop.uniform),
         *_by_one_lane([f"{names[b]}[tile] = {text};" for b, text in loop.tile_stores]),
         *([f"Word {', '.join(f'{v.name} = 0' for v in loop.maxima)};"] if loop.maxima else []),
-        "#pragma unroll",
-        "for (int i = 0; i < HELD; ++i) {",
+        *(["#pragma unroll", "for (int i = 0; i < HELD; ++i) {"] if body or made else []),
         *(f"    {line}" for line in (*body, *made)),
-        "}",
+        *(["}"] if body or made else []),
         *(f"{v.name} = warp_max({v.name});" for v in loop.maxima),
         *(storing if stored else []),
     ]
