@@ -25,8 +25,8 @@ def print_vectors(
     sizes = {names[b.name]: b.dtype.itemsize for b in program.buffers if b.elementwise}
     halves, width = (("_0", "_1"), 2) if paired else (("",), 1)
     size = {b: width * s for b, s in sizes.items()}  # bytes of what a lane holds
-    at_once = max(2, 4 // min(size.values()))
     narrow = [b for b in made.stores if size[b] < 4]
+    at_once = max([2, *(4 // size[b] for b in narrow)])
     extent = f"{TILE // width}" if program.noise or program.tiled else f"count // {width}" if paired else "count"
     sequences = [name for name, _, _ in loop.sequences]
     lines = [f"fetch({b}, i, far, {at_once})" for b in made.loads]

@@ -3,7 +3,7 @@
 The signature of `update` is the contract: positional parameters are buffers (p, g, then the state), keyword-only
 parameters are scalars, the returned values are the buffers written, in the order p, state. A state buffer whose default
 is None exists only in those settings in which `update` does something with it. The keyword-only name `noise` stands for
-a standard normal number, different for every seed, step and element.
+a standard normal number, different for every seed, step and element. `total` is a sum over a tensor or all parameters.
 """
 
 from __future__ import annotations
