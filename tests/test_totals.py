@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES
+from cases import CASES, fresh_buffers
 from cuda_host import COMPILER
 from cuda_matrix import ARCHITECTURES, compile_source
 from hypothesis import given, settings
@@ -334,6 +334,18 @@ def test_bounds_may_follow_a_schedule():
     for t in (1, 2, 3):
         fastopt.update(rule, t, {"p": p, "g": np.full(1, 100.0)})
     assert abs(float(p[0]) + 3.0) < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_clipping_by_value_is_the_inner_rule_on_clipped_gradients(backend):
+    rule = CASES["clip-momentum"]
+    ours, inner = fresh_buffers(rule, np.ones(300)), fresh_buffers(rule.rule, np.ones(300))
+    for t in range(1, 6):
+        ours["g"][...] = np.random.default_rng(t).standard_normal(300)
+        inner["g"][...] = np.clip(ours["g"], -rule.max_value, rule.max_value)
+        fastopt.update(rule, t, ours, backend=backend)
+        fastopt.update(rule.rule, t, inner, backend=backend)
+    assert_same_bits(ours["p"], inner["p"])
 
 
 def test_clipping_by_value_keeps_nan_and_signs():
