@@ -29,8 +29,8 @@ from fastopt.kernels.compiler.layout import layout
 from fastopt.kernels.compiler.plan import plan
 from fastopt.kernels.formats import FULL, STORAGES
 from fastopt.kernels.launch import Rows, run
-from fastopt.kernels.rules.clip import clips
 from fastopt.kernels.rules.rule import Rule, require_rule
+from fastopt.kernels.rules.total import GRADIENTS
 from fastopt.parameters import Group, NamedValues, Views, padded
 from fastopt.store import Store
 from fastopt.turn import Turn, is_taken
@@ -197,23 +197,25 @@ class Optimizer:
 
     @property
     def grad_norm(self) -> Any:
-        """Norm of all gradients at the last step, before they were clipped; None without ClipByGlobalNorm.
+        """Norm of all gradients at the last step, as they come to ClipByGlobalNorm; None before, and without it.
 
-        A Python number; on a device an array of one element, for which nothing waits.
+        A Python number; on a device an array of one element, for which nothing waits, and NaN before the first step.
 
         Raises:
             BackendError: the backend is the reference, which keeps no norm.
 
         """
-        planned, launch = self._groups[-1].plan, self._groups[-1].launch
-        if not clips(planned.rule):
+        program, launch = self._groups[-1].plan.program, self._groups[-1].launch
+        place = program.place_of(GRADIENTS)
+        if place is None:
             return None
         if not hasattr(launch, "over_all"):
             what, do = "the reference backend keeps no norm.", 'choose backend="cpu"'
             raise BackendError(what, do=do, where="Optimizer.grad_norm")
-        found: Any = launch.over_all(planned.program.over_all[0][1])  # type: ignore[attr-defined]
-        norm = np.sqrt(found.astype(planned.program.dtype))
-        return norm if self._on_device else float(norm[0])
+        total: Any = launch.over_all(program.over_all[place][1])  # type: ignore[attr-defined]
+        if self._on_device:
+            return np.sqrt(total.astype(program.dtype))
+        return None if total[0] < 0 else float(np.sqrt(total.astype(program.dtype))[0])
 
     def step(self, grads: Mapping[str, Any] | None = None, *, stream: Any = None) -> None:
         """Take one step with the gradients in `self.grads`, or with these, which are copied there first.
@@ -461,7 +463,7 @@ def _tensor_by_tensor(members: list, formats: list) -> tuple[list, list]:
     found: list[tuple] = []
     for (own, names), chosen in zip(members, formats, strict=True):
         totals = plan(own, tuple(chosen.items())).program.totals
-        parts = [[name] for name in names] if any(node.value == "tensor" for node in totals) else [names]
+        parts = [[name] for name in names] if any(node.value[0] == "tensor" for node in totals) else [names]
         found += [((own, part), chosen) for part in parts]
     return [member for member, _ in found], [chosen for _, chosen in found]
 

@@ -43,7 +43,7 @@ def bind(name: str, program: Program, rows: Rows) -> Launch:
 
 def require_together(programs: Sequence[Program]) -> None:
     """Raise a SettingError unless these programs can take a step together: with the same totals over all, or none."""
-    kinds = [[phase for phase, _ in program.over_all] for program in programs]
+    kinds = [program.kinds_over_all for program in programs]
     for program, kind in zip(programs, kinds, strict=True):
         if kind != kinds[0]:
             what = "the rules of these groups take different totals over all parameters."

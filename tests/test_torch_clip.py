@@ -98,6 +98,25 @@ def test_the_norm_is_over_parameters_of_every_type_and_count_of_steps():
     torch.testing.assert_close(ps[1].detach(), torch.full((3,), -10 / 600**0.5))
 
 
+def test_the_norm_is_that_of_the_last_step_in_the_parameters_precision():
+    for size in (1e25, 1e-30):
+        p = torch.zeros(3, dtype=torch.float64).requires_grad_()
+        opt = fastopt.torch.SGD([p], lr=0.1, max_norm=1.0)
+        p.grad = torch.full((3,), size, dtype=torch.float64)
+        opt.step()
+        assert float(opt.grad_norm) == pytest.approx(3**0.5 * size)
+        q = torch.zeros(2, dtype=torch.float64).requires_grad_()
+        opt.add_param_group({"params": [q]})
+        assert float(opt.grad_norm) == pytest.approx(3**0.5 * size)
+        p.grad = None
+        opt.step()
+        assert float(opt.grad_norm) == 0.0
+        opt.param_groups[0]["lr"] = -1.0
+        assert float(opt.grad_norm) == 0.0
+    with pytest.raises(SettingError, match="over all groups"):
+        fastopt.torch.SGD([{"params": params(), "max_norm": 1.0}], lr=0.1)
+
+
 def test_it_goes_with_gradscaler():
     ps, qs = params(), params()
     mine, peer = fastopt.torch.AdamW(ps, lr=0.01, max_norm=0.5), torch.optim.AdamW(qs, lr=0.01)

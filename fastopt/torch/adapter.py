@@ -28,7 +28,6 @@ from fastopt.checks import POSITIVE, choice, number, seed_number
 from fastopt.errors import BackendError, FastoptError, LayoutError, SettingError, raised_by
 from fastopt.kernels.launch import run
 from fastopt.kernels.rules import ClipByGlobalNorm
-from fastopt.kernels.rules.clip import clips
 from fastopt.kernels.rules.rule import Rule
 from fastopt.torch.bucket import Regroup
 from fastopt.torch.buckets import Buckets, labels_of, require_loadable
@@ -121,6 +120,9 @@ class Adapter(torch.optim.Optimizer):
                 self._options = tuple(self.defaults)  # torch's; what others add to `defaults` later is theirs
             if self.__dict__.get("_adds_capturable"):
                 self.defaults["capturable"] = True
+            if "max_norm" in param_group and "max_norm" not in self._options:
+                what = "max_norm is of the norm over all groups, and no group has one of its own."
+                raise SettingError(what, do=f"pass it to {type(self).__name__}(…, max_norm=…)")
             given = param_group["params"]
             if not isinstance(given, torch.Tensor | set):
                 given = param_group["params"] = list(given)
@@ -175,15 +177,15 @@ class Adapter(torch.optim.Optimizer):
 
     @property
     def grad_norm(self) -> Any:
-        """Norm of all gradients at the last step, before they were clipped: float32, without dimensions.
+        """Norm of all gradients at the last step, before they were clipped: a tensor without dimensions.
 
         None before the first step, and without max_norm or a ClipByGlobalNorm as the rule of `Fused`. Under GradScaler
         it is that of unscaled gradients.
         """
-        if self._buckets is None or not clips(self._rule_of(self.param_groups[0])):
+        if self._buckets is None or self._buckets.squared_norm is None:
             return None
-        total = self._buckets.over_all
-        return None if total is None else torch.from_numpy(np.sqrt(total.astype(np.float32)))[0]
+        total, precision = self._buckets.squared_norm
+        return torch.from_numpy(np.sqrt(total.astype(precision)))[0]
 
     # Buckets.
 

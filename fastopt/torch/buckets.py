@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
 from fastopt.arrays.torch import CPU, element_type
@@ -12,6 +13,7 @@ from fastopt.errors import LayoutError
 from fastopt.kernels.backends import require_together, steps
 from fastopt.kernels.formats import STORAGES
 from fastopt.kernels.rules.rule import Rule
+from fastopt.kernels.rules.total import GRADIENTS
 from fastopt.torch.bucket import ParamBucket, Regroup, kind_of
 from fastopt.torch.device_numbers import Advance
 from fastopt.torch.guards import Check, same_objects
@@ -53,7 +55,8 @@ class Buckets:
         self._capturable = [bool(group.get("capturable")) for group in groups]
         self._waiting: list[tuple[Any, str]] = []  # parameters that no step could take, and what errors call them
         self._seed, first = settings.seed, 0
-        self.over_all: Any = None  # the memory of the first total over all parameters, of the last step
+        # The memory of the squared norm of all gradients, of the last step, and its precision.
+        self.squared_norm: tuple[Any, Any] | None = former.squared_norm if former is not None else None
         for k, (group, rule) in enumerate(zip(groups, rules, strict=True)):
             kinds: dict[tuple, list[int]] = {}
             labels, buckets = labels_of(groups, k), []
@@ -144,7 +147,11 @@ class Buckets:
         if together:  # on the CPU, where alone there are totals
             calls[CPU] += steps("cpu", [(launch, keys, scalars) for _, launch, keys, scalars in together])
             program, launch, *_ = together[-1]
-            self.over_all = launch.over_all(program.over_all[0][1])
+            place = program.place_of(GRADIENTS)
+            if place is not None:
+                self.squared_norm = launch.over_all(program.over_all[place][1]), program.dtype
+        elif any(bucket.plan.program.place_of(GRADIENTS) is not None for bucket, _ in checks):
+            self.squared_norm = np.zeros(1), np.dtype(np.float32)  # there was no gradient
         return calls
 
     def zero_gradients(self) -> None:

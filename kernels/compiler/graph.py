@@ -39,6 +39,16 @@ class Node:
         return f"{self.op}({', '.join(a._text(depth - 1) for a in self.args) if depth else '…'})"
 
 
+def text_of(root: Node) -> str:
+    """Write a graph as a text, the same for graphs that compute the same in the same way."""
+    names: dict[int, str] = {}
+    lines = []
+    for node in walk([root]):
+        names[id(node)] = f"x{len(names)}"
+        lines.append(f"{node.op} {node.dtype} {node.value} {' '.join(names[id(a)] for a in node.args)}")
+    return "; ".join(lines)
+
+
 def walk(roots: Iterable[Node]) -> list[Node]:
     """List every node the roots depend on, each once, operands before what uses them."""
     order: dict[int, Node] = {}
@@ -81,9 +91,9 @@ class Trace:
             self.fail(f"an integer is out of the range of {dtype.name}.", got=value if size < 99 else f"{size} bits")
         return self.node("constant", dtype, value=number)
 
-    def total(self, x: Node, over: str) -> Node:
-        """Make the node of a total."""
-        self.totals.append(self.node("total", x.dtype, (x,), over))
+    def total(self, x: Node, over: str, of: str) -> Node:
+        """Make the node of a total, whose value says over what it is, and of what."""
+        self.totals.append(self.node("total", x.dtype, (x,), (over, of)))
         return self.totals[-1]
 
     def fail(self, what: str, **more: Any) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastopt.kernels.compiler.graph import Node
+from fastopt.kernels.compiler.graph import Node, text_of
 from fastopt.kernels.formats import TILE, Format
 from fastopt.kernels.rules.rule import Rule
 
@@ -88,6 +88,7 @@ class Program:
     results: dict[str, Node]
     plain: Plain | None  # where a tile has scales
     totals: tuple[Node, ...] = ()  # in the order in which the rule takes them
+    total_calls: tuple[int | None, ...] = ()  # each time it takes one: which, or None if nothing depends on it
     phases: tuple[Program, ...] = ()  # one for each pass over memory, where there are totals: see `phases.cut`
 
     @property
@@ -117,12 +118,22 @@ class Program:
             (phase, k)
             for k, node in enumerate(self.totals)
             for phase in range(len(self.phases))
-            if node.value == "all" and sum_name(k) in self.phases[phase].results
+            if node.value[0] == "all" and sum_name(k) in self.phases[phase].results
         )
 
     def known_after(self, phase: int) -> list[int]:
         """Return the numbers of the totals that are known after a phase."""
         return [k for k in range(len(self.totals)) if sum_name(k) in self.phases[phase].results]
+
+    @cached_property
+    def kinds_over_all(self) -> list[tuple[int, str]]:
+        """After which phase each of `over_all` is known, and what it is of."""
+        nodes = [(phase, self.totals[k]) for phase, k in self.over_all]
+        return [(phase, node.value[1] or text_of(node.args[0])) for phase, node in nodes]
+
+    def place_of(self, what: str) -> int | None:
+        """Return which of `over_all` is of this, if one is."""
+        return next((place for place, (_, of) in enumerate(self.kinds_over_all) if of == what), None)
 
     def place_over_all(self, k: int) -> int | None:
         """Return which of `over_all` a total is, if it is one."""

@@ -135,12 +135,12 @@ class Symbol:
         """Return another array of the same values, which operations in place on this one leave as it is."""
         return self.astype(self.dtype)
 
-    def _total(self, over: str) -> Symbol:
+    def _total(self, over: str, of: str) -> Symbol:
         """Add the node of `total`."""
         if not self._array or self.dtype.kind != "f":
             got = f"{self.dtype.name}, {'an array' if self._array else 'a number'}"
             self._trace.fail("a total is of values of floating point, one for each element.", got=got)
-        return Symbol(self._trace, self._trace.total(self._node, over), False)
+        return Symbol(self._trace, self._trace.total(self._node, over, of), False)
 
     def view(self, dtype: Any) -> Symbol:
         """Read the bits of a float32 as a uint32, or back, in the same memory."""

@@ -104,6 +104,7 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
         results=results,
         plain=plain,
         totals=tuple(call.totals[k] for k in chosen_totals),
+        total_calls=tuple(chosen_totals.index(order[id(node)]) if id(node) in order else None for node in call.totals),
     )
     return cut(program, [plain_totals[k] for k in chosen_totals if plain_totals]) if chosen_totals else program
 

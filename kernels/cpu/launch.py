@@ -121,10 +121,11 @@ class PhasedLaunch:
         count, numbers = sizes.size, range(len(program.totals))
         self._starts = starts = np.concatenate([[0], np.cumsum(-(-sizes // TILE))]).astype(np.int64)
         self._sums = np.empty((len(numbers), starts[-1]), np.float64)
-        self._totals = np.zeros((len(numbers), count + 1), np.float64)  # of every row, and then that over all rows
+        # Of every row, and then that over all rows. No sum of squares is negative: none has been made yet.
+        self._totals = np.full((len(numbers), count + 1), -1.0)
         own = {sum_name(k): _address(self._sums) + 8 * (k * starts[-1] + starts[:-1]) for k in numbers}
         for k, node in enumerate(program.totals):
-            read = np.full(count, count) if node.value == "all" else np.arange(count)
+            read = np.full(count, count) if node.value[0] == "all" else np.arange(count)
             own[total_name(k)] = _address(self._totals) + 8 * (k * (count + 1) + read)
         given = np.asarray(rows.addresses, np.int64).reshape(count, -1)
         own |= {b.name: given[:, k] for k, b in enumerate(program.buffers)}

@@ -185,6 +185,8 @@ class PhasedLaunch:
         with cupy.cuda.Device(rows.device):
             self._sums = [cupy.empty((max(1, int(starts[0][-1])),), np.float64) for _ in numbers]
             self._totals = [cupy.empty((count + 1,), np.float64) for _ in numbers]
+            for totals in self._totals:
+                totals.fill(-1.0)  # which no sum of squares is: none has been made yet
             self._levels = [cupy.empty((max(1, int(at[-1])),), np.float64) for at in starts[1:]]
             self._starts = []
             for at in starts:
@@ -196,7 +198,7 @@ class PhasedLaunch:
             )
         own = {sum_name(k): self._sums[k].data.ptr + 8 * starts[0][:-1] for k in numbers}
         for k, node in enumerate(program.totals):
-            read = np.full(count, count) if node.value == "all" else np.arange(count)
+            read = np.full(count, count) if node.value[0] == "all" else np.arange(count)
             own[total_name(k)] = self._totals[k].data.ptr + 8 * read
         given = np.asarray(rows.addresses, np.int64).reshape(count, -1)
         own |= {b.name: given[:, k] for k, b in enumerate(program.buffers)}

@@ -22,7 +22,7 @@ class ReferenceLaunch:
     """A step of the rule's specialization on arrays, row by row; new values are all computed before one is written."""
 
     def __init__(self, program: Program, rows: Rows):
-        self._program, self._rows = program, rows
+        self.program, self._rows = program, rows
         self._addresses = [list(row) for row in rows.addresses]
 
     def set_addresses(self, buffer: int, addresses: np.ndarray) -> None:
@@ -37,13 +37,8 @@ class ReferenceLaunch:
     def found(self, keys: tuple[int, ...], scalars: tuple[float, ...]) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
         """Compute the new elements of each row."""
         for n, offset, addresses in zip(self._rows.sizes, self._rows.offsets, self._addresses, strict=True):
-            arrays = [_array(at, b, int(n)) for at, b in zip(addresses, self._program.buffers, strict=True)]
-            yield _step(self._program, arrays, int(n), keys, int(offset), scalars)
-
-    @property
-    def totals_over_all(self) -> int:
-        """How many totals over all parameters the rule takes."""
-        return sum(node.value == "all" for node in self._program.totals)
+            arrays = [_array(at, b, int(n)) for at, b in zip(addresses, self.program.buffers, strict=True)]
+            yield _step(self.program, arrays, int(n), keys, int(offset), scalars)
 
 
 def steps(launches: Sequence[tuple[ReferenceLaunch, tuple, tuple]]) -> list[tuple]:
@@ -56,27 +51,28 @@ def steps(launches: Sequence[tuple[ReferenceLaunch, tuple, tuple]]) -> list[tupl
         parts: list[np.float64] = []
         found = []
         for launch, keys, scalars in launches:
-            for row in _listened(launch.found(keys, scalars), known, parts):
+            for row in _listened(launch.program, launch.found(keys, scalars), known, parts):
                 found += row
-        if len(known) == max((launch.totals_over_all for launch, _, _ in launches), default=0):
+        if len(known) == max((len(launch.program.over_all) for launch, _, _ in launches), default=0):
             return [(array.__setitem__, ..., x) for array, x in found]
         with np.errstate(all="ignore"):
             known.append(sum(parts, np.float64(0)))
 
 
-def _listened(rows: Iterator, known: list[np.float64], parts: list[np.float64]) -> Iterator:
+def _listened(program: Program, rows: Iterator, known: list[np.float64], parts: list[np.float64]) -> Iterator:
     """Compute rows with the totals over all that are known; the next one's parts are put into a list."""
     while True:
-        taken = 0
+        calls, summed = iter(program.total_calls), set()
 
-        def heard(own: np.float64, over: str) -> np.float64:
-            nonlocal taken
-            if over != "all":
+        def heard(own: np.float64, over: str, calls: Iterator = calls, summed: set = summed) -> np.float64:
+            number = next(calls, None)
+            place = None if number is None else program.place_over_all(number)
+            if place is None:
                 return own
-            taken += 1
-            if taken <= len(known):
-                return known[taken - 1]
-            if taken == len(known) + 1:
+            if place < len(known):
+                return known[place]
+            if place == len(known) and place not in summed:  # a rule may take the same one again
+                summed.add(place)
                 parts.append(own)
             return own
 

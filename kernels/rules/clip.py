@@ -7,7 +7,7 @@ import numpy as np
 
 from fastopt.kernels.rules.around import Around
 from fastopt.kernels.rules.settings import POSITIVE, Setting, check
-from fastopt.kernels.rules.total import total
+from fastopt.kernels.rules.total import GRADIENTS, total
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,10 @@ class ClipByGlobalNorm(Around):
         """The inner rule's update on the clipped gradient; its signature is the inner one's plus the bound."""
 
         def clipped(g, max_norm):
-            factor = max_norm / (np.sqrt(total(g * g, over="all")) + 1e-6)
+            factor = max_norm / (np.sqrt(total(g * g, over="all", of=GRADIENTS)) + 1e-6)
             return np.where(factor > 1.0, np.ones_like(factor), factor) * g
 
         return self.around(clipped)
-
-
-def clips(rule: Any) -> bool:
-    """Whether a rule is a ClipByGlobalNorm, or has one in it: then its first total over all is the squared norm."""
-    while rule is not None and not isinstance(rule, ClipByGlobalNorm):
-        rule = getattr(rule, "rule", None)
-    return rule is not None
 
 
 @dataclass(frozen=True)

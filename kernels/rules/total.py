@@ -15,7 +15,7 @@ OVER = ("tensor", "all")
 """What a total may be over."""
 
 
-def total(x: Any, over: str = "tensor") -> Any:
+def total(x: Any, over: str = "tensor", of: str = "") -> Any:
     """Sum a value over its tensor, or over all parameters of the step, in the order that every backend keeps.
 
     In a rule's `update` the result is a number like the rule's scalars. On an array it is this definition: a tile's 256
@@ -26,6 +26,8 @@ def total(x: Any, over: str = "tensor") -> Any:
     Args:
         x: what `update` computes from its buffers; here, a float32 or float64 array of any shape.
         over: "tensor" or "all", which on an array is the same.
+        of: what a total over all is of, in words, where rules of several groups compute it in different ways. Without
+            it their totals are one only if their expressions are the same.
 
     Raises:
         RuleError: x is a number or not of floating point, or `over` is neither.
@@ -42,7 +44,7 @@ def total(x: Any, over: str = "tensor") -> Any:
         raise RuleError("a total is over one tensor or over all.", got=repr(over), do=suggest(str(over), list(OVER)))
     traced = getattr(type(x), "_total", None)
     if traced is not None:
-        return traced(x, over)
+        return traced(x, over, of)
     array = np.asarray(x)
     if not array.ndim or array.dtype not in (np.float32, np.float64):
         got = f"{array.dtype}{list(array.shape)}"
@@ -53,6 +55,9 @@ def total(x: Any, over: str = "tensor") -> Any:
     with np.errstate(all="ignore"):
         return array.dtype.type(found)
 
+
+GRADIENTS = "squared gradients"
+"""What the square of the global norm is a total of."""
 
 LISTENER: ContextVar[Callable[[np.float64, str], np.float64] | None] = ContextVar("LISTENER", default=None)
 """What is told of each total and returns the one to use: the reference backend, of totals over all rows."""
