@@ -48,7 +48,8 @@ def check(state: Any, values: NamedValues) -> tuple[int, int, dict[str, dict[str
             do="build the optimizer as it was, or load dict(checkpoint) to go on with other bits",
         )
     if str(given["rules"]) != rules(values):
-        raise LayoutError("the state belongs to other rules.", got=str(given["rules"]), expected=rules(values))
+        do = "where this rule goes on with the same state, load {**state, 'rules': opt.state_dict()['rules']}"
+        raise LayoutError("the state belongs to other rules.", got=str(given["rules"]), expected=rules(values), do=do)
     found: dict[str, dict[str, Any]] = {}
     for key, (b, name) in keys.items():
         array = adopt(given[key], key)

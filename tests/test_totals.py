@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from values import assert_same_bits
 
 import fastopt
-from fastopt import BackendError, RuleError, SettingError
+from fastopt import BackendError, LayoutError, RuleError, SettingError
 from fastopt.kernels.backends import bind
 from fastopt.kernels.backends import steps as steps_of
 from fastopt.kernels.compiler.noise import noise_keys
@@ -277,6 +277,20 @@ def test_the_norm_is_over_all_groups():
     each = 1 / math.sqrt(sum(v.size for v in PARAMS.values()))
     for name, p in opt.params.items():
         np.testing.assert_allclose(p, -each * (2 if name == "w0" else 1), rtol=1e-6)
+
+
+def test_a_run_goes_on_with_clipping():
+    plain = fastopt.Optimizer(fastopt.Adam(lr=0.01), PARAMS)
+    steps(plain, 3)
+    clipped = fastopt.Optimizer(fastopt.ClipByGlobalNorm(fastopt.Adam(lr=0.01), 1e9), PARAMS)
+    with pytest.raises(LayoutError, match="other rules") as caught:
+        clipped.load_state_dict(plain.state_dict())
+    assert "load {**state" in str(caught.value)
+    clipped.load_state_dict({**plain.state_dict(), "rules": clipped.state_dict()["rules"]})
+    for opt in (plain, clipped):
+        opt.step({k: np.ones_like(v) for k, v in PARAMS.items()})
+    for name in PARAMS:
+        assert_same_bits(clipped.params[name], plain.params[name], name)
 
 
 def test_the_norm_is_reported_without_clipping_it():
