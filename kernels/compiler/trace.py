@@ -187,6 +187,9 @@ class _Call:
         try:
             with nothing_random(self.where):
                 return rule.update(*buffers, **inputs)
+        except RuleError as error:  # of a total, which does not know in whose update it is
+            error.where = error.where or self.where
+            raise
         except AttributeError as error:
             if not is_rule(error.obj):
                 raise
