@@ -214,6 +214,7 @@ def _print_tile(
         f"    for i in range({TILE // 4}):",
         f"        unusual = unusual | {' | '.join(flags)}",
         "    plain = unusual & word(2155905152) == word(0)",
+        *(f"{name} = word(0)" for name in known.values()),  # or Numba infers their types in twice as many passes
         "if plain:",
         *_indented(before),
         *([f"    plain = {' and '.join(within)}"] if within else []),

@@ -44,10 +44,10 @@ def print_vectors(
 
             elements = [f"{take}({b}_i, {8 * sizes[b]})" if paired else f"{b}_i" for b in made.loads]
             spilled = [f"vector({v}_spill{half}, i, {k})" for v in made.reloads]
-            results = [f"{x}{half}" if paired or x not in made.stores else f"{x}_{k}" for x in made.results]
+            results = [f"{x}{half}" if paired or x in made.spills else f"{x}_{k}" for x in made.results]
             lines.append(f"{', '.join(results)} = {made.call(elements, spilled, other)}")
             lines += [f"store({v}_spill{half}, i, {k}, ({v}{half},))" for v in made.spills]
-            lines += [f"{v}_each = umax({v}_each, {v}{half})" for v in made.maxima]
+            lines += [f"{v}_each = umax({v}_each, {v}{half or f'_{k}'})" for v in made.maxima]
             lines += [f"{v}_each{half} = {v}_each{half} + {v}_step" for v in sequences]
         for b in made.stores:
             joined = f"join({b}_0, {b}_1, {8 * sizes[b]})" if paired else f"{b}_{k}"

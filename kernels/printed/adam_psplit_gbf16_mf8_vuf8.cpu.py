@@ -124,6 +124,8 @@ def adam_psplit_gbf16_mf8_vuf8(
                 for i in range(64):
                     unusual = unusual | (m_codes[i] & 2139062143) + 16843009 | (((v_codes[i] & 2139062143) + 16843009 & v_codes[i]) | (~((v_codes[i] & 2139062143) + 2139062143 | v_codes[i])))
                 plain = unusual & word(2155905152) == word(0)
+            max0 = word(0)
+            max1 = word(0)
             if plain:
                 x9 = m_scale_i & 2139095040
                 x10 = from_bits(x9)
