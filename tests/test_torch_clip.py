@@ -15,6 +15,8 @@ import fastopt  # noqa: E402
 import fastopt.torch  # noqa: E402
 from fastopt import LayoutError, SettingError  # noqa: E402
 
+NORMS = 2e-6  # 34 · 2⁻²⁴: ours is within 6 of the exact norm, torch's adds in float32 in an order of its own
+
 SHAPES = [(300, 7), (10,), (1,), (64, 65), (), (5000,)]
 
 
@@ -56,7 +58,7 @@ def test_a_clipped_run_is_that_of_torch(kind, flatten):
         mine.step()
         norm = torch.nn.utils.clip_grad_norm_(theirs, 1.0)
         peer.step()
-        torch.testing.assert_close(mine.grad_norm, norm, rtol=2e-6, atol=0)
+        torch.testing.assert_close(mine.grad_norm, norm, rtol=NORMS, atol=0)
         assert all(p.grad is None or torch.equal(p.grad, g) for p, g in zip(ours, kept, strict=True))
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=2e-4)  # 60 steps of at most 0.1, whose factors differ by ulps
@@ -132,11 +134,11 @@ def test_it_goes_with_gradscaler():
         norm = torch.nn.utils.clip_grad_norm_(qs, 0.5)
         scalers[1].step(peer)
         if t != 4:
-            torch.testing.assert_close(mine.grad_norm, norm, rtol=2e-6, atol=0)
+            torch.testing.assert_close(mine.grad_norm, norm, rtol=NORMS, atol=0)
         for scaler in scalers:
             scaler.update()
     for p, q in zip(ps, qs, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)  # ten steps of 0.01, whose factors differ by ulps
 
 
 def test_it_survives_copies_pickles_and_checkpoints():
