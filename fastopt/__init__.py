@@ -41,6 +41,8 @@ from fastopt.kernels.rules import (
     RAdam,
     RMSprop,
     ScaledGradient,
+    SkipNonfinite,
+    skip_unless,
     total,
 )
 from fastopt.kernels.threads import get_threads, set_threads
@@ -77,6 +79,7 @@ __all__ = [
     "RuleError",
     "ScaledGradient",
     "SettingError",
+    "SkipNonfinite",
     "get_threads",
     "load",
     "minibatches",
@@ -84,6 +87,7 @@ __all__ = [
     "save",
     "schedules",
     "set_threads",
+    "skip_unless",
     "suggest_batch_size",
     "total",
     "update",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import starmap
 from operator import call
 from typing import Any
@@ -28,7 +29,8 @@ from fastopt.kernels.backends import BACKENDS, bind, choose, require_together, s
 from fastopt.kernels.compiler.layout import layout
 from fastopt.kernels.compiler.plan import plan
 from fastopt.kernels.formats import FULL, STORAGES
-from fastopt.kernels.launch import Rows, run
+from fastopt.kernels.launch import Rows, only_if, run
+from fastopt.kernels.rules.ema import AVERAGE
 from fastopt.kernels.rules.rule import Rule, require_rule
 from fastopt.kernels.rules.total import GRADIENTS
 from fastopt.parameters import Group, NamedValues, Views, padded
@@ -63,6 +65,7 @@ class Optimizer:
         flat_params, flat_grads: the buffers themselves, in the groups' order, padded to whole tiles with zeros.
         t: steps taken.
         grad_norm: with ClipByGlobalNorm, the norm of all gradients at the last step.
+        skipped: steps that were not taken because of their gradients, as with SkipNonfinite; `t` does not count them.
 
     Raises:
         LayoutError: a parameter has the wrong type, or there is none.
@@ -99,7 +102,7 @@ class Optimizer:
         require_rule(rule)
         values = first_values(params)
         self._seed = seed_number(seed)
-        self._turn = Turn(0)
+        self._turn, self._averaged = Turn(0), False
         self._prepared: PreparedSteps | None = None  # on a device, once `capturable` was called
         device = _device_for(backend, values)
         chosen, library = choose(backend, str(device)), library_on(device)
@@ -147,6 +150,9 @@ class Optimizer:
         self._apart = self._on_device or chosen == "reference"  # which have ways of their own to step
         self._steps = [(g.plan.scalars, g.plan.keys if g.plan.program.noise else None, g.launch.calls) for g in made]
         self._together = _together(chosen, made)
+        # Where steps may be skipped: the flags of the last one, and how many were.
+        self._flags: Any = getattr(made[-1].launch, "flags", None) if made[-1].plan.program.condition else None
+        self._skipped, self._skipped_before = np.zeros(1, np.int64), 0
         self._values = NamedValues(made, values, library, device)
         self.flat_params, self.flat_grads = (_forward(made[0].store, b, flat) for b in ("p", "g"))
         if len(made[0].store.formats["p"].planes) > 1 and not self._on_device:
@@ -178,8 +184,53 @@ class Optimizer:
         """
         self._write({"p": checkpoint.assigned(params, self._values)})
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averages that an EMA keeps in place of the parameters for the block, as for evaluation.
+
+        After the block all is as it was, bit for bit. No step, load or assignment is possible meanwhile, and no other
+        thread may be in the middle of one. Takes the memory of the parameters once more.
+
+        Raises:
+            SettingError: there are no averages, or none yet, or they are in place already.
+
+        >>> import numpy as np, fastopt
+        >>> opt = fastopt.Optimizer(fastopt.EMA(fastopt.SGD(lr=1.0), decay=0.5), {"w": np.zeros(1)})
+        >>> opt.step({"w": np.ones(1)})
+        >>> opt.step({"w": np.ones(1)})
+        >>> with opt.averaged():
+        ...     opt.params["w"].round(3)  # −(2 · 2 + 1) / 3
+        array([-1.667])
+        >>> opt.params["w"]
+        array([-2.])
+
+        """
+        with raised_by("Optimizer.averaged"):
+            self._require_own_values()
+            if AVERAGE not in self._values.buffers or not self.t:
+                what = "there are no averages yet." if AVERAGE in self._values.buffers else "no rule keeps averages."
+                raise SettingError(what, do="put fastopt.EMA around the rule, and take a step")
+        library, device = self._values.library, self._values.device
+        with library.running(device, None):
+            planes = [g.store.planes[0][name] for g in self._groups for name in g.store.formats["p"].plane_names("p")]
+            kept = [(plane, library.duplicate(plane)) for plane in planes]
+            self._write({"p": self._values.read(AVERAGE)})
+        self._averaged = True
+        try:
+            yield
+        finally:
+            self._averaged = False
+            with library.running(device, None):
+                self._turn.take(lambda t: [*(library.writing(*pair) for pair in kept), (self._turn.end, t)])
+
+    def _require_own_values(self) -> None:
+        """Raise a SettingError while averages are in place of the parameters."""
+        if self._averaged:
+            raise SettingError("the averages are in place of the parameters.", do="do it after the block")
+
     def _write(self, values: Mapping[str, Mapping[str, Any]], t: int | None = None, seed: int | None = None) -> None:
         """Write values between two steps, buffer → parameter → array, and t and the seed where they are given."""
+        self._require_own_values()
         with self._values.library.running(self._values.device, None):
             self._turn.take(
                 lambda now: [
@@ -192,7 +243,7 @@ class Optimizer:
     @property
     @raised_by("Optimizer.t")
     def t(self) -> int:
-        """Steps taken. After `capturable`, which lets the device count, reading it waits for the device."""
+        """Steps taken. Where the device counts, after `capturable` or with SkipNonfinite, reading it waits for it."""
         return self._turn.now() if self._prepared is None else self._prepared.t()
 
     @property
@@ -217,6 +268,14 @@ class Optimizer:
             return np.sqrt(total.astype(program.dtype))
         return None if total[0] < 0 else float(np.sqrt(total.astype(program.dtype))[0])
 
+    @property
+    def skipped(self) -> int:
+        """Steps skipped since this optimizer was built. On a device, reading it waits for the device."""
+        if self._prepared is not None:
+            return self._skipped_before + self._prepared.skipped()
+        with self._turn.held():
+            return int(self._skipped[0])
+
     def step(self, grads: Mapping[str, Any] | None = None, *, stream: Any = None) -> None:
         """Take one step with the gradients in `self.grads`, or with these, which are copied there first.
 
@@ -235,6 +294,8 @@ class Optimizer:
 
         """
         try:
+            if self._averaged:
+                self._require_own_values()
             if self._apart or stream is not None:
                 self._step_apart(grads, stream)
             else:
@@ -257,9 +318,10 @@ class Optimizer:
             ((scalars, keys, prepare),) = steps
             values = scalars(t)
             noise = keys(self._seed, t) if keys else ()
+            end = ((turn.end, t),) if self._flags is None else self._ends(taken)
             if grads is None:
-                return [(turn.begin, taken), *prepare(noise, values), (turn.end, t)]
-            return [(turn.begin, taken), *self._gradient_copies(grads), *prepare(noise, values), (turn.end, t)]
+                return [(turn.begin, taken), *prepare(noise, values), *end]
+            return [(turn.begin, taken), *self._gradient_copies(grads), *prepare(noise, values), *end]
         seed = self._seed
         # The numbers of all groups, and the copies, before any launch is prepared: what is wrong shows first.
         ready = [(prepare, keys(seed, t) if keys else (), scalars(t)) for scalars, keys, prepare in steps]
@@ -269,8 +331,13 @@ class Optimizer:
         else:
             for prepare, noise, values in ready:
                 calls += prepare(noise, values)
-        calls.append((turn.end, t))
-        return calls
+        return [*calls, (turn.end, t)] if self._flags is None else [*calls, *self._ends(taken)]
+
+    def _ends(self, taken: int) -> list[tuple]:
+        """Prepare the calls that end a step that may have been skipped."""
+        end, flags, skipped = self._turn.end, self._flags, self._skipped
+        count = (np.add, skipped, 1, skipped)
+        return [*only_if(flags, 0, [(end, taken + 1)]), *only_if(flags, 1, [count, (end, taken)])]
 
     def _step_apart(self, grads: Mapping[str, Any] | None, stream: Any) -> None:
         """Step on a device, or by the reference, which computes while it prepares."""
@@ -285,6 +352,9 @@ class Optimizer:
     def _step_on_device(self, grads: Mapping[str, Any] | None, stream: Any) -> None:
         library = self._values.library
         with library.running(self._values.device, stream):
+            if self._prepared is None and self._flags is not None:  # what is skipped, and so t, the device alone knows
+                library.require_not_capturing("which would replay this step's settings.", "call opt.capturable(steps)")
+                self._prepare(AHEAD, ahead=True)
             if self._prepared is None:
                 library.require_not_capturing(
                     "which would replay this step's t and learning rate unchanged.",
@@ -293,7 +363,7 @@ class Optimizer:
                 self._turn.take(lambda _: self._calls(grads)[1:])
                 return
             copies = [] if grads is None else self._gradient_copies(grads)
-            run([*copies, *self._prepared.calls()])
+            run([*copies, *self._prepared.calls(self._seed)])
 
     @raised_by("Optimizer.capturable")
     def capturable(self, steps: int) -> None:
@@ -321,12 +391,17 @@ class Optimizer:
             what = "these parameters are in the CPU's memory, where no CUDA graph is captured."
             raise BackendError(what, do="build the optimizer with backend='cuda', or on CuPy arrays")
         steps = integer("steps", steps, 1, 2**31)
-        if self._prepared is not None:
+        if self._prepared is not None and not self._prepared.ahead:
             self._prepared.prepare_next(self._seed, steps)
             return
-        prepared = PreparedSteps(self._groups, self._values.library, self._values.device, steps)
-        prepared.prepare(self._seed, self._turn.now())
-        self._prepared = prepared
+        self._prepare(steps)
+
+    def _prepare(self, steps: int, *, ahead: bool = False) -> None:
+        """Let the device count from now on."""
+        before, skipped = self.t, self.skipped
+        prepared = PreparedSteps(self._groups, self._values.library, self._values.device, steps, ahead=ahead)
+        prepared.prepare(self._seed, before)
+        self._prepared, self._skipped_before = prepared, skipped
 
     def _gradient_copies(self, grads: Mapping[str, Any]) -> list[tuple]:
         """Check gradients, and prepare their copies to the flat buffer."""
@@ -390,6 +465,7 @@ class Optimizer:
         They hold values in the computing precision, in every storage, so a run can also move from one storage to
         another of the same precision; in the same one it goes on bit for bit.
         """
+        self._require_own_values()
         self._values.library.wait(self._values.device)  # for steps on any stream
         with self._turn.held() as t:
             return checkpoint.save(self._values, t if self._prepared is None else self._prepared.t(), self._seed)
@@ -433,6 +509,9 @@ class Optimizer:
         t = f"t={self._turn.now()}" if prepared is None else f"t from {prepared.first} on, counted on the device"
         return f"Optimizer({rules}; {len(self.params)} arrays, {count:,} parameters, {t})"
 
+
+AHEAD = 1000
+"""Steps that are prepared at once on a device that may skip them; after so many, preparing the next waits for it."""
 
 _ATTRIBUTES = ("params", "grads", "flat_params", "flat_grads")
 

@@ -42,16 +42,23 @@ def bind(name: str, program: Program, rows: Rows) -> Launch:
 
 
 def require_together(programs: Sequence[Program]) -> None:
-    """Raise a SettingError unless these programs can take a step together: with the same totals over all, or none."""
+    """Raise a SettingError unless these programs can take a step together.
+
+    That is with the same totals over all, or none; and all of them may be skipped, or none.
+    """
     kinds = [program.kinds_over_all for program in programs]
     for program, kind in zip(programs, kinds, strict=True):
         if kind != kinds[0]:
             what = "the rules of these groups take different totals over all parameters."
             got = f"{programs[0].rule} and {program.rule}"
             raise SettingError(what, got=got, do="put the same rule, as ClipByGlobalNorm, around each group's")
+        if (program.condition is None) != (programs[0].condition is None):
+            what = "the rules of some groups skip steps, and those of others do not."
+            got = f"{programs[0].rule} and {program.rule}"
+            raise SettingError(what, got=got, do="put the same rule, as SkipNonfinite, around each group's")
 
 
-def steps(name: str, taken: Sequence[tuple[Launch, tuple, tuple]]) -> list[tuple]:
+def steps(name: str, taken: Sequence[tuple[Launch, tuple, tuple | None]]) -> list[tuple]:
     """Prepare the step of several launches at once, with totals over all; each comes with its keys and scalars."""
     return _module(name).steps(taken)
 

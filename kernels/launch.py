@@ -8,8 +8,9 @@ and the count of steps itself, run as one when their lists are joined.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from itertools import starmap
+from itertools import compress, repeat, starmap
 from operator import call
 from typing import Any, NamedTuple, Protocol
 
@@ -56,11 +57,67 @@ def run(calls: Iterable[tuple]) -> None:
     list(starmap(call, calls))
 
 
-def steps(taken: Sequence[tuple[Any, tuple, tuple]]) -> list[tuple]:
+def only_if(flags: np.ndarray, which: int, calls: Sequence[tuple]) -> list[tuple]:
+    """Prepare calls that are made only if a flag, element `which`, is not zero when they are reached."""
+    return [(list, starmap(call, compress(calls, map(flags.item, repeat(which)))))]
+
+
+class PhasedLaunch(ABC):
+    """A step in phases: before the last each writes the sums of tiles, of which the totals are made, row by row.
+
+    `flags` are two numbers in the backend's memory, 1.0 or 0.0: whether the last step was taken, and whether it was
+    skipped. On a device keys and scalars may be those of the next prepared step, which lie there: then they are None.
+    """
+
+    program: Any
+    flags: Any
+    _launches: list[Any]
+
+    def phase(self, number: int, keys: tuple, scalars: tuple | None) -> list[tuple]:
+        """Prepare one phase."""
+        if scalars is None:
+            return self._launches[number].captured_calls()
+        noise = keys if self.program.phases[number].noise else ()
+        return self._launches[number].calls(noise, scalars)
+
+    @abstractmethod
+    def fold(self, k: int, before: Any) -> list[tuple]:
+        """Prepare what makes total number k of each row, and that over all, which begins with another one, if any."""
+
+    @abstractmethod
+    def over_all(self, k: int) -> Any:
+        """Return the memory of total number k over all rows."""
+
+    @abstractmethod
+    def take(self, k: int, total: Any) -> tuple:
+        """Prepare the call that takes another launch's total over all for total number k."""
+
+    @abstractmethod
+    def decide(self, scalars: tuple | None, before: Any) -> list[tuple]:
+        """Prepare what sets the flags by the program's condition, and by another launch's flags, if there are any."""
+
+    @abstractmethod
+    def take_flags(self, flags: Any) -> tuple:
+        """Prepare the call that takes another launch's flags."""
+
+    def calls(self, keys: tuple, scalars: tuple) -> list[tuple]:
+        """Prepare a step."""
+        return steps([(self, keys, scalars)])
+
+    def set_addresses(self, buffer: int, addresses: np.ndarray) -> None:
+        """Move one buffer of the rows."""
+        name = self.program.buffers[buffer].name
+        for launch, phase in zip(self._launches, self.program.phases, strict=True):
+            for k, b in enumerate(phase.buffers):
+                if b.name == name:
+                    launch.set_addresses(k, addresses)
+
+
+def steps(taken: Sequence[tuple[Any, tuple, tuple | None]]) -> list[tuple]:
     """Prepare the step of several launches in phases at once, each with its keys and scalars.
 
     Their programs have the same `over_all`: each of these totals goes on from one launch to the next, and the last has
-    it for all. Such a launch prepares its phases one by one (`phase`), and what makes a total of sums (`fold`).
+    it for all. All of them may be skipped, or none: where the condition of one does not hold, all are.
     """
     calls: list[tuple] = []
     last = max(len(launch.program.phases) for launch, _, _ in taken) - 1
@@ -81,6 +138,12 @@ def steps(taken: Sequence[tuple[Any, tuple, tuple]]) -> list[tuple]:
                 own = [(launch, launch.program.over_all[place][1]) for launch, _, _ in taken]
                 whole = own[-1][0].over_all(own[-1][1])
                 calls += [launch.take(k, whole) for launch, k in own[:-1]]
+    if taken[0][0].program.condition is not None:
+        before = None
+        for launch, _, scalars in taken:
+            calls += launch.decide(scalars, before)
+            before = launch.flags
+        calls += [launch.take_flags(before) for launch, _, _ in taken[:-1]]
     for launch, keys, scalars in taken:
         calls += launch.phase(len(launch.program.phases) - 1, keys, scalars)
         calls.append((id, launch))  # whose sums and totals live as long as these calls

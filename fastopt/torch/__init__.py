@@ -5,11 +5,17 @@
 Arguments, defaults and semantics are torch's, and so are the names of state: checkpoints go both ways. Beyond torch's
 arguments each takes
 
-    flatten   move parameters and state of each group into flat buffers, in which each tensor has a storage of its own
-    storage   how each buffer is stored, as in `fastopt.Optimizer`: "8bit", "split", …; None is the parameter's own type
-    seed      seed of gradient noise and stochastic rounding
-    max_norm  scale gradients down where their norm over all parameters is above this, within the step, on the CPU; the
-              norm is then `optimizer.grad_norm`, and `p.grad` stays as it was
+    flatten          move parameters and state of each group into flat buffers, in which each tensor has a storage of
+                     its own
+    storage          how each buffer is stored, as in `fastopt.Optimizer`: "8bit", "split", …; None is the parameter's
+                     own type
+    seed             seed of gradient noise and stochastic rounding
+    max_norm         scale gradients down where their norm over all parameters is above this, within the step, on the
+                     CPU; the norm is then `optimizer.grad_norm`, and `p.grad` stays as it was
+    skip_nonfinite   take no step where a gradient is infinite or NaN, and do not count it, on the CPU; then
+                     `optimizer.skipped` is one more
+    ema              decay of an average of the parameters, as 0.999, kept in the same pass: see `fastopt.EMA`. It is
+                     `optimizer.state[p]["ema"]`, and in place of the parameters within `with optimizer.averaged():`
 
 `in_backward` makes one whose steps happen in the backward pass, so that gradients need no memory; `offload` makes one
 whose state lies in the CPU's memory, where it steps.

@@ -11,7 +11,8 @@ import os
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,10 +25,11 @@ from torch.optim.optimizer import (  # pyright: ignore[reportMissingImports]
 )
 
 from fastopt.arrays.torch import CPU, gradient_type, is_distributed, running
-from fastopt.checks import POSITIVE, choice, number, seed_number
+from fastopt.checks import DECAY_RATE, POSITIVE, choice, number, seed_number
 from fastopt.errors import BackendError, FastoptError, LayoutError, SettingError, raised_by
 from fastopt.kernels.launch import run
-from fastopt.kernels.rules import ClipByGlobalNorm
+from fastopt.kernels.rules import EMA, ClipByGlobalNorm, SkipNonfinite
+from fastopt.kernels.rules.ema import AVERAGE
 from fastopt.kernels.rules.rule import Rule
 from fastopt.torch.bucket import Regroup
 from fastopt.torch.buckets import Buckets, labels_of, require_loadable
@@ -62,12 +64,22 @@ class Adapter(torch.optim.Optimizer):
         storage: Any = None,
         seed: int = 0,
         max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        ema: float | None = None,
         **options: Any,
     ):
         with raised_by(type(self).__name__):
             own = dict(storage) if isinstance(storage, Mapping) else storage
             norm = None if max_norm is None else number("max_norm", max_norm, POSITIVE)
-            self._settings = Settings(choice("flatten", flatten), own, seed_number(seed), max_norm=norm)
+            self._settings = Settings(
+                choice("flatten", flatten),
+                own,
+                seed_number(seed),
+                max_norm=norm,
+                skip_nonfinite=choice("skip_nonfinite", skip_nonfinite),
+                ema=None if ema is None else number("ema", ema, DECAY_RATE),
+            )
+            self._averaged = False  # whether averages are in place of the parameters
             self._buckets: Buckets | None = None
             self._backward: Any = None  # what steps in the backward pass: see in_backward.py
             self._renew_lock()
@@ -120,9 +132,10 @@ class Adapter(torch.optim.Optimizer):
                 self._options = tuple(self.defaults)  # torch's; what others add to `defaults` later is theirs
             if self.__dict__.get("_adds_capturable"):
                 self.defaults["capturable"] = True
-            if "max_norm" in param_group and "max_norm" not in self._options:
-                what = "max_norm is of the norm over all groups, and no group has one of its own."
-                raise SettingError(what, do=f"pass it to {type(self).__name__}(…, max_norm=…)")
+            for name in ("max_norm", "skip_nonfinite", "ema"):
+                if name in param_group and name not in self._options:
+                    what = f"{name} is for all groups, and no group has one of its own."
+                    raise SettingError(what, do=f"pass it to {type(self).__name__}(…, {name}=…)")
             given = param_group["params"]
             if not isinstance(given, torch.Tensor | set):
                 given = param_group["params"] = list(given)
@@ -167,8 +180,12 @@ class Adapter(torch.optim.Optimizer):
 
     def _whole_rule(self, options: dict[str, Any]) -> Any:
         """Make the rule of these options, with what fastopt puts around it."""
-        rule, norm = self._rule(options), self._settings.max_norm
-        return rule if norm is None else ClipByGlobalNorm(rule, norm)
+        rule, settings = self._rule(options), self._settings
+        if settings.ema is not None:
+            rule = EMA(rule, settings.ema)
+        if settings.max_norm is not None:
+            rule = ClipByGlobalNorm(rule, settings.max_norm)
+        return SkipNonfinite(rule) if settings.skip_nonfinite else rule
 
     def _current_rules(self, unscale: Any) -> list[Rule]:
         """Return the rule of each group as its options are now: the same object while they are the same."""
@@ -186,6 +203,41 @@ class Adapter(torch.optim.Optimizer):
             return None
         total, precision = self._buckets.squared_norm
         return torch.from_numpy(np.sqrt(total.astype(precision)))[0]
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were not taken because of their gradients, with skip_nonfinite; `state` does not count them."""
+        return 0 if self._buckets is None else int(self._buckets.skipped[0])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averages of the parameters (`ema=`) in their place for the block, as for evaluation.
+
+        A parameter that has not been stepped stays as it is. No step can be taken meanwhile; after the block all is as
+        it was, bit for bit. Takes the memory of the parameters once more.
+
+        Raises:
+            SettingError: there are no averages, or they are in place already.
+
+        """
+        where = f"{type(self).__name__}.averaged"
+        params = [p for group in self.param_groups for p in group["params"]]
+        with self._lock, torch.no_grad():
+            if not any(AVERAGE in self.state.get(p, ()) for p in params):
+                do = "build the optimizer with ema=0.999, for example, and take a step"
+                raise SettingError("there are no averages of these parameters.", do=do, where=where)
+            if self._averaged:
+                raise SettingError("the averages are in place already.", where=where)
+            kept = [(p, p.detach().clone()) for p in params if AVERAGE in self.state.get(p, ())]
+            self._averaged = True
+            try:
+                for p, _ in kept:
+                    p.copy_(self.state[p][AVERAGE])
+                yield
+            finally:
+                for p, own in kept:
+                    p.copy_(own)
+                self._averaged = False
 
     # Buckets.
 
@@ -278,6 +330,9 @@ class Adapter(torch.optim.Optimizer):
         A parameter is stepped by itself if it is named by `only`.
         """
         with self._lock:
+            if self._averaged:
+                what = "the averages of the parameters are in their place."
+                raise SettingError(what, do="step after the block", where=f"{type(self).__name__}.step")
             try:
                 self._step(unscale, only, same, after)
             except FastoptError as error:
@@ -407,6 +462,7 @@ class Adapter(torch.optim.Optimizer):
             self._load(state["state"], state["param_groups"])
             return
         self._buckets = self._backward = None  # unpickled, or a deep copy
+        self._averaged = False
         self._graphs = []
         self._settings = state["_settings"]._replace(apart=False)
         self._options = tuple(state.get("_options", state["defaults"]))  # 0.1 had none
@@ -451,7 +507,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-_OWN: dict[str, Any] = {"flatten": False, "storage": None, "seed": 0, "max_norm": None}
+_OWN: dict[str, Any] = {
+    "flatten": False,
+    "storage": None,
+    "seed": 0,
+    "max_norm": None,
+    "skip_nonfinite": False,
+    "ema": None,
+}
 
 
 def _snapshot(state: Mapping[Any, Any]) -> dict[Any, Any]:

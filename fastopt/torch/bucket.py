@@ -29,6 +29,7 @@ from fastopt.kernels.compiler.plan import Plan, host_scalars, make_plan, plan
 from fastopt.kernels.compiler.specialization import specialization_key
 from fastopt.kernels.formats import STORAGES, TILE
 from fastopt.kernels.launch import Launch, NumbersOfRows, Rows
+from fastopt.kernels.rules.ema import AVERAGE
 from fastopt.kernels.rules.rule import Rule
 from fastopt.store import Extents
 from fastopt.torch.device_numbers import (
@@ -167,7 +168,8 @@ class ParamBucket:
             raise SettingError(what, do="step after the backward pass, or clip by value")
 
     def _use(self, planned: Plan) -> None:
-        self.state.shows_step = self.state.names.counted or planned.program.noise
+        program = planned.program
+        self.state.shows_step = self.state.names.counted or program.noise or AVERAGE in program.state
         self._gradient_column = next(k for k, b in enumerate(planned.program.buffers) if b.buffer == "g")
 
     # What has changed since the last step.
@@ -250,8 +252,11 @@ class ParamBucket:
         for i in active:
             self.state.settle(i)
             made = [b for b in ("p", *self.plan.program.state) if self.state.make(i, b, initial.get(b, 0.0))]
-            if not self.state.names.counted and set(made) - {"p"}:
-                self.state.counts.vectors["step"][i] = 0
+            count = self.state.counts.vectors["step"]
+            if not self.state.names.counted and set(made) - {"p", AVERAGE}:
+                count[i] = 0
+            if AVERAGE in made and count[i]:  # of a run that had none
+                self.state.start_as_parameter(i, AVERAGE)
             self.state.expose(i, state)
 
     @torch.no_grad()
@@ -329,7 +334,8 @@ class ParamBucket:
     def calls(self, arranged: Arrangement, seed: int, advance: Advance, together: list[tuple]) -> list[tuple]:
         """Prepare the calls of a step, of counting it, and of telling autograd that parameters are written.
 
-        What has totals over all parameters is put into `together` instead: the program, its launch, keys and scalars.
+        What has totals over all parameters is put into `together` instead: the program, its launch, keys and scalars,
+        and what is to be called after a step that was taken.
         """
         calls: list[tuple] = [(increment_version, arranged.versioned)]
         vectors, planned = self.state.counts.vectors, self.plan
@@ -337,13 +343,14 @@ class ParamBucket:
             t = int(cohort.counted["step"]) + 1
             rule, entries = advance(planned.rule, t, cohort.counted)
             scalars = planned.scalars if rule is planned.rule else host_scalars(planned.program, rule)
-            if planned.program.over_all:
-                together.append((planned.program, cohort.launch, planned.keys(seed, t), scalars(t)))
-            else:
-                calls += cohort.launch.calls(planned.keys(seed, t), scalars(t))
             counted = {**entries, "step": t}
-            calls += [(vectors[name].numpy().__setitem__, cohort.members, x) for name, x in counted.items()]
-            calls.append((setattr, cohort, "counted", counted))
+            ends: list[tuple] = [(vectors[name].numpy().__setitem__, cohort.members, x) for name, x in counted.items()]
+            ends.append((setattr, cohort, "counted", counted))
+            if planned.program.over_all:
+                together.append((planned.program, cohort.launch, planned.keys(seed, t), scalars(t), calls + ends))
+                calls = []
+            else:
+                calls += cohort.launch.calls(planned.keys(seed, t), scalars(t)) + ends
         return calls
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from fastopt.arrays.torch import CPU, element_type
 from fastopt.errors import LayoutError
 from fastopt.kernels.backends import require_together, steps
 from fastopt.kernels.formats import STORAGES
+from fastopt.kernels.launch import only_if
 from fastopt.kernels.rules.rule import Rule
 from fastopt.kernels.rules.total import GRADIENTS
 from fastopt.torch.bucket import ParamBucket, Regroup, kind_of
@@ -57,6 +58,7 @@ class Buckets:
         self._seed, first = settings.seed, 0
         # The memory of the squared norm of all gradients, of the last step, and its precision.
         self.squared_norm: tuple[Any, Any] | None = former.squared_norm if former is not None else None
+        self.skipped: Any = np.zeros(1, np.int64) if former is None else former.skipped  # the number of such steps
         for k, (group, rule) in enumerate(zip(groups, rules, strict=True)):
             kinds: dict[tuple, list[int]] = {}
             labels, buckets = labels_of(groups, k), []
@@ -145,8 +147,13 @@ class Buckets:
                 own = bucket.calls(arranged, self._seed, advance, together)
             calls.setdefault(bucket.device, []).extend(own)
         if together:  # on the CPU, where alone there are totals
-            calls[CPU] += steps("cpu", [(launch, keys, scalars) for _, launch, keys, scalars in together])
+            calls[CPU] += steps("cpu", [(launch, keys, scalars) for _, launch, keys, scalars, _ in together])
             program, launch, *_ = together[-1]
+            ends = [call for *_, own in together for call in own]
+            if program.condition is not None:
+                ends = only_if(launch.flags, 0, ends)
+                ends += only_if(launch.flags, 1, [(np.add, self.skipped, 1, self.skipped)])
+            calls[CPU] += ends
             place = program.place_of(GRADIENTS)
             if place is not None:
                 self.squared_norm = launch.over_all(program.over_all[place][1]), program.dtype

@@ -40,16 +40,16 @@ def in_backward(module: Any, optimizer_class: type[Adapter], **options: Any) -> 
 
     Raises:
         LayoutError: the module averages gradients between processes after they are complete here (DDP, FSDP1).
-        SettingError: the class is another library's, or flatten=True, or max_norm is given. From `backward()`: a
-            parameter gets a second gradient before `step()`.
+        SettingError: the class is another library's, or flatten=True, max_norm or skip_nonfinite is given. From
+            `backward()`: a parameter gets a second gradient before `step()`.
 
     """
     require_optimizer_class(optimizer_class)
     if options.get("flatten"):
         raise SettingError("flat gradients would all live at once.", got="flatten=True", do="leave flatten=False")
-    if "max_norm" in options:
+    for name in options.keys() & {"max_norm", "skip_nonfinite"}:
         what = "the norm of all gradients is known only after the backward pass."
-        raise SettingError(what, got="max_norm", do="use the optimizer by itself, after clip_grad_norm_")
+        raise SettingError(what, got=name, do="use the optimizer by itself")
     require_complete(module)
     params: Any = module.parameters() if isinstance(module, torch.nn.Module) else module
     optimizer = optimizer_class(params, **options)

@@ -79,9 +79,9 @@ def offload(
         raise SettingError("flat buffers are copied as a whole.", got="flatten=True", do="leave flatten=False")
     if options.get("capturable"):
         raise SettingError("steps on the CPU are not captured.", got="capturable=True", do="leave capturable=False")
-    if "max_norm" in options:
-        do = "pass accumulate=None, and clip by torch.nn.utils.clip_grad_norm_ before step()"
-        raise SettingError("the norm of all gradients is known after the backward pass.", got="max_norm", do=do)
+    for name in options.keys() & {"max_norm", "skip_nonfinite"}:
+        do = "pass accumulate=None, and look at all gradients (torch.nn.utils.clip_grad_norm_) before step()"
+        raise SettingError("the norm of all gradients is known after the backward pass.", got=name, do=do)
     if accumulate is not None:
         accumulate = integer("accumulate", accumulate, 1)
     require_complete(module)

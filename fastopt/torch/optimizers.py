@@ -113,7 +113,7 @@ class NAdam(Adapter, torch.optim.NAdam):
 
     def _advance(self, rule: Any, t: int, entries: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         own = rule
-        while isinstance(own, rules.ScaledGradient | rules.ClipByGlobalNorm):
+        while hasattr(own, "rule"):
             own = own.rule
         kind = np.float64 if torch.get_default_dtype() == torch.float64 else np.float32  # in which torch multiplies
         momentum, before = float(kind(own.momentum(t))), entries["mu_product"]
@@ -148,7 +148,8 @@ class Lion(Adapter):
         params: parameters, or groups of them, as for torch's optimizers.
         lr, betas, weight_decay: as in `fastopt.Lion`; weight decay is decoupled.
         maximize: climb instead of descend.
-        own: flatten, storage, seed, max_norm, and capturable for steps that a CUDA graph can repeat.
+        own: flatten, storage, seed, max_norm, skip_nonfinite, ema, and capturable for steps that a CUDA graph can
+            repeat.
 
     """
 
@@ -182,7 +183,8 @@ class Fused(Adapter):
         rule: the rule, for example `fastopt.GradientNoise(fastopt.Adam(lr=1e-3))`. A setting that is a schedule of
             fastopt's stays one, and is no option.
         maximize: climb instead of descend.
-        own: flatten, storage, seed, max_norm, and capturable for steps that a CUDA graph can repeat.
+        own: flatten, storage, seed, max_norm, skip_nonfinite, ema, and capturable for steps that a CUDA graph can
+            repeat.
 
     """
 

@@ -38,6 +38,8 @@ class Settings(NamedTuple):
     seed: int
     apart: bool = False  # each parameter is a bucket, to be stepped by itself
     max_norm: float | None = None  # of all gradients, above which they are scaled down
+    skip_nonfinite: bool = False  # whether a step is skipped whose gradients are not finite
+    ema: float | None = None  # decay of an average of the parameters
 
 
 class StateNames(NamedTuple):
@@ -161,6 +163,10 @@ class ParamState:
         if buffer == "p":
             self._encode(i, buffer, self.params[i])
         return True
+
+    def start_as_parameter(self, i: int, buffer: str) -> None:
+        """Set a buffer to the values of its parameter."""
+        self.store.encode(i, buffer, self.store.decode(i, "p"))
 
     def _encode(self, i: int, buffer: str, value: Any) -> None:
         """Encode a tensor's values into the planes of a buffer; of a parameter's, all but what the model sees."""

@@ -69,6 +69,7 @@ class Trace:
     def __init__(self, where: str):
         self.where = where
         self.totals: list[Node] = []  # each time that one was taken
+        self.conditions: list[Node] = []  # without which the step is skipped
         self._nodes: dict[tuple, Node] = {}
 
     def node(self, op: str, dtype: np.dtype, args: tuple[Node, ...] = (), value: Any = None) -> Node:

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastopt.kernels.compiler.graph import Node, walk
 from fastopt.kernels.compiler.operations import OPERATIONS
-from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.compiler.program import Program, total_name
 from fastopt.kernels.compiler.text import COMPARE, Text
 
 DEEPEST = 100
@@ -312,6 +312,23 @@ def lower(
             )
         )
     return loops
+
+
+def condition_lines(program: Program, target: str) -> list[Value]:
+    """Turn the condition of a program into lines, of which the last is its value: see `Program.condition_inputs`.
+
+    Number k of its totals is called totalk, and of its scalars sk.
+    """
+    totals, scalars = program.condition_inputs
+    names = {total_name(k): f"total{k}" for k in totals} | {program.scalars[k]: f"s{k}" for k in scalars}
+    lines, texts = [], {}
+    for node in walk([program.condition] if program.condition else []):
+        text = _write(node, [texts[id(a)] for a in node.args], names, target)
+        if node.args:
+            lines.append(Value(f"x{len(lines)}", node.dtype, text))
+            text = Text(lines[-1].name)
+        texts[id(node)] = text
+    return lines
 
 
 def expression(node: Node, target: str) -> Text:

@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 
 from fastopt.kernels.compiler.graph import Node, walk
-from fastopt.kernels.compiler.program import Buffer, Plain, Program, sum_name, total_name
+from fastopt.kernels.compiler.program import SKIPPED, Buffer, Plain, Program, sum_name, total_name
 
 _SUM = np.dtype(np.float64)
 
@@ -45,18 +45,21 @@ def cut(program: Program, plain_totals: list[Node]) -> Program:
             tuple(_copied(n, known) for n in plain.roots),
         )
     graph = walk([*results.values(), *(plain.results.values() if plain else ())])
+    condition = program.condition and _copied(program.condition, known)
+    skipped = [Buffer(SKIPPED, SKIPPED, _SUM, True, False, False, "", of_row=True)] if condition else []
     last = dataclasses.replace(
         program,
         name=f"{program.name}_step",
-        buffers=(*program.buffers, *_totals(graph)),
+        buffers=(*program.buffers, *_totals(graph), *skipped),
         stages=tuple(_copied(n, known) for n in program.stages),
         roots=tuple(_copied(n, known) for n in program.roots),
         values=values,
         results=results,
         plain=plain,
         totals=(),
+        condition=None,
     )
-    return dataclasses.replace(program, phases=(*phases, last))
+    return dataclasses.replace(program, condition=condition, phases=(*phases, last))
 
 
 def _phase(program: Program, name: str, results: dict[str, Node], known: dict[int, Node]) -> Program:
@@ -80,6 +83,7 @@ def _phase(program: Program, name: str, results: dict[str, Node], known: dict[in
         results=results,
         plain=None,
         totals=(),
+        condition=None,
     )
 
 

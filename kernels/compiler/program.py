@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastopt.kernels.compiler.graph import Node, text_of
+from fastopt.kernels.compiler.graph import Node, text_of, walk
 from fastopt.kernels.formats import TILE, Format
 from fastopt.kernels.rules.rule import Rule
 
@@ -51,6 +51,10 @@ def sum_name(k: int) -> str:
     return f"sum {k}"
 
 
+SKIPPED = "skipped step"
+"""Name of the buffer that holds, for all rows, whether a step is skipped: 1 or 0."""
+
+
 class Plain(NamedTuple):
     """The same step of a tile that is plain: see `formats.Scaled`."""
 
@@ -89,6 +93,7 @@ class Program:
     plain: Plain | None  # where a tile has scales
     totals: tuple[Node, ...] = ()  # in the order in which the rule takes them
     total_calls: tuple[int | None, ...] = ()  # each time it takes one: which, or None if nothing depends on it
+    condition: Node | None = None  # without which the step is skipped; of a program with phases, of known totals
     phases: tuple[Program, ...] = ()  # one for each pass over memory, where there are totals: see `phases.cut`
 
     @property
@@ -148,6 +153,18 @@ class Program:
     def bytes_per_parameter(self) -> float:
         """Bytes read and written per parameter in one step."""
         return sum(b.bytes_per_parameter for phase in self.phases or (self,) for b in phase.buffers)
+
+    @cached_property
+    def condition_inputs(self) -> tuple[list[int], list[int]]:
+        """The numbers of the totals and of the scalars on which the condition depends."""
+        read = {node.value for node in walk([self.condition] if self.condition else []) if not node.args}
+        totals = [k for k in range(len(self.totals)) if total_name(k) in read]
+        return totals, [k for k, name in enumerate(self.scalars) if name in read]
+
+    @property
+    def may_be_skipped(self) -> bool:
+        """Whether it reads if it is to do nothing."""
+        return any(b.name == SKIPPED for b in self.buffers)
 
     @property
     def traffic(self) -> str:

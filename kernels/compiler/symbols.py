@@ -142,6 +142,14 @@ class Symbol:
             self._trace.fail("a total is of values of floating point, one for each element.", got=got)
         return Symbol(self._trace, self._trace.total(self._node, over, of), False)
 
+    def _skip_unless(self) -> None:
+        """Add a condition of the step."""
+        if self._array or self.dtype != bool:
+            got = f"{self.dtype.name}, {'an array' if self._array else 'a number'}"
+            do = 'compare a total over all, as fastopt.total(x, over="all") < 10.0'
+            self._trace.fail("a step is skipped by one truth value.", got=got, do=do)
+        self._trace.conditions.append(self._node)
+
     def view(self, dtype: Any) -> Symbol:
         """Read the bits of a float32 as a uint32, or back, in the same memory."""
         to = np.dtype(dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from fastopt.kernels.compiler.symbols import Symbol
 from fastopt.kernels.compiler.visible import nothing_random, require_own
 from fastopt.kernels.formats import BF16SR, STORAGES, Format, Scaled, Split
 from fastopt.kernels.rules.rule import Rule, is_rule, require_rule, signature
+from fastopt.kernels.rules.skip import not_fixed
 
 _WORD = np.dtype(np.uint32)
 
@@ -87,7 +88,9 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
         for b, form in formats.items()
         for name, plane in form.plane_names(b).items()
     ]
-    needed = {id(node) for node in walk(results.values()) if node.op == "total"}
+    condition = _condition(call.conditions, call.tracing)
+    graph = walk([*results.values(), *([condition] if condition else [])])
+    needed = {id(node) for node in graph if node.op == "total"}
     order = {id(node): k for k, node in reversed(list(enumerate(call.totals))) if id(node) in needed}
     chosen_totals = sorted(order.values())
     program = Program(
@@ -105,8 +108,33 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
         plain=plain,
         totals=tuple(call.totals[k] for k in chosen_totals),
         total_calls=tuple(chosen_totals.index(order[id(node)]) if id(node) in order else None for node in call.totals),
+        condition=condition,
     )
     return cut(program, [plain_totals[k] for k in chosen_totals if plain_totals]) if chosen_totals else program
+
+
+def _condition(conditions: list[Node], tracing: Trace) -> Node | None:
+    """Return what must hold for the step to be taken, or None if it always is.
+
+    Raises:
+        RuleError: it depends on no total over all, or on what differs from element to element or from tensor to tensor.
+
+    """
+    for condition in conditions:
+        stack, totals = [condition], 0
+        while stack:
+            node = stack.pop()
+            if node.op == "total":
+                totals += 1
+            apart = node.op not in ("total", "scalar", "constant") and not node.args
+            if apart or (node.op == "total" and node.value[0] == "tensor"):
+                what = "the condition of a step depends on more than totals over all parameters and scalars."
+                tracing.fail(what, got=repr(condition)[:60], do='take totals with over="all"')
+            stack += [] if node.op == "total" else node.args
+        if not totals:
+            what, do = "the condition of a step depends on no total.", "decide by t alone before you call step"
+            tracing.fail(what, got=repr(condition)[:60], do=do)
+    return reduce(lambda a, b: tracing.apply(np.logical_and, a, b), conditions) if conditions else None
 
 
 def _roots(of_noise: tuple[Node, ...], results: dict[str, Node]) -> tuple[Node, ...]:
@@ -148,9 +176,9 @@ class _Call:
             x = centred(random_bits(self._tile_bits(), self._input("index", "index", _WORD, array=True)))
             s = radius(x)
             inputs["noise"], self.stages = stretched(x, s).astype(self.dtype), (x._node, s._node)
-        first = len(self.tracing.totals)
+        first, before = len(self.tracing.totals), len(self.tracing.conditions)
         returned = self._run(rule, [buffers.get(b) for b in names], inputs)
-        self.totals = self.tracing.totals[first:]
+        self.totals, self.conditions = self.tracing.totals[first:], self.tracing.conditions[before:]
         values = returned if isinstance(returned, tuple) else (returned,)
         targets = [b for b in names if b != "g"]
         if len(values) != len(targets):
@@ -185,9 +213,9 @@ class _Call:
 
     def _run(self, rule: Rule, buffers: list, inputs: dict) -> Any:
         try:
-            with nothing_random(self.where):
+            with nothing_random(self.where), not_fixed():
                 return rule.update(*buffers, **inputs)
-        except RuleError as error:  # of a total, which does not know in whose update it is
+        except RuleError as error:  # of a total or a condition, which does not know in whose update it is
             error.where = error.where or self.where
             raise
         except AttributeError as error:

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from fastopt.kernels.cache import short
-from fastopt.kernels.compiler.program import Program, sum_name, total_name
+from fastopt.kernels.compiler.program import SKIPPED, Program, sum_name, total_name
 from fastopt.kernels.cpu import tuning
-from fastopt.kernels.cpu.printer import FIRST_ADDRESS, JOB_WORDS, function_name, print_source, print_table
+from fastopt.kernels.cpu.condition import print_condition
+from fastopt.kernels.cpu.modules import condition_name, function_name
+from fastopt.kernels.cpu.printer import FIRST_ADDRESS, JOB_WORDS, print_source, print_table
 from fastopt.kernels.formats import TILE
 from fastopt.kernels.jit import entry_point, load, load_module
-from fastopt.kernels.launch import Launch, Rows, steps
+from fastopt.kernels.launch import Launch, PhasedLaunch, Rows
 from fastopt.kernels.threads import WORKERS
 
 
@@ -49,10 +51,16 @@ def compiled_totals() -> Any:
     return entry_point(load_module("fastopt.kernels.cpu.totals"))
 
 
+@lru_cache(maxsize=512)
+def compiled_condition(program: Program) -> Any:
+    """Compile the function that says whether a step of `program` is taken."""
+    return load(condition_name(program), print_condition(program))
+
+
 def bind(program: Program, rows: Rows) -> Launch:
     """Prepare steps over rows in the CPU's memory."""
     if program.phases:
-        return PhasedLaunch(program, rows)
+        return TotalsLaunch(program, rows)
     if len(rows.sizes) == 1 and rows.sizes[0]:
         return RowLaunch(program, rows, 0)
     sizes = np.asarray(rows.sizes, np.int64)
@@ -113,8 +121,8 @@ class RowLaunch:
         self._call[5 + buffer] = int(addresses[self._row])
 
 
-class PhasedLaunch:
-    """A step in phases: before the last each writes the sums of tiles, of which the totals are made, row by row."""
+class TotalsLaunch(PhasedLaunch):
+    """A step in phases in the CPU's memory."""
 
     def __init__(self, program: Program, rows: Rows):
         sizes = np.asarray(rows.sizes, np.int64)
@@ -123,13 +131,15 @@ class PhasedLaunch:
         self._sums = np.empty((len(numbers), starts[-1]), np.float64)
         # Of every row, and then that over all rows. No sum of squares is negative: none has been made yet.
         self._totals = np.full((len(numbers), count + 1), -1.0)
-        own = {sum_name(k): _address(self._sums) + 8 * (k * starts[-1] + starts[:-1]) for k in numbers}
+        self.flags = np.array([1.0, 0.0])
+        own = {SKIPPED: np.full(count, _address(self.flags) + 8)}
+        own |= {sum_name(k): _address(self._sums) + 8 * (k * starts[-1] + starts[:-1]) for k in numbers}
         for k, node in enumerate(program.totals):
             read = np.full(count, count) if node.value[0] == "all" else np.arange(count)
             own[total_name(k)] = _address(self._totals) + 8 * (k * (count + 1) + read)
         given = np.asarray(rows.addresses, np.int64).reshape(count, -1)
         own |= {b.name: given[:, k] for k, b in enumerate(program.buffers)}
-        self._memory = rows.memory, self._sums, self._totals
+        self._memory = rows.memory, self._sums, self._totals, self.flags
         self._launches = [
             bind(
                 phase,
@@ -138,12 +148,8 @@ class PhasedLaunch:
             for phase in program.phases
         ]
         self.program = program
+        self._decide = None if program.condition is None else entry_point(compiled_condition(program))
         compiled_totals()
-
-    def phase(self, number: int, keys: tuple, scalars: tuple) -> list[tuple]:
-        """Prepare one phase."""
-        noise = keys if self.program.phases[number].noise else ()
-        return self._launches[number].calls(noise, scalars)
 
     def fold(self, k: int, before: np.ndarray | None) -> list[tuple]:
         """Prepare the call that makes total number k of each row, and that over all, which begins with another one."""
@@ -158,17 +164,17 @@ class PhasedLaunch:
         """Return the memory of total number k over all rows."""
         return self._totals[k, -1:]
 
-    def calls(self, keys: tuple, scalars: tuple) -> list[tuple]:
-        """Prepare a step."""
-        return steps([(self, keys, scalars)])
+    def decide(self, scalars: tuple | None, before: np.ndarray | None) -> list[tuple]:
+        """Prepare the call that sets the flags."""
+        assert scalars is not None
+        totals, used = self.program.condition_inputs
+        at = 0 if before is None else _address(before)
+        read = [_address(self.over_all(k)) for k in totals]
+        return [(self._decide, _address(self.flags), at, *read, *[scalars[k] for k in used])]
 
-    def set_addresses(self, buffer: int, addresses: np.ndarray) -> None:
-        """Move one buffer of the rows."""
-        name = self.program.buffers[buffer].name
-        for launch, phase in zip(self._launches, self.program.phases, strict=True):
-            for k, b in enumerate(phase.buffers):
-                if b.name == name:
-                    launch.set_addresses(k, addresses)
+    def take_flags(self, flags: np.ndarray) -> tuple:
+        """Prepare the call that takes another launch's flags."""
+        return np.copyto, self.flags, flags
 
 
 def _address(array: np.ndarray) -> int:

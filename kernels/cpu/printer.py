@@ -9,11 +9,12 @@ import re
 import sys
 from itertools import zip_longest
 
-from fastopt.kernels.cache import short
 from fastopt.kernels.compiler.lowering import Loop, common, expression, lower, printed_names
 from fastopt.kernels.compiler.operations import PYTHON_TYPES
-from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.compiler.program import SKIPPED, Program
 from fastopt.kernels.compiler.text import SUM, wrapped
+from fastopt.kernels.cpu.condition import print_condition
+from fastopt.kernels.cpu.modules import IMPORTED, function_name, imports
 from fastopt.kernels.cpu.pairs import print_pairs
 from fastopt.kernels.cpu.tuning import HALF, STRETCH, STRIP, ends_after_root
 from fastopt.kernels.cpu.vectors import print_vectors
@@ -22,18 +23,10 @@ from fastopt.kernels.formats import TILE
 # Names of the printed skeleton, which a rule's own names must not hide.
 _SKELETON = (
     "job n chunk first last prefetching length count strip i offset tile tile_low tile_high start index key0 key1 min"
-    " range step mode codes unusual plain far"
+    " range step mode codes unusual plain far skipped"
 )
-_IMPORTED = {
-    "jobs": "claim restore_mode standard_mode wide_vectors",
-    "memory": "buffer fetch one_nan one_nan_of_two prefetch scratch store tile_total vector",
-    "values": "LANES ceil copysign each fabs floor from_bits high join low ramp rint select sign sqrt to_float top"
-    " trunc umax word",
-}
-"""What printed modules import of this package."""
-
 _FROM_NUMBA = frozenset(["float32", "float64", "uint8", "uint16", "uint32", "int32", "intp", "njit", "types"])
-_RESERVED = frozenset([*f"{_SKELETON} {' '.join(_IMPORTED.values())}".split(), *_FROM_NUMBA, *PYTHON_TYPES.values()])
+_RESERVED = frozenset([*f"{_SKELETON} {' '.join(IMPORTED.values())}".split(), *_FROM_NUMBA, *PYTHON_TYPES.values()])
 
 
 FIRST_ADDRESS = 2
@@ -43,18 +36,14 @@ JOB_WORDS = 16
 """int64 words of a job's two counters, each on a cache line of its own: see `jobs.claim`."""
 
 
-def function_name(program: Program) -> str:
-    """Return the name of the program's function: the program's own, cut where file names could not hold it."""
-    return short(program.name)
-
-
 def print_source(program: Program) -> str:
     """Print `program` as one complete Python module with one compiled function, `function_name(program)`.
 
     A program in phases is printed as so many modules, one after the other.
     """
     if program.phases:
-        return "\n\n".join(map(print_source, program.phases))
+        condition = [print_condition(program)] if program.condition else []
+        return "\n\n".join([*map(print_source, program.phases[:-1]), *condition, print_source(program.phases[-1])])
     names, numbered = printed_names(program, _RESERVED), {"x": 0, "max": 0}
     plain_loops, of_tile, known = [], [], {}
     if program.plain is not None:
@@ -110,8 +99,10 @@ def print_source(program: Program) -> str:
         convert.insert(0, "wide_vectors()")
     convert += [f"{name}_at = scratch({dtype.name})" for name, dtype in spills]
     for b in program.buffers:
-        if b.of_row:
+        if b.of_row and b.name != SKIPPED:
             convert.append(f"{names[b.name]} = {program.dtype.name}(buffer({names[b.name]}_at, 0, float64, 0, 0)[0])")
+    if program.may_be_skipped:  # which claims its chunks all the same: others wait until all are claimed and done
+        convert.append(f"skipped = buffer({names[SKIPPED]}_at, 0, float64, 0, 0)[0] != 0.0")
     views = []
     for b in program.buffers:
         first, kind = (f"strip // {TILE}" if b.tiled else "strip"), b.dtype.name
@@ -142,11 +133,6 @@ def print_source(program: Program) -> str:
 
     text = "\n".join([*convert, *views, *functions, *steps])
     always = ("claim", "restore_mode", "standard_mode")
-    imported = [
-        f"from fastopt.kernels.cpu.{module} import {', '.join(used)}"
-        for module, offered in _IMPORTED.items()
-        if (used := [x for x in offered.split() if x in always or re.search(rf"\b{x}\b", text)])
-    ]
     dtypes = {name for name in _FROM_NUMBA if re.search(rf"\b{name}\b", text)} | {"float64", "intp", "njit", "types"}
     return "\n".join(
         [
@@ -157,7 +143,7 @@ def print_source(program: Program) -> str:
             "",
             f"from numba import {', '.join(sorted(dtypes))}",
             "",
-            *imported,
+            *imports(text, always),
             "",
             *wrapped("SIGNATURE = types.void(", types, ")"),
             "",
@@ -169,7 +155,7 @@ def print_source(program: Program) -> str:
             *(f"    {line}" for line in convert),
             "    first = claim(job, -chunk, chunk)",
             "    while first < n:",
-            "        last = min(first + chunk, n)",
+            f"        last = {'first if skipped else ' * program.may_be_skipped}min(first + chunk, n)",
             f"        length = {elements}{f' if prefetching else {length}' if length != str(elements) else ''}",
             "        for strip in range(first, last, length):",
             "            count = min(length, last - strip)",

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from fastopt.errors import BackendError
-from fastopt.kernels.compiler.program import Program, sum_name, total_name
+from fastopt.kernels.compiler.program import SKIPPED, Program, sum_name, total_name
 from fastopt.kernels.cuda.nvrtc import function
 from fastopt.kernels.cuda.printer import (
     FIRST_ADDRESS,
     captured,
+    condition_entry,
     entry,
+    print_condition_source,
     print_source,
     print_table_source,
     table_entry,
@@ -25,7 +27,7 @@ from fastopt.kernels.cuda.printer import (
 )
 from fastopt.kernels.devices import load_cupy
 from fastopt.kernels.formats import TILE
-from fastopt.kernels.launch import Launch, NumbersOfRows, Rows, steps
+from fastopt.kernels.launch import Launch, NumbersOfRows, PhasedLaunch, Rows, steps
 
 THREADS = 128
 """Threads of a block, 4 warps; as in tile.cuh. Twice as many are slower, most so where there is much arithmetic."""
@@ -82,10 +84,15 @@ extern "C" __global__ void add_rows(
     totals[rows] = whole;
 }
 
-extern "C" __global__ void take_total(double* to, const double* from) { *to = *from; }
+extern "C" __global__ void take(double* to, const double* from, Index count) {
+    for (Index k = 0; k < count; ++k) to[k] = from[k];
+}
 """
 
-ADVANCE = 'extern "C" __global__ void advance_row(long long* row) { ++*row; }\n'
+ADVANCE = """extern "C" __global__ void advance_row(long long* row, long long* skipped, const double* flags) {
+    ++*(flags && flags[1] != 0.0 ? skipped : row);
+}
+"""
 
 
 def bind(program: Program, rows: Rows) -> Launch:
@@ -96,7 +103,7 @@ def bind(program: Program, rows: Rows) -> Launch:
 
     """
     if program.phases:
-        return PhasedLaunch(program, rows)
+        return TotalsLaunch(program, rows)
     sizes = np.asarray(rows.sizes, np.int64)
     if sizes.size == 1 and not rows.own_numbers:
         return RowLaunch(program, rows)
@@ -123,7 +130,7 @@ class RowLaunch:
         self._addresses = [np.uint64(a) for a in addresses]
         self._device, self._shape = rows.device, ((blocks(self._n),), (THREADS,))
         self._kernel: Any = self._load(entry(program)) if self._n else None
-        self._prepared: _PreparedSteps | None = None
+        self.prepared: _PreparedSteps | None = None
 
     def _load(self, name: str) -> Any:
         with load_cupy().cuda.Device(self._device):
@@ -147,36 +154,37 @@ class RowLaunch:
     def prepare(self, counter: StepCounter, scalars: Sequence[tuple], keys: Sequence[tuple]) -> None:
         """Put the scalars of the next steps on the device, and the keys of their noise, for `captured_calls`.
 
-        `counter` says which of them is next. Called again, with as many, it writes to the same memory, where captured
-        graphs find them.
+        `counter` says which of them is next. Called again with the same one, and as many, it writes to the same memory,
+        where captured graphs find them.
         """
         table = np.array(scalars, np.float64).astype(self._program.dtype).reshape(len(scalars), -1)
         key_table = np.array(keys, np.uint32).reshape(-1, 2)
         with load_cupy().cuda.Device(self._device):
-            if self._prepared is None:
+            if self.prepared is None or self.prepared.counter is not counter:
                 kernel = self._load(captured(entry(self._program)))
-                self._prepared = _PreparedSteps(kernel, counter, table, key_table)
-            self._prepared.scalars.set(table)
-            self._prepared.keys.set(key_table)
+                self.prepared = _PreparedSteps(kernel, counter, table, key_table)
+            self.prepared.scalars.set(table)
+            self.prepared.keys.set(key_table)
 
     def captured_calls(self) -> list[tuple]:
         """Prepare the step whose scalars are in the next row; without a row left it does nothing."""
         if not self._n:
             return []
-        assert self._prepared is not None
-        steps = self._prepared
+        assert self.prepared is not None
+        steps = self.prepared
         noise = [steps.keys, np.int64(self._offset)] if self._program.noise else []
         arguments = (np.int64(self._n), *self._addresses, *noise, steps.scalars, steps.counter.row, steps.rows)
         return [(steps.kernel, *self._shape, arguments)]
 
 
-class PhasedLaunch:
-    """A step in phases: before the last each writes the sums of tiles, of which the totals are made, row by row."""
+class TotalsLaunch(PhasedLaunch):
+    """A step in phases in the memory of a device. It can be captured like a `RowLaunch`, of which it has several."""
 
     def __init__(self, program: Program, rows: Rows):
         if rows.own_numbers:
             what = "a rule that takes totals cannot be capturable yet."
             raise BackendError(what, got=program.rule, do="leave capturable=False, or clip in a pass of its own")
+        self._device = rows.device
         self.program, sizes, cupy = program, np.asarray(rows.sizes, np.int64), load_cupy()
         count, numbers = sizes.size, range(len(program.totals))
         starts = [np.concatenate([[0], np.cumsum(-(-sizes // TILE))])]  # of the sums, and of what they are folded to
@@ -187,6 +195,8 @@ class PhasedLaunch:
             self._totals = [cupy.empty((count + 1,), np.float64) for _ in numbers]
             for totals in self._totals:
                 totals.fill(-1.0)  # which no sum of squares is: none has been made yet
+            self.flags = cupy.empty((2,), np.float64)
+            self.flags.set(np.array([1.0, 0.0]))
             self._levels = [cupy.empty((max(1, int(at[-1])),), np.float64) for at in starts[1:]]
             self._starts = []
             for at in starts:
@@ -194,9 +204,15 @@ class PhasedLaunch:
                 on_device.set(at.astype(np.int64))
                 self._starts.append(on_device)
             self._fold, self._add, self._take = (
-                function(tile_header() + FOLD, name, rows.device) for name in ("fold_sums", "add_rows", "take_total")
+                function(tile_header() + FOLD, name, rows.device) for name in ("fold_sums", "add_rows", "take")
             )
-        own = {sum_name(k): self._sums[k].data.ptr + 8 * starts[0][:-1] for k in numbers}
+            if program.condition is not None:  # loaded here: no kernel can be while a stream is captured
+                self._condition, self._captured_condition = (
+                    function(print_condition_source(program), name, rows.device)
+                    for name in (condition_entry(program), captured(condition_entry(program)))
+                )
+        own = {SKIPPED: np.full(count, self.flags.data.ptr + 8)}
+        own |= {sum_name(k): self._sums[k].data.ptr + 8 * starts[0][:-1] for k in numbers}
         for k, node in enumerate(program.totals):
             read = np.full(count, count) if node.value[0] == "all" else np.arange(count)
             own[total_name(k)] = self._totals[k].data.ptr + 8 * read
@@ -207,11 +223,6 @@ class PhasedLaunch:
             bind(phase, rows._replace(addresses=np.stack([own[b.name] for b in phase.buffers], 1)))
             for phase in program.phases
         ]
-
-    def phase(self, number: int, keys: tuple, scalars: tuple) -> list[tuple]:
-        """Prepare one phase."""
-        noise = keys if self.program.phases[number].noise else ()
-        return self._launches[number].calls(noise, scalars)
 
     def fold(self, k: int, before: Any) -> list[tuple]:
         """Prepare the launches that make total number k of each row, and that over all, which begins with another."""
@@ -229,30 +240,50 @@ class PhasedLaunch:
 
     def take(self, k: int, total: Any) -> tuple:
         """Prepare the launch that takes another launch's total over all for total number k."""
-        return self._take, (1,), (1,), (self.over_all(k), total)
+        return self._take, (1,), (1,), (self.over_all(k), total, np.int64(1))
 
-    def calls(self, keys: tuple, scalars: tuple) -> list[tuple]:
-        """Prepare a step."""
-        return steps([(self, keys, scalars)])
+    def decide(self, scalars: tuple | None, before: Any) -> list[tuple]:
+        """Prepare the launch that sets the flags."""
+        totals, used = self.program.condition_inputs
+        known = (self.flags, np.uint64(0) if before is None else before, *map(self.over_all, totals))
+        if scalars is not None:
+            numbers = [self.program.dtype.type(float(scalars[k])) for k in used]
+            return [(self._condition, (1,), (1,), (*known, *numbers))]
+        return [(self._captured_condition, (1,), (1,), (*known, *self._table))]
 
-    def set_addresses(self, buffer: int, addresses: np.ndarray) -> None:
-        """Move one buffer of the rows."""
-        name = self.program.buffers[buffer].name
+    def take_flags(self, flags: Any) -> tuple:
+        """Prepare the launch that takes another launch's flags."""
+        return self._take, (1,), (1,), (self.flags, flags, np.int64(2))
+
+    def counter(self) -> StepCounter:
+        """Make a counter of prepared steps, which does not count a step that is skipped."""
+        return StepCounter(self._device, self.flags if self.program.condition is not None else None)
+
+    def prepare(self, counter: StepCounter, scalars: Sequence[tuple], keys: Sequence[tuple]) -> None:
+        """Put the scalars and keys of the next steps on the device, as `RowLaunch.prepare` does."""
         for launch, phase in zip(self._launches, self.program.phases, strict=True):
-            for k, b in enumerate(phase.buffers):
-                if b.name == name:
-                    launch.set_addresses(k, addresses)
+            launch.prepare(counter, scalars, keys if phase.noise else [()] * len(keys))
+        prepared = self._launches[-1].prepared
+        self._table = prepared.scalars, counter.row, prepared.rows
+
+    def captured_calls(self) -> list[tuple]:
+        """Prepare the step whose scalars are in the next row; without a row left it does nothing."""
+        return steps([(self, (), None)])
 
 
 class StepCounter:
-    """An int64 on a device that says which row of prepared steps is next; `calls` advance it after a step."""
+    """An int64 on a device that says which row of prepared steps is next; `calls` advance it after a step.
 
-    def __init__(self, device: int):
+    Or, where `flags` say that the step was skipped, they advance another one.
+    """
+
+    def __init__(self, device: int, flags: Any = None):
         cupy = load_cupy()
         with cupy.cuda.Device(device):
-            self.row = cupy.zeros(1, np.int64)
+            self.row, self.skipped = cupy.zeros(1, np.int64), cupy.zeros(1, np.int64)
             kernel = function(ADVANCE, "advance_row", device)
-        self.calls = [(kernel, (1,), (1,), (self.row,))]
+        arguments = (self.row, self.skipped, np.uint64(0) if flags is None else flags)
+        self.calls = [(kernel, (1,), (1,), arguments)]
 
 
 class _PreparedSteps:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.resources import files
 
+from fastopt.kernels.compiler.lowering import condition_lines
 from fastopt.kernels.compiler.operations import CUDA_TYPES
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.cuda.nvrtc import OPTIONS
@@ -141,6 +142,57 @@ def print_table_kernel(program: Program, *, own_numbers: bool = False) -> str:
     return spelled_out(text)
 
 
+def condition_entry(program: Program) -> str:
+    """Return the name of the entry point that says whether a step is taken."""
+    return f"{entry(program)}_condition"
+
+
+@lru_cache(maxsize=512)
+def print_condition_source(program: Program) -> str:
+    """Print the complete source that sets two flags: whether a step is taken, and whether it is skipped.
+
+    It is skipped where the condition does not hold, or where the flags `before`, if there are any, say so. The entry
+    point that ends in `_captured` finds the scalars in the next row of a table of steps; without one left, it is taken.
+    """
+    totals, scalars = program.condition_inputs
+    number, lines = CUDA_TYPES[program.dtype.name], condition_lines(program, "cuda")
+    head = 'extern "C" __global__ void __launch_bounds__(THREADS) '
+    known = ["double* flags", "const double* before", *(f"const double* total{k}_at" for k in totals)]
+    names = [x.rsplit(" ", 1)[1] for x in known]
+    given = [*known, *(f"{number} s{k}" for k in scalars)]
+    fixed = [*known, f"const {number}* table", "const Index* row", "Index rows"]
+    text = "\n".join(
+        [
+            f"// {program.name}: whether a step is taken. Printed by fastopt; do not edit.",
+            "",
+            *wrapped("__device__ __forceinline__ void decide(", given, ") {"),
+            *(f"    const {number} total{k} = {number}(*total{k}_at);" for k in totals),
+            *(f"    const {CUDA_TYPES[v.dtype.name]} {v.name} = {v.text};" for v in lines),
+            f"    const bool skipped = !{lines[-1].name} || (before && before[1] != 0.0);",
+            "    if (threadIdx.x != 0) return;",
+            "    flags[0] = skipped ? 0.0 : 1.0;",
+            "    flags[1] = skipped ? 1.0 : 0.0;",
+            "}",
+            "",
+            *wrapped(f"{head}{condition_entry(program)}(", given, ") {"),
+            *wrapped("    decide(", [*names, *(f"s{k}" for k in scalars)], ");"),
+            "}",
+            "",
+            *wrapped(f"{head}{captured(condition_entry(program))}(", fixed, ") {"),
+            "    if (*row < rows) {",
+            f"        table += *row * {len(program.scalars)};",
+            *wrapped("        decide(", [*names, *(f"table[{k}]" for k in scalars)], ");"),
+            "    } else if (threadIdx.x == 0) {",
+            "        flags[0] = 1.0;",
+            "        flags[1] = 0.0;",
+            "    }",
+            "}",
+            "",
+        ]
+    )
+    return f"{tile_header()}\n{spelled_out(text)}"
+
+
 @lru_cache(maxsize=512)
 def print_source(program: Program) -> str:
     """Print `program` as one complete CUDA C++ source, which nvcc or NVRTC compiles as it stands.
@@ -148,7 +200,8 @@ def print_source(program: Program) -> str:
     A program in phases is printed as so many sources, one after the other.
     """
     if program.phases:
-        return "\n\n".join(map(print_source, program.phases))
+        condition = [print_condition_source(program)] if program.condition else []
+        return "\n\n".join([*map(print_source, program.phases[:-1]), *condition, print_source(program.phases[-1])])
     return print_kernel(program).replace('#include "tile.cuh"\n', tile_header(), 1)
 
 

@@ -7,7 +7,7 @@ import textwrap
 
 from fastopt.kernels.compiler.lowering import Loop, Value, lower, printed_names
 from fastopt.kernels.compiler.operations import CUDA_TYPES
-from fastopt.kernels.compiler.program import Buffer, Program
+from fastopt.kernels.compiler.program import SKIPPED, Buffer, Program
 from fastopt.kernels.compiler.text import SUM
 
 _NARROW = ("uint16", "uint8")  # a lane holds several in one word
@@ -80,10 +80,15 @@ def elementwise(program: Program) -> list[Buffer]:
 
 
 def pack_lines(program: Program, names: dict[str, str]) -> list[str]:
-    """Print how many neighbours a lane loads at once, and whether all buffers begin at a multiple of that."""
+    """Print how many neighbours a lane loads at once, and whether all buffers begin at a multiple of that.
+
+    Before that it returns where the step is skipped.
+    """
     buffers = elementwise(program)
+    skipped = next((b for b in program.buffers if b.name == SKIPPED), None)
     return [
         f"    constexpr int PACK = {16 // max(b.dtype.itemsize for b in buffers)};",
+        *([f"    if (*{pointer(skipped, names)} != 0.0) return;"] if skipped else []),
         *wrapped("    const bool whole = ", [f"packed<PACK>({names[b.name]})" for b in buffers], ";", " && "),
     ]
 
@@ -106,7 +111,11 @@ def tile_lines(program: Program, names: dict[str, str]) -> list[str]:
     once = ["const Index tile = first / TILE;"] if program.noise or program.tiled else []
     once += [f"const Word {names[b.name]}_i = {names[b.name]}[tile];" for b in program.buffers if b.tiled and b.read]
     number = CUDA_TYPES[program.dtype.name]
-    once += [f"const {number} {names[b.name]} = {number}(*{pointer(b, names)});" for b in program.buffers if b.of_row]
+    once += [
+        f"const {number} {names[b.name]} = {number}(*{pointer(b, names)});"
+        for b in program.buffers
+        if b.of_row and b.name != SKIPPED
+    ]
     if program.noise:
         once.append("const Index number = offset / TILE + tile;")
         once.append("const Word tile_low = Word(number), tile_high = Word(number >> 32);")

@@ -15,6 +15,7 @@ from fastopt.kernels.compiler.program import Buffer, Program
 from fastopt.kernels.formats import NEAREST, pack, unpack
 from fastopt.kernels.launch import Rows
 from fastopt.kernels.rules.rule import signature
+from fastopt.kernels.rules.skip import LISTENER as CONDITIONS
 from fastopt.kernels.rules.total import LISTENER
 
 
@@ -23,6 +24,7 @@ class ReferenceLaunch:
 
     def __init__(self, program: Program, rows: Rows):
         self.program, self._rows = program, rows
+        self.flags = np.array([1.0, 0.0])  # whether the last step was taken, and whether it was skipped
         self._addresses = [list(row) for row in rows.addresses]
 
     def set_addresses(self, buffer: int, addresses: np.ndarray) -> None:
@@ -45,22 +47,27 @@ def steps(launches: Sequence[tuple[ReferenceLaunch, tuple, tuple]]) -> list[tupl
     """Prepare the step of several launches at once, each with its keys and scalars.
 
     A total over all parameters is known when all rows have come to it, so everything is computed once more for each.
+    When all are known the conditions of the step count.
     """
     known: list[np.float64] = []
     while True:
         parts: list[np.float64] = []
-        found = []
+        found, conditions = [], []
         for launch, keys, scalars in launches:
-            for row in _listened(launch.program, launch.found(keys, scalars), known, parts):
+            for row in _listened(launch.program, launch.found(keys, scalars), known, parts, conditions):
                 found += row
         if len(known) == max((len(launch.program.over_all) for launch, _, _ in launches), default=0):
-            return [(array.__setitem__, ..., x) for array, x in found]
+            skipped = not all(conditions)
+            flags = [(launch.flags.__setitem__, ..., (not skipped, skipped)) for launch, _, _ in launches]
+            return [*flags, *([] if skipped else [(array.__setitem__, ..., x) for array, x in found])]
         with np.errstate(all="ignore"):
             known.append(sum(parts, np.float64(0)))
 
 
-def _listened(program: Program, rows: Iterator, known: list[np.float64], parts: list[np.float64]) -> Iterator:
-    """Compute rows with the totals over all that are known; the next one's parts are put into a list."""
+def _listened(
+    program: Program, rows: Iterator, known: list[np.float64], parts: list[np.float64], conditions: list[bool]
+) -> Iterator:
+    """Compute rows with the totals over all that are known; the next one's parts, and conditions, go into lists."""
     while True:
         calls, summed = iter(program.total_calls), set()
 
@@ -76,11 +83,12 @@ def _listened(program: Program, rows: Iterator, known: list[np.float64], parts: 
                 parts.append(own)
             return own
 
-        before = LISTENER.set(heard)
+        before, before_conditions = LISTENER.set(heard), CONDITIONS.set(conditions.append)
         try:
             row = next(rows, None)
         finally:
             LISTENER.reset(before)
+            CONDITIONS.reset(before_conditions)
         if row is None:
             return
         yield row

@@ -14,10 +14,10 @@ from fastopt.kernels.rules.radam import RAdam
 from fastopt.kernels.rules.rmsprop import RMSprop
 from fastopt.kernels.rules.scaled_gradient import ScaledGradient
 from fastopt.kernels.rules.sgd import SGD
+from fastopt.kernels.rules.skip import SkipNonfinite, skip_unless
 from fastopt.kernels.rules.total import total
 
-# By the name the command line knows a rule by. GradientNoise, ScaledGradient, the clips and EMA are none by
-# themselves: they go around a rule.
+# By the name the command line knows a rule by; without those that go around a rule.
 RULES: dict[str, type] = {
     rule.__name__.lower(): rule
     for rule in (SGD, Momentum, RMSprop, Adam, Adagrad, Adadelta, Adamax, NAdam, RAdam, Lion)
@@ -40,5 +40,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "ScaledGradient",
+    "SkipNonfinite",
+    "skip_unless",
     "total",
 ]

@@ -8,6 +8,9 @@ from fastopt.errors import RuleError, raised_by
 from fastopt.kernels.rules.around import Around
 from fastopt.kernels.rules.settings import DECAY_RATE, Setting, check
 
+AVERAGE = "ema"
+"""Name of the state that is the average."""
+
 
 @dataclass(frozen=True)
 class EMA(Around):
@@ -22,7 +25,7 @@ class EMA(Around):
     decay β in [0, 1); bias_correction. State: the inner rule's, and ema, which presets store in the computing
     precision. Bytes per parameter: the inner rule's and, in float32, 8.
 
-    `opt.state("ema")` are the averages; `opt.assign(…)` puts them in place of the parameters.
+    `opt.state("ema")` are the averages; within `with opt.averaged():` they are in place of the parameters.
 
     Polyak, Juditsky 1992, "Acceleration of stochastic approximation by averaging".
 
@@ -43,7 +46,7 @@ class EMA(Around):
     def __post_init__(self):
         super().__post_init__()
         with raised_by("EMA"):
-            if "ema" in inspect.signature(self.rule.update).parameters:
+            if AVERAGE in inspect.signature(self.rule.update).parameters:
                 what = f"the inner rule {type(self.rule).__name__} already has a state 'ema'."
                 raise RuleError(what, do="put one EMA around a rule, or rename that state")
         check(self, decay=DECAY_RATE)
@@ -51,7 +54,7 @@ class EMA(Around):
     @property
     def exact(self):
         """The inner rule's state of which it takes differences, and the average."""
-        return (*getattr(self.rule, "exact", ()), "ema")
+        return (*getattr(self.rule, "exact", ()), AVERAGE)
 
     def scalars(self, t):
         """Compute the inner rule's scalars, and the weight of the new parameters."""
@@ -70,7 +73,7 @@ class EMA(Around):
             return new, ema + ema_weight * (new - ema), *rest
 
         p, g, *others = inner.parameters.values()
-        own = [inspect.Parameter("ema", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+        own = [inspect.Parameter(AVERAGE, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
         weight = inspect.Parameter("ema_weight", inspect.Parameter.KEYWORD_ONLY)
         update.__signature__ = inner.replace(parameters=[p, g, *own, *others, weight])  # type: ignore[attr-defined]
         return update
