@@ -42,6 +42,7 @@ from fastopt.kernels.rules import (
     RMSprop,
     ScaledGradient,
     SkipNonfinite,
+    ZeroGradients,
     skip_unless,
     total,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "ScaledGradient",
     "SettingError",
     "SkipNonfinite",
+    "ZeroGradients",
     "get_threads",
     "load",
     "minibatches",

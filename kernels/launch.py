@@ -97,6 +97,21 @@ class PhasedLaunch(ABC):
         """Prepare what sets the flags by the program's condition, and by another launch's flags, if there are any."""
 
     @abstractmethod
+    def zero_skipped(self) -> list[tuple]:
+        """Prepare what sets the gradients to zero of a step that was skipped, which the last phase then did not."""
+
+    def gradients(self, rows: Rows) -> list[tuple[int, int]]:
+        """Return where gradients begin, and how many bytes they are, of each row and plane that the step zeroes."""
+        buffers = enumerate(self.program.buffers)
+        columns = [(k, b.dtype.itemsize) for k, b in buffers if b.buffer == "g" and b.written]
+        return [
+            (int(addresses[k]), int(n) * size)
+            for n, addresses in zip(rows.sizes, rows.addresses, strict=True)
+            for k, size in columns
+            if n
+        ]
+
+    @abstractmethod
     def take_flags(self, flags: Any) -> tuple:
         """Prepare the call that takes another launch's flags."""
 
@@ -146,5 +161,7 @@ def steps(taken: Sequence[tuple[Any, tuple, tuple | None]]) -> list[tuple]:
         calls += [launch.take_flags(before) for launch, _, _ in taken[:-1]]
     for launch, keys, scalars in taken:
         calls += launch.phase(len(launch.program.phases) - 1, keys, scalars)
+        if launch.program.condition is not None and launch.program.writes_gradients:
+            calls += launch.zero_skipped()
         calls.append((id, launch))  # whose sums and totals live as long as these calls
     return calls

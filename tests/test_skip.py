@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES, fresh_buffers
-from cuda_host import COMPILER
 from cuda_matrix import ARCHITECTURES, compile_source
 from test_totals import PARAMS, Trust, needs_gpp
 from values import assert_same_bits
@@ -169,9 +168,10 @@ def test_threads_skip_and_go_on(threads):
 
 
 @dataclass(frozen=True)
-class Conditions(Trust):
+class Conditions:
     """A rule with two conditions of totals, one after the other, and of a scalar."""
 
+    lr: float = 0.1
     limit: float = 5.0
 
     def scalars(self, t):
@@ -321,9 +321,9 @@ def test_the_device_is_waited_for_once_in_many_steps(cupy, monkeypatch):
     assert (opt.t, opt.skipped) == (11, 3)
 
 
-@pytest.mark.skipif(COMPILER is None, reason="needs g++")
-@pytest.mark.parametrize("architecture", ARCHITECTURES[:1] + ARCHITECTURES[-1:])
-def test_nvrtc_compiles_the_condition(architecture):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_compiles_the_condition(architecture):
+    pytest.importorskip("cupy", reason="CuPy is not installed: NVRTC is called through it")
     program = trace(SkipNonfinite(fastopt.ClipByGlobalNorm(fastopt.Adam()), skip_above=9.0), "bf16_8bit")
     assert print_condition_source(program) in print_source(program)
     for source in (print_condition_source(program), print_source(program.phases[-1])):

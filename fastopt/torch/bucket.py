@@ -157,6 +157,9 @@ class ParamBucket:
     def _require_totals(self, planned: Plan) -> None:
         """Raise an error if the rule takes totals that nobody takes here."""
         program, where = planned.program, f"{planned.program.rule} takes totals, which"
+        if program.writes_gradients:
+            what = f"{program.rule} sets gradients to zero, which here are others' and only read."
+            raise SettingError(what, do="call zero_grad()")
         if not program.totals:
             return
         if self.device.type != "cpu":  # whose streams and captures a step in phases has not been tried with

@@ -107,6 +107,8 @@ def _schedules(
     if plain:
         least = max([least, 1, *(first[id(node)] for node in nodes if node.op == "tile_max")])
     at = {b: max(least, first[id(node)]) for b, node in results.items()}
+    end = max(at.values(), default=0)
+    at |= {b: end for b, node in results.items() if node.op == "constant"}  # after every loop that reads what was there
     schedules = [_Schedule() for _ in range(1 + max(at.values(), default=0))]
     done: dict[int, int] = {}
     shared: set[int] = set()

@@ -162,6 +162,11 @@ class Program:
         return totals, [k for k, name in enumerate(self.scalars) if name in read]
 
     @property
+    def writes_gradients(self) -> bool:
+        """Whether it sets the gradient to zero."""
+        return any(b.buffer == "g" and b.written for b in self.buffers)
+
+    @property
     def may_be_skipped(self) -> bool:
         """Whether it reads if it is to do nothing."""
         return any(b.name == SKIPPED for b in self.buffers)

@@ -74,6 +74,12 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
     results: dict[str, Node] = {}
     for b, node in values.items():
         results |= call.encode(b, node)
+    zeros = {}
+    if getattr(rule, "zero_gradients", False):
+        for name, plane in formats["g"].plane_names("g").items():
+            kind = plane.dtype if plane.dtype.kind == "f" else _WORD
+            zeros[name] = call.tracing.constant(0, kind)
+    results |= zeros
     plain, plain_totals = None, []
     if any(isinstance(form, Scaled) for form in formats.values()):
         fast = _Call(rule, formats, absent, plain=True, tracing=call.tracing)
@@ -81,6 +87,7 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
         made: dict[str, Node] = {}
         for b, node in now.items():
             made |= fast.encode(b, node)
+        made |= zeros
         plain_totals = fast.totals
         plain = Plain(now, made, fast.unusual, fast.limits, fast.stages, _roots(fast.stages, made))
     buffers = [

@@ -8,6 +8,7 @@ on it alone.
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache, lru_cache
 from typing import Any
 
@@ -21,7 +22,7 @@ from fastopt.kernels.cpu.modules import condition_name, function_name
 from fastopt.kernels.cpu.printer import FIRST_ADDRESS, JOB_WORDS, print_source, print_table
 from fastopt.kernels.formats import TILE
 from fastopt.kernels.jit import entry_point, load, load_module
-from fastopt.kernels.launch import Launch, PhasedLaunch, Rows
+from fastopt.kernels.launch import Launch, PhasedLaunch, Rows, only_if
 from fastopt.kernels.threads import WORKERS
 
 
@@ -148,6 +149,7 @@ class TotalsLaunch(PhasedLaunch):
             for phase in program.phases
         ]
         self.program = program
+        self._gradients = self.gradients(rows)
         self._decide = None if program.condition is None else entry_point(compiled_condition(program))
         compiled_totals()
 
@@ -171,6 +173,10 @@ class TotalsLaunch(PhasedLaunch):
         at = 0 if before is None else _address(before)
         read = [_address(self.over_all(k)) for k in totals]
         return [(self._decide, _address(self.flags), at, *read, *[scalars[k] for k in used])]
+
+    def zero_skipped(self) -> list[tuple]:
+        """Prepare the calls that zero gradients, if the step was skipped."""
+        return only_if(self.flags, 1, [(ctypes.memset, at, 0, count) for at, count in self._gradients])
 
     def take_flags(self, flags: np.ndarray) -> tuple:
         """Prepare the call that takes another launch's flags."""

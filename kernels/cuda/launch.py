@@ -87,6 +87,13 @@ extern "C" __global__ void add_rows(
 extern "C" __global__ void take(double* to, const double* from, Index count) {
     for (Index k = 0; k < count; ++k) to[k] = from[k];
 }
+
+extern "C" __global__ void __launch_bounds__(THREADS) zero_if_skipped(
+    unsigned char* at, Index bytes, const double* flags
+) {
+    if (flags[1] == 0.0) return;
+    for (Index k = Index(blockIdx.x) * THREADS + threadIdx.x; k < bytes; k += Index(gridDim.x) * THREADS) at[k] = 0;
+}
 """
 
 ADVANCE = """extern "C" __global__ void advance_row(long long* row, long long* skipped, const double* flags) {
@@ -203,8 +210,9 @@ class TotalsLaunch(PhasedLaunch):
                 on_device = cupy.empty((count + 1,), np.int64)
                 on_device.set(at.astype(np.int64))
                 self._starts.append(on_device)
-            self._fold, self._add, self._take = (
-                function(tile_header() + FOLD, name, rows.device) for name in ("fold_sums", "add_rows", "take")
+            self._fold, self._add, self._take, self._zero = (
+                function(tile_header() + FOLD, name, rows.device)
+                for name in ("fold_sums", "add_rows", "take", "zero_if_skipped")
             )
             if program.condition is not None:  # loaded here: no kernel can be while a stream is captured
                 self._condition, self._captured_condition = (
@@ -218,6 +226,7 @@ class TotalsLaunch(PhasedLaunch):
             own[total_name(k)] = self._totals[k].data.ptr + 8 * read
         given = np.asarray(rows.addresses, np.int64).reshape(count, -1)
         own |= {b.name: given[:, k] for k, b in enumerate(program.buffers)}
+        self._gradients = self.gradients(rows)
         self._counts, self._rows = [int(at[-1]) for at in starts], np.int64(count)
         self._launches = [
             bind(phase, rows._replace(addresses=np.stack([own[b.name] for b in phase.buffers], 1)))
@@ -250,6 +259,13 @@ class TotalsLaunch(PhasedLaunch):
             numbers = [self.program.dtype.type(float(scalars[k])) for k in used]
             return [(self._condition, (1,), (1,), (*known, *numbers))]
         return [(self._captured_condition, (1,), (1,), (*known, *self._table))]
+
+    def zero_skipped(self) -> list[tuple]:
+        """Prepare the launches that zero gradients, if the step was skipped."""
+        return [
+            (self._zero, (blocks(count),), (THREADS,), (np.uint64(at), np.int64(count), self.flags))
+            for at, count in self._gradients
+        ]
 
     def take_flags(self, flags: Any) -> tuple:
         """Prepare the launch that takes another launch's flags."""

@@ -18,6 +18,9 @@ from fastopt.kernels.rules.rule import signature
 from fastopt.kernels.rules.skip import LISTENER as CONDITIONS
 from fastopt.kernels.rules.total import LISTENER
 
+ZERO = np.zeros(1, np.uint8)
+"""What is written to gradients that a step sets to zero, also one that is skipped."""
+
 
 class ReferenceLaunch:
     """A step of the rule's specialization on arrays, row by row; new values are all computed before one is written."""
@@ -59,7 +62,8 @@ def steps(launches: Sequence[tuple[ReferenceLaunch, tuple, tuple]]) -> list[tupl
         if len(known) == max((len(launch.program.over_all) for launch, _, _ in launches), default=0):
             skipped = not all(conditions)
             flags = [(launch.flags.__setitem__, ..., (not skipped, skipped)) for launch, _, _ in launches]
-            return [*flags, *([] if skipped else [(array.__setitem__, ..., x) for array, x in found])]
+            written = [(array, x) for array, x in found if x is ZERO or not skipped]
+            return [*flags, *((array.__setitem__, ..., x) for array, x in written)]
         with np.errstate(all="ignore"):
             known.append(sum(parts, np.float64(0)))
 
@@ -138,6 +142,8 @@ def _step(
                 first = bits if first is None else None
             packed = pack(form, value, bits)
             writes += [(memory[name], x) for name, x in zip(form.plane_names(b), packed, strict=True)]
+    if getattr(rule, "zero_gradients", False):
+        writes += [(memory[name], ZERO) for name in program.formats["g"].plane_names("g")]
     return writes
 
 

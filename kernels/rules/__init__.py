@@ -16,6 +16,7 @@ from fastopt.kernels.rules.scaled_gradient import ScaledGradient
 from fastopt.kernels.rules.sgd import SGD
 from fastopt.kernels.rules.skip import SkipNonfinite, skip_unless
 from fastopt.kernels.rules.total import total
+from fastopt.kernels.rules.zero import ZeroGradients
 
 # By the name the command line knows a rule by; without those that go around a rule.
 RULES: dict[str, type] = {
@@ -41,6 +42,7 @@ __all__ = [
     "RMSprop",
     "ScaledGradient",
     "SkipNonfinite",
+    "ZeroGradients",
     "skip_unless",
     "total",
 ]

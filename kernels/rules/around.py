@@ -32,6 +32,11 @@ class Around:
         """The inner rule's state of which it takes differences."""
         return getattr(self.rule, "exact", ())
 
+    @property
+    def zero_gradients(self):
+        """Whether the gradient is zero afterwards, which is so if the inner rule says so."""
+        return getattr(self.rule, "zero_gradients", False)
+
     def initial(self):
         """Return the inner rule's initial state."""
         return initial(self.rule)

@@ -22,7 +22,8 @@ class Rule(Protocol):
     """An instance of a frozen dataclass with `scalars` and `update`.
 
     It may also have `unsigned`, names of state that is never negative; `exact`, names of state of which it takes
-    differences; and `initial()`, the values at which state starts that does not start at zero.
+    differences; `zero_gradients`, whether g is to be zero afterwards; and `initial()`, the values at which state starts
+    that does not start at zero.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
