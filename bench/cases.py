@@ -15,7 +15,28 @@ from fastopt.errors import SettingError, suggest
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.formats import PRESETS
+from fastopt.kernels.rules import EMA, Adam, ClipByGlobalNorm, ScaledGradient, SkipNonfinite, ZeroGradients
 from fastopt.kernels.rules.cases import CASES
+
+AROUND: dict[str, Any] = {
+    "clip": ClipByGlobalNorm(Adam(lr=0.01, eps=1e-3, weight_decay=0.5), max_norm=0.5),
+    "unscale-skip-clip-ema-zero": ScaledGradient(
+        SkipNonfinite(
+            ZeroGradients(
+                EMA(
+                    ClipByGlobalNorm(Adam(lr=0.01, eps=1e-3, weight_decay=0.5), max_norm=0.5),
+                    decay=0.9,
+                    bias_correction=False,
+                )
+            )
+        ),
+        factor=0.5,
+    ),
+}
+"""AdamW with what surrounds a step, in the step: rules of their own for the benchmark, because peers take passes."""
+
+TIMED: dict[str, Any] = {**CASES, **AROUND}
+"""All rules that a case may have, by name."""
 
 UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 SMALL = "100x10-1000"  # 100 tensors of 10 to 1,000 parameters each
@@ -57,13 +78,13 @@ class Case:
     @property
     def settings(self) -> dict[str, dict[str, float]] | None:
         """The `groups` argument of an Optimizer: a learning rate for each group, or None if there is only one group."""
-        lr = CASES[self.rule].lr if self.groups > 1 else 0.0
+        lr = TIMED[self.rule].lr if self.groups > 1 else 0.0
         return {f"g{k}.*": {"lr": lr * (1 + k / 1000)} for k in range(self.groups)} if self.groups > 1 else None
 
     @cached_property
     def program(self) -> Program:
         """The rule, traced with the storage."""
-        return trace(CASES[self.rule], self.storage)
+        return trace(TIMED[self.rule], self.storage)
 
     @property
     def traffic(self) -> float:
@@ -79,7 +100,8 @@ class Entry(NamedTuple):
     """A case of a part, and the peers to compare it with.
 
     `peers` is "all", "light" (peers that run in this process), "torch" (only torch.optim among those), "calls"
-    (fastopt's APIs for one step), "drop-in" (fastopt.torch and torch.optim) or "" (none).
+    (fastopt's APIs for one step), "drop-in" (fastopt.torch and torch.optim), "around" (passes of torch around a step)
+    or "" (none).
     """
 
     part: str
@@ -141,6 +163,7 @@ PARTS = {
     "threads": "SGD and AdamW, larger than the cache, on one thread and on more",
     "calls": "the cost of each API for one step: step, step(grads), scheduled lr, update, the kernel alone",
     "torch": "fastopt.torch compared with torch.optim, on torch tensors",
+    "around": "AdamW with what surrounds a step (unscale, skip, clip, average, zero), beside passes of torch",
     "first": "time to the first step: imports, compiling or loading kernels; also torch.compile and DeepSpeed",
     "memory": "memory of a fresh process after some steps, and its peak during a step",
 }
@@ -192,6 +215,8 @@ def plan(part: str, threads: int, quick: bool) -> list[Entry]:
             if not quick:
                 made += [("adam-decoupled", "10x10-1000"), ("adam-decoupled", large), ("rmsprop", large)]
             found = [(replace(case, rule=r, size=n), "drop-in") for r, n in made]
+        case "around":
+            found = [(replace(case, rule=r, size=n), "around") for n in (large, "1000x10-1000") for r in AROUND]
         case _:
             found = []
     return [Entry(part, one, compared) for one, compared in found]
@@ -202,8 +227,8 @@ def chosen(
 ) -> list[Entry]:
     """Return an entry for each combination of these values, or raise a SettingError for an unknown one."""
     for name in rules:
-        if name not in CASES:
-            raise SettingError(f"there is no rule {name!r}.", do=suggest(name, list(CASES)))
+        if name not in TIMED:
+            raise SettingError(f"there is no rule {name!r}.", do=suggest(name, list(TIMED)))
     for name in storages:
         if name not in PRESETS:
             raise SettingError(f"there is no storage {name!r}.", do=suggest(name, list(PRESETS)))

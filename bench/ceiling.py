@@ -41,27 +41,31 @@ class Ceiling(NamedTuple):
 def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., None]:
     """Compile `kernel(job, n, chunk, prefetching, *addresses)`: `writes` arrays updated in place, `reads` only read.
 
-    `bind` prepares a call of it. With job = 0 one thread processes all n elements.
+    `bind` prepares a call of it. With job = 0 one thread processes all n elements. A loop that only reads combines the
+    words that it reads, and returns them, so that it is not left out.
     """
     kind, strip = np.dtype(dtype).name, 256 // min(np.dtype(dtype).itemsize, 4)
     name = f"traffic_r{reads}_w{writes}_{kind}"
     arrays = [f"w{k}" for k in range(writes)] + [f"r{k}" for k in range(reads)]
+    seen = " | ".join(f"r{k}[i]" for k in range(reads))
     added = " + ".join(f"r{k}[i]" for k in range(reads)) or f"{kind}(1)"
     text = "\n".join(
         [
             f'"""Traffic of {writes} arrays updated in place and {reads} read, in {kind}."""',
             "",
-            f"from numba import {kind}, intp, njit, types",
+            f"from numba import {', '.join(sorted({kind, 'float64', 'intp', 'njit', 'types'}))}",
             "",
             "from fastopt.kernels.cpu.jobs import claim",
             "from fastopt.kernels.cpu.memory import buffer, prefetch",
+            *([] if writes else ["from fastopt.kernels.cpu.values import to_float, word"]),
             "",
             "",
-            f"SIGNATURE = types.void({', '.join(['intp'] * (4 + len(arrays)))})",
+            f"SIGNATURE = types.{'void' if writes else 'float64'}({', '.join(['intp'] * (4 + len(arrays)))})",
             "",
             "",
             "@njit(nogil=True)",
             f"def {name}(job, n, chunk, prefetching, {', '.join(f'{a}_at' for a in arrays)}):",
+            *([] if writes else ["    seen = word(0)"]),
             "    first = claim(job, -chunk, chunk)",
             "    while first < n:",
             "        last = min(first + chunk, n)",
@@ -71,9 +75,10 @@ def traffic(reads: int, writes: int, dtype: Any = np.float32) -> Callable[..., N
             "            if prefetching:",
             *(f"                prefetch({a}, {strip})" for a in arrays),
             "            for i in range(min(length, last - strip)):",
-            f"                added = {added}",
+            f"                {f'added = {added}' if writes else f'seen = seen | {seen}'}",
             *(f"                w{k}[i] = w{k}[i] + added" for k in range(writes)),
             "        first = claim(job, first, chunk)",
+            *([] if writes else ["    return to_float(seen, float64)"]),
             "",
         ]
     )
@@ -85,8 +90,9 @@ def bind(written: Sequence[np.ndarray], read: Sequence[np.ndarray]) -> Callable[
 
     The function uses the addresses of the arrays, which must stay valid.
     """
-    arrays, n = (*written, *read), written[0].size
-    kernel, addresses = traffic(len(read), len(written), written[0].dtype), [NUMPY.address(a) for a in arrays]
+    arrays = (*written, *read)
+    n, dtype = arrays[0].size, arrays[0].dtype if written else np.dtype(np.uint32)  # which holds bits of any kind
+    kernel, addresses = traffic(len(read), len(written), dtype), [NUMPY.address(a) for a in arrays]
     arguments = (int(tuning.prefetches(n)), *addresses)
     per_element = sum(a.itemsize for a in (*arrays, *written))
     if not tuning.is_shared(n, per_element):

@@ -17,8 +17,8 @@ import fastopt
 from fastopt.arrays import library_of
 from fastopt.arrays.numpy import visible_dtype
 from fastopt.bench import ceiling
-from fastopt.bench.cases import Case
-from fastopt.kernels.rules.cases import CASES
+from fastopt.bench.cases import TIMED, Case
+from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.rules.rule import initial
 from fastopt.parameters import views
 
@@ -40,7 +40,7 @@ def optimizer(case: Case, *, backend: str | None = None, storage: Any = None) ->
     """
     ones = {name: np.broadcast_to(_FLOAT.type(1), n) for name, n in case.tensors.items()}
     made = fastopt.Optimizer(
-        CASES[case.rule], ones, storage=storage or case.storage, backend=backend or case.backend, groups=case.settings
+        TIMED[case.rule], ones, storage=storage or case.storage, backend=backend or case.backend, groups=case.settings
     )
     fill(made.grads.values())
     return made
@@ -62,7 +62,7 @@ def allocate(case: Case, *, state: bool = True) -> Problem:
     """Allocate the arrays of a case, with or without state, for a process without an optimizer of fastopt."""
     dtypes = {b: visible_dtype(f.planes[f.forward]) for b, f in case.program.formats.items() if len(f.planes) == 1}
     dtypes = {b: dtype for b, dtype in dtypes.items() if dtype.kind in "fV" and (state or b in ("p", "g"))}
-    start = initial(CASES[case.rule])
+    start = initial(TIMED[case.rule])
     names = {name: (n,) for name, n in case.tensors.items()}
     flat = {b: ceiling.filled(case.elements, dtype, start.get(b, 0.0)) for b, dtype in dtypes.items()}
     flat["p"].fill(1.0)
@@ -85,9 +85,22 @@ def ceiling_pass(case: Case, problem: Problem) -> Callable[[], object]:
     """Return the ceiling's pass: it reads and writes as many arrays and bytes as a step of the case (ceiling.py).
 
     For a single float32 tensor it uses the arrays of the step itself, otherwise new float32 arrays: as many as the
-    storage has, of one length, chosen so that the number of bytes is the same.
+    storage has, of one length, chosen so that the number of bytes is the same. A step in phases is as many passes.
     """
-    arrays = [b for b in case.program.buffers if not b.tiled]
+    passes = [_pass(case, problem, phase) for phase in case.program.phases or (case.program,)]
+    if len(passes) == 1:
+        return passes[0]
+
+    def one_after_the_other() -> None:
+        for each in passes:
+            each()
+
+    return one_after_the_other
+
+
+def _pass(case: Case, problem: Problem, program: Program) -> Callable[[], object]:
+    """Return the pass of a program, or of one of its phases."""
+    arrays = [b for b in program.buffers if b.elementwise]
     written, read = ([b.name for b in arrays if b.written is which] for which in (True, False))
     if case.storage == "f32" and len(case.tensors) == 1:
         (name,) = case.tensors
@@ -97,7 +110,8 @@ def ceiling_pass(case: Case, problem: Problem) -> Callable[[], object]:
             **{b: of[name] for b, of in problem.state.items()},
         }
         return ceiling.bind([shared[b] for b in written], [shared[b] for b in read])
-    n = max(round(case.traffic / (_FLOAT.itemsize * (len(read) + 2 * len(written)))), 1)
+    traffic = case.elements * program.bytes_per_parameter
+    n = max(round(traffic / (_FLOAT.itemsize * (len(read) + 2 * len(written)))), 1)
     return ceiling.bind(
         [ceiling.filled(n, _FLOAT, 1e-3) for _ in written], [ceiling.filled(n, _FLOAT, 1e-3) for _ in read]
     )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fastopt.bench import first
 from fastopt.bench.cases import PARTS, Case
-from fastopt.bench.peers import APIS, DROP_INS, PEERS
+from fastopt.bench.peers import APIS, DROP_INS, PASSES, PEERS
 
 Record = dict[str, Any]
 
@@ -125,7 +125,7 @@ def timings(part: str, records: list[Record]) -> Table:
 
     Fields of the case that differ are columns; the others are in the title.
     """
-    known = [*PEERS, *APIS, *DROP_INS, "captured", "elementwise"]
+    known = [*PEERS, *APIS, *DROP_INS, *PASSES, "captured", "elementwise"]
     named = {name for record in records for name in record["versus"]}
     peers = sorted(named, key=lambda name: known.index(name) if name in known else len(known))
     ceiling = any(record["share"] and record["traffic"] >= MIN_SHARE for record in records)

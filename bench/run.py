@@ -16,7 +16,7 @@ from typing import Any
 import fastopt
 from fastopt.bench import check, clock, problem
 from fastopt.bench.cases import Case, Entry
-from fastopt.bench.peers import APIS, DROP_INS, PEERS, Contestant, Peer
+from fastopt.bench.peers import APIS, DROP_INS, PASSES, PEERS, Contestant, Peer
 from fastopt.bench.process import PeerError, Process
 
 
@@ -27,6 +27,8 @@ def peers_for(entry: Entry, chosen: Sequence[str]) -> dict[str, Peer]:
     known = {name: PEERS[name] for name in chosen}
     if entry.peers == "drop-in":
         return {n: p for n, p in known.items() if p.light and n.startswith("torch ")} | DROP_INS
+    if entry.peers == "around":
+        return PASSES
     if entry.peers in ("light", "torch"):
         return {n: p for n, p in known.items() if p.light and (entry.peers == "light" or n.startswith("torch "))}
     return known if entry.peers == "all" else {}
