@@ -229,7 +229,8 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[PART]...",
-            help="rules, storages, sizes, tensors, groups, threads, calls, torch, around, first, memory. [default: all]",
+            help="rules, storages, sizes, tensors, groups, threads, calls, torch, around, first, memory."
+            " [default: all]",
             show_default=False,
         ),
     ] = None,
