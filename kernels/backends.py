@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fastopt.errors import BackendError, SettingError, suggest
 from fastopt.kernels.compiler.program import Program
-from fastopt.kernels.launch import Launch, Rows
+from fastopt.kernels.launch import Launch, Numbers, Rows
 
 
 class Backend(NamedTuple):
@@ -58,7 +58,7 @@ def require_together(programs: Sequence[Program]) -> None:
             raise SettingError(what, got=got, do="put the same rule, as SkipNonfinite, around each group's")
 
 
-def steps(name: str, taken: Sequence[tuple[Launch, tuple, tuple | None]]) -> list[tuple]:
+def steps(name: str, taken: Sequence[tuple[Launch, tuple, Numbers]]) -> list[tuple]:
     """Prepare the step of several launches at once, with totals over all; each comes with its keys and scalars."""
     return _module(name).steps(taken)
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import compress, repeat, starmap
 from operator import call
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -38,6 +38,10 @@ class NumbersOfRows(NamedTuple):
     scalars: int  # in the computing precision, those of one row after those of another
     keys: int  # two uint32 keys of its noise for each row; not read where there is none
     skip: int  # an int64: not zero where nothing is to be written
+
+
+Numbers: TypeAlias = tuple[float, ...] | NumbersOfRows | None
+"""The scalars of a step, or where they are."""
 
 
 class Launch(Protocol):
@@ -66,17 +70,20 @@ class PhasedLaunch(ABC):
     """A step in phases: before the last each writes the sums of tiles, of which the totals are made, row by row.
 
     `flags` are two numbers in the backend's memory, 1.0 or 0.0: whether the last step was taken, and whether it was
-    skipped. On a device keys and scalars may be those of the next prepared step, which lie there: then they are None.
+    skipped. On a device keys and scalars may lie there already: then scalars are `NumbersOfRows`, or None for those of
+    the next prepared step.
     """
 
     program: Any
     flags: Any
     _launches: list[Any]
 
-    def phase(self, number: int, keys: tuple, scalars: tuple | None) -> list[tuple]:
+    def phase(self, number: int, keys: tuple, scalars: Numbers) -> list[tuple]:
         """Prepare one phase."""
         if scalars is None:
             return self._launches[number].captured_calls()
+        if isinstance(scalars, NumbersOfRows):
+            return self._launches[number].calls_with(scalars)
         noise = keys if self.program.phases[number].noise else ()
         return self._launches[number].calls(noise, scalars)
 
@@ -93,7 +100,7 @@ class PhasedLaunch(ABC):
         """Prepare the call that takes another launch's total over all for total number k."""
 
     @abstractmethod
-    def decide(self, scalars: tuple | None, before: Any) -> list[tuple]:
+    def decide(self, scalars: Numbers, before: Any) -> list[tuple]:
         """Prepare what sets the flags by the program's condition, and by another launch's flags, if there are any."""
 
     @abstractmethod
@@ -128,7 +135,7 @@ class PhasedLaunch(ABC):
                     launch.set_addresses(k, addresses)
 
 
-def steps(taken: Sequence[tuple[Any, tuple, tuple | None]]) -> list[tuple]:
+def steps(taken: Sequence[tuple[Any, tuple, Numbers]]) -> list[tuple]:
     """Prepare the step of several launches in phases at once, each with its keys and scalars.
 
     Their programs have the same `over_all`: each of these totals goes on from one launch to the next, and the last has

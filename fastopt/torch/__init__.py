@@ -10,10 +10,10 @@ arguments each takes
     storage          how each buffer is stored, as in `fastopt.Optimizer`: "8bit", "split", …; None is the parameter's
                      own type
     seed             seed of gradient noise and stochastic rounding
-    max_norm         scale gradients down where their norm over all parameters is above this, within the step, on the
-                     CPU; the norm is then `optimizer.grad_norm`, and `p.grad` stays as it was
-    skip_nonfinite   take no step where a gradient is infinite or NaN, and do not count it, on the CPU; then
-                     `optimizer.skipped` is one more
+    max_norm         scale gradients down where their norm over all parameters is above this, within the step; the norm
+                     is then `optimizer.grad_norm`, and `p.grad` stays as it was
+    skip_nonfinite   take no step where a gradient is infinite or NaN, and do not count it; `optimizer.skipped` is then
+                     one more. On a device, which alone knows, it needs capturable=True
     ema              decay of an average of the parameters, as 0.999, kept in the same pass: see `fastopt.EMA`. It is
                      `optimizer.state[p]["ema"]`, and in place of the parameters within `with optimizer.averaged():`
 

@@ -202,12 +202,17 @@ class Adapter(torch.optim.Optimizer):
         if self._buckets is None or self._buckets.squared_norm is None:
             return None
         total, precision = self._buckets.squared_norm
+        if isinstance(total, torch.Tensor):  # on a device, for which nothing waits
+            return total.to(getattr(torch, precision.name)).sqrt()[0]
         return torch.from_numpy(np.sqrt(total.astype(precision)))[0]
 
     @property
     def skipped(self) -> int:
-        """Steps that were not taken because of their gradients, with skip_nonfinite; `state` does not count them."""
-        return 0 if self._buckets is None else int(self._buckets.skipped[0])
+        """Steps that were not taken because of their gradients, with skip_nonfinite; `state` does not count them.
+
+        On a device reading it waits for the device.
+        """
+        return 0 if self._buckets is None else self._buckets.count_skipped()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -363,7 +368,7 @@ class Adapter(torch.optim.Optimizer):
             )
         prepared = buckets.calls(checks, self.state, self._advance, self.param_groups, unscale, captured=captured)
         if captured:
-            self._graphs.append([bucket.memory() for bucket in buckets])
+            self._graphs.append([buckets.on_device, *(bucket.memory() for bucket in buckets)])
         if after:
             prepared.setdefault(next(reversed(prepared), CPU), []).extend(after)
         for device, calls in prepared.items():

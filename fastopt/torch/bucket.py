@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from fastopt.arrays.torch import (
     placed_as,
     running,
 )
-from fastopt.errors import BackendError, LayoutError, SettingError
+from fastopt.errors import LayoutError, SettingError
 from fastopt.kernels.backends import bind, choose
 from fastopt.kernels.compiler.plan import Plan, host_scalars, make_plan, plan
 from fastopt.kernels.compiler.specialization import specialization_key
@@ -162,8 +163,9 @@ class ParamBucket:
             raise SettingError(what, do="call zero_grad()")
         if not program.totals:
             return
-        if self.device.type != "cpu":  # whose streams and captures a step in phases has not been tried with
-            raise BackendError(f"{where} are not for parameters on a device yet.", do="clip in a pass of its own")
+        if program.condition is not None and self.device.type != "cpu" and not self.capturable:
+            what = f"{program.rule} skips steps, and on a device only that knows which."
+            raise SettingError(what, do="pass capturable=True")
         if self._distributed:
             raise LayoutError(f"{where} would be of this process's part alone.", do="clip in a pass of its own")
         if self._apart and program.over_all:
@@ -319,20 +321,25 @@ class ParamBucket:
             row_set = Rows(lengths, self._noise_offsets[which[rows]], addresses[rows], None, self.device.index or 0)
             members = slice(None) if len(alike) == len(self.params) else which[alike]
             with running(self.device):  # CuPy reuses memory that was freed on a stream on that stream
-                launch = bind(choose("auto", str(self.device)), program, row_set)
+                launch = bind(self.backend, program, row_set)
             cohorts.append(Cohort(members, rows, launch, dict(zip(vectors, counted, strict=True))))
         return cohorts
 
     def _cohort_on_device(self, which: np.ndarray, sizes: np.ndarray, addresses: np.ndarray) -> Cohort:
         row_set = Rows(sizes, self._noise_offsets[which], addresses, None, self.device.index or 0, own_numbers=True)
         with running(self.device):
-            launch: Any = bind(choose("auto", str(self.device)), self.plan.program, row_set)
+            launch: Any = bind(self.backend, self.plan.program, row_set)
         made = Cohort(which, np.arange(which.size), launch, {}, torch.from_numpy(which.copy()).to(self.device))
         if launch.order.size < which.size:  # some are empty
             made.order = torch.from_numpy(launch.order).to(self.device)
         return made
 
     # A step.
+
+    @property
+    def backend(self) -> str:
+        """The backend that steps on the bucket's device."""
+        return choose("auto", str(self.device))
 
     def calls(self, arranged: Arrangement, seed: int, advance: Advance, together: list[tuple]) -> list[tuple]:
         """Prepare the calls of a step, of counting it, and of telling autograd that parameters are written.
@@ -375,10 +382,13 @@ class ParamBucket:
         return StepNumbers(self._numbers[1], inputs, getattr(unscale, "found", None))
 
     @torch.no_grad()
-    def calls_on_device(self, arranged: Arrangement, seed: int, numbers: StepNumbers) -> list[tuple]:
+    def calls_on_device(
+        self, arranged: Arrangement, seed: int, numbers: StepNumbers, together: list[tuple], flags: Any
+    ) -> list[tuple]:
         """Prepare the calls of a step that a CUDA graph can repeat: its numbers, and the counts, are on the device.
 
-        What is computed here goes to new memory. Where the step is skipped nothing else is written.
+        What is computed here goes to new memory. Where the step is skipped nothing else is written. `together` is as
+        for `calls`; `flags` are where a step that may be skipped says, before it is counted, whether it was.
         """
         vectors = {name: v.data for name, v in self.state.counts.vectors.items()}
         (cohort,) = arranged.cohorts
@@ -391,18 +401,23 @@ class ParamBucket:
         if cohort.order is not None:
             scalars = scalars.index_select(0, cohort.order)
             keys = keys.index_select(0, cohort.order) if self.plan.program.noise else keys
-        counted = {}
+        where, program = NumbersOfRows(scalars.data_ptr(), keys.data_ptr(), skip.data_ptr()), self.plan.program
+        ends: list[tuple] = [(len, (scalars, keys, skip))]  # which live until then
         for name, x in {**after, "step": before["step"] + 1}.items():
-            now = torch.where(skip.bool(), before[name], x.to(before[name].dtype))
-            counted[name] = vectors[name].index_copy(0, members, now)
+            now = x.to(before[name].dtype)
+            if program.condition is None:
+                now = torch.where(skip.bool(), before[name], now)
+            else:
+                chosen = torch.empty_like(now)
+                ends.append((partial(torch.where, out=chosen), flags.bools[1], before[name], now))
+                now = chosen
+            ends.append((vectors[name].index_copy_, 0, members, now))
+        begin = [(increment_version, arranged.versioned)]
+        if program.over_all:
+            together.append((program, launch, (), where, ends))
+            return begin
         with running(self.device):
-            calls = launch.calls_with(NumbersOfRows(scalars.data_ptr(), keys.data_ptr(), skip.data_ptr()))  # type: ignore[attr-defined]
-        return [
-            (increment_version, arranged.versioned),
-            *calls,
-            (len, (scalars, keys, skip)),  # which live until then
-            *((vectors[name].copy_, now) for name, now in counted.items()),
-        ]
+            return [*begin, *launch.calls_with(where), *ends]  # type: ignore[attr-defined]
 
     def memory(self) -> tuple:
         """Return all that a captured step reads and writes, but gradients: it must live as long as the graph."""

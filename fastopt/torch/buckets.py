@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
-from fastopt.arrays.torch import CPU, element_type
+from fastopt.arrays.torch import element_type
 from fastopt.errors import LayoutError
 from fastopt.kernels.backends import require_together, steps
 from fastopt.kernels.formats import STORAGES
 from fastopt.kernels.launch import only_if
 from fastopt.kernels.rules.rule import Rule
 from fastopt.kernels.rules.total import GRADIENTS
-from fastopt.torch.bucket import ParamBucket, Regroup, kind_of
+from fastopt.torch.bucket import ParamBucket, Regroup, kind_of, running
 from fastopt.torch.device_numbers import Advance
 from fastopt.torch.guards import Check, same_objects
 from fastopt.torch.observed import ObservedState, ParameterState
@@ -39,6 +39,18 @@ def labels_of(groups: Sequence[dict[str, Any]], k: int) -> list[str]:
     return [f"{name} of group {k}" for name in names]
 
 
+class OnDevice:
+    """What a step with totals leaves on a device for torch: flags, the squared norm, and how many were skipped."""
+
+    def __init__(self, device: torch.device):
+        with torch.inference_mode(mode=False):
+            self.flags = torch.zeros(2, dtype=torch.float64, device=device)
+            self.bools = torch.zeros(2, dtype=torch.bool, device=device)  # taken, skipped
+            self.norm = torch.full((1,), -1.0, dtype=torch.float64, device=device)
+            self.skipped = torch.zeros((), dtype=torch.float64, device=device)
+        self.read = [(self.bools.copy_, self.flags), (self.skipped.add_, self.flags[1])]
+
+
 class Buckets:
     """The buckets of torch's `param_groups`, group by group. Parameters whose bucket is among `former` stay in it."""
 
@@ -59,6 +71,7 @@ class Buckets:
         # The memory of the squared norm of all gradients, of the last step, and its precision.
         self.squared_norm: tuple[Any, Any] | None = former.squared_norm if former is not None else None
         self.skipped: Any = np.zeros(1, np.int64) if former is None else former.skipped  # the number of such steps
+        self.on_device: OnDevice | None = None if former is None else former.on_device
         for k, (group, rule) in enumerate(zip(groups, rules, strict=True)):
             kinds: dict[tuple, list[int]] = {}
             labels, buckets = labels_of(groups, k), []
@@ -138,28 +151,61 @@ class Buckets:
         }
         together: list[tuple] = []
         if any(bucket.plan.program.totals for bucket, _ in checks):
-            require_together([bucket.plan.program for bucket, _ in checks])
+            self._require_together([bucket for bucket, _ in checks])
         for bucket, check in checks:
             arranged = bucket.prepare(check, state)
             if bucket.capturable:
-                own = bucket.calls_on_device(arranged, self._seed, numbers[id(bucket)])
+                if bucket.plan.program.over_all and self.on_device is None:
+                    self.on_device = OnDevice(bucket.device)
+                own = bucket.calls_on_device(arranged, self._seed, numbers[id(bucket)], together, self.on_device)
             else:
                 own = bucket.calls(arranged, self._seed, advance, together)
             calls.setdefault(bucket.device, []).extend(own)
-        if together:  # on the CPU, where alone there are totals
-            calls[CPU] += steps("cpu", [(launch, keys, scalars) for _, launch, keys, scalars, _ in together])
-            program, launch, *_ = together[-1]
-            ends = [call for *_, own in together for call in own]
-            if program.condition is not None:
-                ends = only_if(launch.flags, 0, ends)
-                ends += only_if(launch.flags, 1, [(np.add, self.skipped, 1, self.skipped)])
-            calls[CPU] += ends
-            place = program.place_of(GRADIENTS)
-            if place is not None:
-                self.squared_norm = launch.over_all(program.over_all[place][1]), program.dtype
+        if together:
+            (bucket, _), *_ = checks
+            calls[bucket.device] += self._calls_together(bucket, together)
         elif any(bucket.plan.program.place_of(GRADIENTS) is not None for bucket, _ in checks):
             self.squared_norm = np.zeros(1), np.dtype(np.float32)  # there was no gradient
         return calls
+
+    def _require_together(self, buckets: Sequence[ParamBucket]) -> None:
+        """Raise an error unless these can take a step together."""
+        require_together([bucket.plan.program for bucket in buckets])
+        kinds = {(str(bucket.device), bucket.capturable) for bucket in buckets}
+        if len(kinds) > 1 and any(bucket.plan.program.over_all for bucket in buckets):
+            what = "totals over all parameters need them on one device, all capturable or none."
+            raise LayoutError(
+                what, got=", ".join(sorted({device for device, _ in kinds})), do="clip in passes of its own"
+            )
+
+    def _calls_together(self, bucket: ParamBucket, together: list[tuple]) -> list[tuple]:
+        """Prepare a step of all buckets at once, and what is called after it."""
+        program, launch, *_ = together[-1]
+        ends = [call for *_, own in together for call in own]
+        place = program.place_of(GRADIENTS)
+        norm = None if place is None else launch.over_all(program.over_all[place][1])
+        with running(bucket.device):
+            calls = steps(bucket.backend, [(launch, keys, scalars) for _, launch, keys, scalars, _ in together])
+        if isinstance(norm, np.ndarray):
+            self.squared_norm = norm, program.dtype
+        elif norm is not None:  # to where torch reads it
+            self.on_device = self.on_device or OnDevice(bucket.device)
+            calls.append(launch.report(norm, self.on_device.norm.data_ptr()))
+            self.squared_norm = self.on_device.norm, program.dtype
+        if program.condition is None:
+            return calls + ends
+        if bucket.capturable:
+            assert self.on_device is not None
+            return [*calls, launch.report(launch.flags, self.on_device.flags.data_ptr()), *self.on_device.read, *ends]
+        return [
+            *calls,
+            *only_if(launch.flags, 0, ends),
+            *only_if(launch.flags, 1, [(np.add, self.skipped, 1, self.skipped)]),
+        ]
+
+    def count_skipped(self) -> int:
+        """Return how many steps were skipped; on a device this waits for it."""
+        return int(self.skipped[0]) + (0 if self.on_device is None else int(self.on_device.skipped))
 
     def zero_gradients(self) -> None:
         """Set the gradients to zero, in flat buffers."""

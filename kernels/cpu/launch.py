@@ -22,7 +22,7 @@ from fastopt.kernels.cpu.modules import condition_name, function_name
 from fastopt.kernels.cpu.printer import FIRST_ADDRESS, JOB_WORDS, print_source, print_table
 from fastopt.kernels.formats import TILE
 from fastopt.kernels.jit import entry_point, load, load_module
-from fastopt.kernels.launch import Launch, PhasedLaunch, Rows, only_if
+from fastopt.kernels.launch import Launch, Numbers, PhasedLaunch, Rows, only_if
 from fastopt.kernels.threads import WORKERS
 
 
@@ -166,9 +166,9 @@ class TotalsLaunch(PhasedLaunch):
         """Return the memory of total number k over all rows."""
         return self._totals[k, -1:]
 
-    def decide(self, scalars: tuple | None, before: np.ndarray | None) -> list[tuple]:
+    def decide(self, scalars: Numbers, before: np.ndarray | None) -> list[tuple]:
         """Prepare the call that sets the flags."""
-        assert scalars is not None
+        assert type(scalars) is tuple, "numbers lie elsewhere on devices only"
         totals, used = self.program.condition_inputs
         at = 0 if before is None else _address(before)
         read = [_address(self.over_all(k)) for k in totals]

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.errors import BackendError
 from fastopt.kernels.compiler.program import SKIPPED, Program, sum_name, total_name
 from fastopt.kernels.cuda.nvrtc import function
 from fastopt.kernels.cuda.printer import (
@@ -27,7 +26,7 @@ from fastopt.kernels.cuda.printer import (
 )
 from fastopt.kernels.devices import load_cupy
 from fastopt.kernels.formats import TILE
-from fastopt.kernels.launch import Launch, NumbersOfRows, PhasedLaunch, Rows, steps
+from fastopt.kernels.launch import Launch, Numbers, NumbersOfRows, PhasedLaunch, Rows, steps
 
 THREADS = 128
 """Threads of a block, 4 warps; as in tile.cuh. Twice as many are slower, most so where there is much arithmetic."""
@@ -88,6 +87,12 @@ extern "C" __global__ void take(double* to, const double* from, Index count) {
     for (Index k = 0; k < count; ++k) to[k] = from[k];
 }
 
+extern "C" __global__ void skip_too(double* flags, const Index* skip) {
+    if (*skip == 0) return;
+    flags[0] = 0.0;
+    flags[1] = 1.0;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS) zero_if_skipped(
     unsigned char* at, Index bytes, const double* flags
 ) {
@@ -103,12 +108,7 @@ ADVANCE = """extern "C" __global__ void advance_row(long long* row, long long* s
 
 
 def bind(program: Program, rows: Rows) -> Launch:
-    """Prepare steps over rows in the memory of a device.
-
-    Raises:
-        BackendError: the rule takes totals, and rows have numbers of their own.
-
-    """
+    """Prepare steps over rows in the memory of a device."""
     if program.phases:
         return TotalsLaunch(program, rows)
     sizes = np.asarray(rows.sizes, np.int64)
@@ -188,12 +188,10 @@ class TotalsLaunch(PhasedLaunch):
     """A step in phases in the memory of a device. It can be captured like a `RowLaunch`, of which it has several."""
 
     def __init__(self, program: Program, rows: Rows):
-        if rows.own_numbers:
-            what = "a rule that takes totals cannot be capturable yet."
-            raise BackendError(what, got=program.rule, do="leave capturable=False, or clip in a pass of its own")
         self._device = rows.device
         self.program, sizes, cupy = program, np.asarray(rows.sizes, np.int64), load_cupy()
         count, numbers = sizes.size, range(len(program.totals))
+        self.order = np.flatnonzero(sizes)
         starts = [np.concatenate([[0], np.cumsum(-(-sizes // TILE))])]  # of the sums, and of what they are folded to
         while np.diff(starts[-1]).max(initial=0) > 1:
             starts.append(np.concatenate([[0], np.cumsum(-(-np.diff(starts[-1]) // TILE))]))
@@ -210,9 +208,10 @@ class TotalsLaunch(PhasedLaunch):
                 on_device = cupy.empty((count + 1,), np.int64)
                 on_device.set(at.astype(np.int64))
                 self._starts.append(on_device)
-            self._fold, self._add, self._take, self._zero = (
+            self._first_row = cupy.zeros(1, np.int64)
+            self._fold, self._add, self._take, self._skip_too, self._zero = (
                 function(tile_header() + FOLD, name, rows.device)
-                for name in ("fold_sums", "add_rows", "take", "zero_if_skipped")
+                for name in ("fold_sums", "add_rows", "take", "skip_too", "zero_if_skipped")
             )
             if program.condition is not None:  # loaded here: no kernel can be while a stream is captured
                 self._condition, self._captured_condition = (
@@ -251,14 +250,26 @@ class TotalsLaunch(PhasedLaunch):
         """Prepare the launch that takes another launch's total over all for total number k."""
         return self._take, (1,), (1,), (self.over_all(k), total, np.int64(1))
 
-    def decide(self, scalars: tuple | None, before: Any) -> list[tuple]:
-        """Prepare the launch that sets the flags."""
+    def calls_with(self, numbers: NumbersOfRows) -> list[tuple]:
+        """Prepare a step of rows that have numbers of their own, as `TableLaunch.calls_with` does."""
+        return steps([(self, (), numbers)])
+
+    def decide(self, scalars: Numbers, before: Any) -> list[tuple]:
+        """Prepare the launch that sets the flags. Where rows have numbers of their own, those of the first decide."""
         totals, used = self.program.condition_inputs
         known = (self.flags, np.uint64(0) if before is None else before, *map(self.over_all, totals))
+        if isinstance(scalars, NumbersOfRows):
+            table = np.uint64(scalars.scalars), self._first_row, np.int64(min(1, self.order.size))
+            skip = self._skip_too, (1,), (1,), (self.flags, np.uint64(scalars.skip))
+            return [(self._captured_condition, (1,), (1,), (*known, *table)), skip]
         if scalars is not None:
             numbers = [self.program.dtype.type(float(scalars[k])) for k in used]
             return [(self._condition, (1,), (1,), (*known, *numbers))]
         return [(self._captured_condition, (1,), (1,), (*known, *self._table))]
+
+    def report(self, of: Any, address: int) -> tuple:
+        """Prepare the launch that copies the flags, or a total over all, to other memory of the device."""
+        return self._take, (1,), (1,), (np.uint64(address), of, np.int64(of.size))
 
     def zero_skipped(self) -> list[tuple]:
         """Prepare the launches that zero gradients, if the step was skipped."""
