@@ -115,7 +115,7 @@ def test_the_norm_is_that_of_the_last_step_in_the_parameters_precision():
         assert float(opt.grad_norm) == 0.0
         opt.param_groups[0]["lr"] = -1.0
         assert float(opt.grad_norm) == 0.0
-    with pytest.raises(SettingError, match="over all groups"):
+    with pytest.raises(SettingError, match="max_norm is for all groups"):
         fastopt.torch.SGD([{"params": params(), "max_norm": 1.0}], lr=0.1)
 
 
