@@ -26,6 +26,8 @@ from fastopt.kernels import rules
 from fastopt.kernels.formats import PRESETS, STORAGES
 from fastopt.kernels.rules import (
     EMA,
+    LAMB,
+    LARS,
     RULES,
     SGD,
     Adadelta,
@@ -52,6 +54,8 @@ __version__ = "0.1.0"
 __all__ = [
     "EMA",
     "EWA",
+    "LAMB",
+    "LARS",
     "PRESETS",
     "RULES",
     "SGD",

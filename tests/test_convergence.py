@@ -62,7 +62,8 @@ CURVATURE, CORNER, QUADRATIC_STEPS = 2.0 ** np.arange(5), np.array([1.0, -1.0, 1
 # Learning rate, and the largest |p| allowed at the end, of 1 at the start. SGD multiplies p by 1 − 0.1·c, at most 0.9
 # in size, for half of the steps: 0.9⁵⁰⁰ = 1e-23. The other rules end at 1e-16 or less by experiment, because near the
 # minimum their steps shrink with the gradient: 1e-12 leaves room and is practically zero. Lion's steps do not shrink:
-# it oscillates around the minimum within about ten of its last steps, of 2e-5. Noise of standard deviation
+# it oscillates around the minimum within about ten of its last steps, of 2e-5. Those of LAMB and LARS are in proportion
+# to p, whose minimum is 0 here. Noise of standard deviation
 # σ = √(η/1001^0.55), here 0.015 and 0.08, moves the minimum by σ/c, less what averages out.
 QUADRATIC = {
     "sgd": (0.1, 1e-12),
@@ -76,6 +77,8 @@ QUADRATIC = {
     "nadam": (0.03, 1e-12),
     "radam": (0.03, 1e-12),
     "lion": (0.01, 2e-4),
+    "lamb": (0.1, 1e-12),
+    "lars": (3.0, 1e-12),
     "noise-sgd": (0.1, 0.015),
     "noise-adam": (0.03, 0.08),
     "clip-momentum": (0.1, 1e-12),
@@ -135,6 +138,8 @@ VALLEY = {
     "nadam": (0.03, 3000, 1e-3),
     "radam": (4e-3, 10000, 1e-3),
     "lion": (3e-3, 3000, 1e-5),
+    "lamb": (0.03, 3000, 1e-3),
+    "lars": (0.1, 3000, 1e-6),
     "noise-sgd": (1e-3, 8000, 5e-3),
     "noise-adam": (0.1, 3000, 1e-3),
     "clip-momentum": (0.01, 8000, 1e-6),

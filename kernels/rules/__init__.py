@@ -7,6 +7,8 @@ from fastopt.kernels.rules.adamax import Adamax
 from fastopt.kernels.rules.clip import ClipByGlobalNorm, ClipByValue
 from fastopt.kernels.rules.ema import EMA
 from fastopt.kernels.rules.gradient_noise import GradientNoise
+from fastopt.kernels.rules.lamb import LAMB
+from fastopt.kernels.rules.lars import LARS
 from fastopt.kernels.rules.lion import Lion
 from fastopt.kernels.rules.momentum import Momentum
 from fastopt.kernels.rules.nadam import NAdam
@@ -20,11 +22,13 @@ from fastopt.kernels.rules.total import total
 # themselves: they go around a rule.
 RULES: dict[str, type] = {
     rule.__name__.lower(): rule
-    for rule in (SGD, Momentum, RMSprop, Adam, Adagrad, Adadelta, Adamax, NAdam, RAdam, Lion)
+    for rule in (SGD, Momentum, RMSprop, Adam, Adagrad, Adadelta, Adamax, NAdam, RAdam, Lion, LAMB, LARS)
 }
 
 __all__ = [
     "EMA",
+    "LAMB",
+    "LARS",
     "RULES",
     "SGD",
     "Adadelta",

@@ -11,6 +11,8 @@ from typing import Any
 
 from fastopt.kernels.rules import (
     EMA,
+    LAMB,
+    LARS,
     SGD,
     Adadelta,
     Adagrad,
@@ -90,6 +92,8 @@ CASES: dict[str, Any] = {
     "radam-no-eps": RAdam(lr=0.01, eps=0.0),
     "lion": Lion(lr=0.01),
     "lion-weight-decay": Lion(lr=0.01, weight_decay=0.5),
+    "lamb": LAMB(lr=0.01, eps=1e-3, weight_decay=0.02),
+    "lars": LARS(lr=0.5, trust_coefficient=0.02, weight_decay=0.02),
     "noise-sgd": GradientNoise(SGD(lr=0.1)),
     "noise-adam": GradientNoise(Adam(lr=0.01, eps=1e-3), eta=0.3),
     "clip-momentum": ClipByValue(Momentum(lr=0.1), max_value=0.25),
