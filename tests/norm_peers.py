@@ -109,8 +109,9 @@ def load(library: str) -> Any:
     return import_module(library)
 
 
-def _lr(rule: Any) -> float:
-    return rule.lr if hasattr(rule, "lr") else _lr(rule.rule)
+def lr_of(rule: Any) -> float:
+    """Return the learning rate of a rule, or of the rule in it."""
+    return rule.lr if hasattr(rule, "lr") else lr_of(rule.rule)
 
 
 def _torch_path(library: Any, peer: Peer) -> dict[int, np.ndarray]:
@@ -119,7 +120,7 @@ def _torch_path(library: Any, peer: Peer) -> dict[int, np.ndarray]:
     params = {name: torch.nn.Parameter(torch.tensor(x)) for name, x in START.items()}
     optimizer, ps = peer.make(library, list(params.values())), {}
     for t in range(1, STEPS + 1):
-        optimizer.param_groups[0]["lr"] = _lr(peer.rule) * rate(t)
+        optimizer.param_groups[0]["lr"] = lr_of(peer.rule) * rate(t)
         found = gradients({name: p.detach().numpy() for name, p in params.items()}, t)
         for name, p in params.items():
             p.grad = torch.tensor(found[name])
@@ -134,7 +135,7 @@ def _optax_path(optax: Any, peer: Peer) -> dict[int, np.ndarray]:
     x64 = jax.config.read("jax_enable_x64")
     jax.config.update("jax_enable_x64", True)
     try:
-        rates = jax.numpy.asarray([_lr(peer.rule) * rate(t) for t in range(1, STEPS + 1)])
+        rates = jax.numpy.asarray([lr_of(peer.rule) * rate(t) for t in range(1, STEPS + 1)])
         optimizer, ps = peer.make(optax, lambda count: rates[count]), {}
         params = {name: jax.numpy.asarray(x) for name, x in START.items()}
         state = optimizer.init(params)
@@ -172,6 +173,33 @@ PEERS = {
             "optax",
             lambda o, lr: o.lars(lr, trust_coefficient=0.02, eps=1e-3, nesterov=True),
             "nesterov",
+        ),
+        Peer(
+            fastopt.Cautious(fastopt.Adam(lr=0.01, eps=1e-3), weight_decay=0.5),
+            "timm.optim.adamw",
+            lambda o, ps: o.AdamWLegacy(ps, eps=1e-3, weight_decay=0.5, caution=True),
+            "Adam",
+        ),
+        Peer(
+            fastopt.Cautious(fastopt.Lion(lr=0.01), weight_decay=0.5),
+            "timm.optim.lion",
+            lambda o, ps: o.Lion(ps, weight_decay=0.5, caution=True),
+            "Lion",
+        ),
+        Peer(
+            fastopt.StableAdamW(lr=0.01, eps=1e-3, weight_decay=0.5),
+            "pytorch_optimizer",
+            lambda o, ps: o.StableAdamW(ps, eps=1e-3, weight_decay=0.5),
+        ),
+        Peer(
+            fastopt.MARS(lr=0.01, eps=1e-3, gamma=0.1, weight_decay=0.5),
+            "timm.optim.mars",
+            lambda o, ps: o.Mars(ps, betas=(0.95, 0.99), eps=1e-3, gamma=0.1, weight_decay=0.5, optimize_1d=True),
+        ),
+        Peer(
+            fastopt.NovoGrad(lr=0.01, eps=1e-3, weight_decay=0.02),
+            "optax",
+            lambda o, lr: o.novograd(lr, b1=0.95, b2=0.98, eps=1e-3, weight_decay=0.02),
         ),
         Peer(
             fastopt.LARS(lr=0.5, trust_coefficient=0.02, momentum=0.0, eps=1e-3, weight_decay=0.02),

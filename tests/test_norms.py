@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES
-from norm_peers import PEERS, START, STEPS, STORED, flat, gradients, load, ours, rate
-from test_trajectories import perturbed
+from norm_peers import PEERS, START, STEPS, STORED, flat, gradients, load, lr_of, ours, rate
+from test_trajectories import is_equivalent, perturbed
 
 import fastopt
 from fastopt.kernels.compiler.trace import trace
@@ -85,10 +85,51 @@ def _lars(rule: Any, ps: list, gs: list, lrs: list) -> np.ndarray:
     return np.asarray(rule.momentum * m + summed[-1] if rule.nesterov else m)
 
 
+def _cautious(rule: Any, ps: list, gs: list, lrs: list) -> np.ndarray:
+    inner, decay = rule.rule, lrs[-1] * rule.weight_decay * ps[-1]
+    m, v = average(gs, inner.betas[0]), average(squares(gs), inner.betas[1])
+    step = lrs[-1] * m / (np.sqrt(v) + inner.eps)
+    mask = step * gs[-1] > 0
+    return decay + np.where(mask, step, 0.0) / max(np.mean(mask), 1e-3)
+
+
+def _stableadamw(rule: Any, ps: list, gs: list, lrs: list) -> np.ndarray:
+    m, v = average(gs, rule.betas[0]), average(squares(gs), rule.betas[1])
+    rms = np.sqrt(np.mean(gs[-1] ** 2 / np.maximum(v, rule.eps**2)))
+    return lrs[-1] / max(1.0, float(rms)) * (m / (np.sqrt(v) + rule.eps) + rule.weight_decay * ps[-1])
+
+
+def _mars(rule: Any, ps: list, gs: list, lrs: list) -> np.ndarray:
+    beta1, beta2 = rule.betas
+    cs = []
+    for g, before in zip(gs, [gs[0], *gs], strict=False):
+        c = g + rule.gamma * beta1 / (1 - beta1) * (g - before)
+        cs.append(c / max(1.0, float(np.linalg.norm(c))))
+    m, v = average(cs, beta1), average(squares(cs), beta2)
+    return lrs[-1] * (m / (np.sqrt(v) + rule.eps) + rule.weight_decay * ps[-1])
+
+
+def _novograd(rule: Any, ps: list, gs: list, lrs: list) -> np.ndarray:
+    beta1, beta2 = rule.betas
+    v, m = float(np.sum(gs[0] ** 2)), np.zeros_like(ps[0])
+    for k, (p, g) in enumerate(zip(ps, gs, strict=True)):
+        v += (1 - beta2) * (float(np.sum(g**2)) - v) * (k > 0)
+        m += beta1 ** (len(gs) - 1 - k) * (g / (v**0.5 + rule.eps) + rule.weight_decay * p)
+    return lrs[-1] * m
+
+
 FORMULAS: dict[str, tuple[Any, Callable[..., np.ndarray]]] = {
     "lamb": (CASES["lamb"], _lamb),
     "lamb-no-decay": (fastopt.LAMB(lr=0.01, betas=(0.8, 0.95)), _lamb),
     "lars": (CASES["lars"], _lars),
+    "cautious-adam": (CASES["cautious-adam"], _cautious),
+    "cautious-adam-no-decay": (fastopt.Cautious(fastopt.Adam(lr=0.01, betas=(0.95, 0.9), eps=1e-3)), _cautious),
+    "stableadamw": (CASES["stableadamw"], _stableadamw),
+    "stableadamw-no-decay": (fastopt.StableAdamW(lr=0.01, betas=(0.8, 0.999), eps=1e-2), _stableadamw),
+    "mars": (CASES["mars"], _mars),
+    "mars-no-decay": (fastopt.MARS(lr=0.01), _mars),
+    "novograd": (CASES["novograd"], _novograd),
+    "novograd-no-decay": (fastopt.NovoGrad(lr=0.01, betas=(0.5, 0.9)), _novograd),
     "lars-nesterov": (fastopt.LARS(lr=0.5, trust_coefficient=0.02, eps=0.1, nesterov=True), _lars),
 }
 
@@ -96,12 +137,11 @@ FORMULAS: dict[str, tuple[Any, Callable[..., np.ndarray]]] = {
 def formula(name: str) -> dict[int, np.ndarray]:
     """Follow a formula, tensor by tensor."""
     rule, of_tensor = FORMULAS[name]
-    inner = rule if hasattr(rule, "lr") else rule.rule
     history = {tensor: ([x.copy()], []) for tensor, x in START.items()}
     lrs: list[float] = []
     path = {}
     for t in range(1, STEPS + 1):
-        lrs.append(inner.lr * rate(t))
+        lrs.append(lr_of(rule) * rate(t))
         found = gradients({tensor: ps[-1] for tensor, (ps, _) in history.items()}, t)
         for tensor, (ps, gs) in history.items():
             gs.append(found[tensor])
@@ -122,7 +162,7 @@ def test_a_rule_with_another_setting_goes_another_way(name):
     rule = FORMULAS[name][0]
     path = ours(rule, 40)[40]
     for other in perturbed(rule):
-        if other.lr == rule.lr:
+        if lr_of(other) == lr_of(rule) and not is_equivalent(rule, other):
             assert not close(ours(other, 40)[40], path), other
 
 
@@ -133,6 +173,78 @@ def test_every_rule_with_totals_is_compared():
     for case, rule in with_totals.items():
         assert rule in compared, case
     assert {type(rule) for rule in with_totals.values()} <= {type(peer.rule) for peer in PEERS.values()}
+
+
+def test_caution_moves_no_element_against_the_gradient():
+    rule = fastopt.Cautious(fastopt.Momentum(lr=0.1, beta=0.9))
+    opt, waited = fastopt.Optimizer(rule, START), 0
+    for t in range(1, 40):
+        before, found = flat(opt.params), gradients(opt.params, t)
+        opt.step(found)
+        moved = flat(opt.params) - before
+        waited += int(np.sum((moved == 0) & (flat(found) != 0)))
+        assert not np.any(moved * flat(found) > 0)
+    assert waited > 100
+
+
+def test_caution_leaves_the_state_of_the_rule_alone():
+    path = [gradients(START, t) for t in range(1, 20)]
+    cautious, alone = (fastopt.Optimizer(rule, START) for rule in (fastopt.Cautious(CASES["adam"]), CASES["adam"]))
+    for found in path:
+        cautious.step(found)
+        alone.step(found)
+    for name in ("m", "v"):
+        for tensor, x in cautious.state(name).items():
+            assert np.array_equal(x, alone.state(name)[tensor]), (name, tensor)
+
+
+@dataclasses.dataclass(frozen=True)
+class InPlace:
+    """A rule that changes its arguments in place, and whose learning rate has another name."""
+
+    rate: float = 0.1
+
+    def scalars(self, t: int) -> dict[str, float]:
+        return {"rate": self.rate}
+
+    def update(self, p: Any, g: Any, *, rate: Any) -> Any:
+        g += p
+        p -= rate * g
+        return p
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_caution_around_a_rule_that_works_in_place(backend):
+    p, g = np.array([1.0, -1.0, 1.0, -1.0]), np.array([1.0, 1.0, -3.0, 0.5])
+    fastopt.update(fastopt.Cautious(InPlace()), 1, {"p": p, "g": g}, backend=backend)
+    # g + p = (2, 0, −2, −0.5): the first and the third agree with g in sign, half of them: twice 0.1 · (g + p).
+    np.testing.assert_allclose(p, [1 - 0.4, -1.0, 1 + 0.4, -1.0], rtol=1e-15)
+    assert g.tolist() == [1.0, 1.0, -3.0, 0.5]
+
+
+def test_decay_of_caution_needs_a_learning_rate():
+    with pytest.raises(fastopt.SettingError, match="no setting lr") as caught:
+        fastopt.Cautious(InPlace(), weight_decay=0.1)
+    assert caught.value.where == "Cautious"
+    nested = fastopt.Cautious(fastopt.ClipByValue(fastopt.SGD(lr=lambda t: 0.5 * t), 1.0), weight_decay=0.1)
+    p = np.ones(3)
+    for t in (1, 2):
+        fastopt.update(nested, t, {"p": p, "g": np.zeros(3)})
+    np.testing.assert_allclose(p, 0.95 * 0.9, rtol=1e-15)
+
+
+@pytest.mark.parametrize("storage", ["f32", "split"])
+def test_the_second_moment_of_novograd_is_one_number_for_each_tensor(storage):
+    single = {name: x.astype(np.float32) for name, x in START.items()}
+    opt = fastopt.Optimizer(fastopt.NovoGrad(lr=0.01), single, storage=storage)
+    for t in range(1, 21):
+        for name, g in gradients(single, t).items():
+            opt.grads[name][...] = g.astype(opt.grads[name].dtype)
+        opt.step()
+    found = opt.state("v")
+    assert len({float(x.max()) for x in found.values()}) == len(single)
+    for name, x in found.items():
+        assert np.ptp(x) == 0, name
 
 
 @pytest.mark.parametrize("rule", [CASES["lamb"], CASES["lars"]], ids=lambda rule: type(rule).__name__)
@@ -151,7 +263,7 @@ def test_fused_takes_norms_of_each_tensor_as_an_optimizer_does():
     import fastopt.torch
 
     single = {name: x.astype(np.float32) for name, x in START.items()}
-    for rule in (CASES["lamb"], CASES["lars"]):
+    for rule in (CASES["lamb"], CASES["cautious-adam"], CASES["novograd"]):
         opt = fastopt.Optimizer(rule, single)
         params = {name: torch.nn.Parameter(torch.tensor(x)) for name, x in single.items()}
         fused = fastopt.torch.Fused(params.values(), rule)
@@ -166,7 +278,7 @@ def test_fused_takes_norms_of_each_tensor_as_an_optimizer_does():
 
 
 def test_settings_out_of_range_are_refused():
-    for make in (fastopt.LAMB, fastopt.LARS):
+    for make in (fastopt.LAMB, fastopt.LARS, fastopt.StableAdamW, fastopt.MARS, fastopt.NovoGrad):
         for setting in {f.name for f in dataclasses.fields(make)} - {"betas", "nesterov"}:
             wrong: Any = {setting: -0.1}
             with pytest.raises(fastopt.SettingError, match=setting):

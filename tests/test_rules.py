@@ -18,9 +18,9 @@ from fastopt.kernels.rules.settings import follow
 
 def test_every_rule_has_cases():
     assert {type(rule) for rule in CASES.values()} == {
-        *RULES.values(), fastopt.GradientNoise, fastopt.ClipByValue, fastopt.EMA,
+        *RULES.values(), fastopt.GradientNoise, fastopt.Cautious, fastopt.ClipByValue, fastopt.EMA,
     }  # fmt: skip
-    assert all(case.split("-")[0] in {*RULES, "noise", "clip", "ema"} for case in CASES)
+    assert all(case.split("-")[0] in {*RULES, "noise", "cautious", "clip", "ema"} for case in CASES)
 
 
 def test_no_two_cases_are_the_same():
@@ -35,7 +35,7 @@ def test_the_docstring_states_the_bytes_that_the_kernel_moves(rule):
     assert int(trace(rule(), np.float32).bytes_per_parameter) == int(stated[1])
 
 
-NOT_IN_TORCH = {"Momentum", "Lion", "LAMB", "LARS"}
+NOT_IN_TORCH = {"Momentum", "Lion", "LAMB", "LARS", "StableAdamW", "MARS", "NovoGrad"}
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES.values() if rule.__name__ not in NOT_IN_TORCH])

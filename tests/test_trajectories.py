@@ -14,6 +14,7 @@ from peers import PEERS, START, STEPS, STORED, gradient, path
 
 import fastopt
 from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.rules.rule import is_rule
 
 RECORDED = np.load(Path(__file__).parent / "data" / "trajectories.npz", allow_pickle=False)
 
@@ -81,7 +82,9 @@ def perturbed(rule: Any) -> list[Any]:
     near = []
     for f in dataclasses.fields(rule):
         x = getattr(rule, f.name)
-        if isinstance(x, tuple):
+        if is_rule(x):
+            near += [{f.name: inner} for inner in perturbed(x)]
+        elif isinstance(x, tuple):
             near += [{f.name: (*x[:k], off(x[k]), *x[k + 1 :])} for k in range(len(x))]
         else:
             near.append({f.name: off(x)})
@@ -97,6 +100,8 @@ def perturbed(rule: Any) -> list[Any]:
 def is_equivalent(rule: Any, other: Any) -> bool:
     """Whether the one setting that differs has no effect on these rules."""
     differs = [f.name for f in dataclasses.fields(rule) if getattr(rule, f.name) != getattr(other, f.name)]
+    if differs == ["rule"]:
+        return is_equivalent(rule.rule, other.rule)
     return (
         (differs in (["decoupled"], ["decoupled_weight_decay"]) and not rule.weight_decay)
         or (differs == ["eps_inside_sqrt"] and not rule.eps)
