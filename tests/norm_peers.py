@@ -202,6 +202,16 @@ PEERS = {
             lambda o, lr: o.novograd(lr, b1=0.95, b2=0.98, eps=1e-3, weight_decay=0.02),
         ),
         Peer(
+            fastopt.Prodigy(lr=0.5, eps=1e-30, d0=1e-3, weight_decay=0.02),
+            "prodigyopt",
+            lambda o, ps: o.Prodigy(ps, eps=1e-30, d0=1e-3, weight_decay=0.02),
+        ),
+        Peer(
+            fastopt.Prodigy(lr=0.5, eps=1e-30, d0=1e-3, weight_decay=0.02, bias_correction=True),
+            "optax",
+            lambda o, lr: o.contrib.prodigy(lr, eps=1e-30, estim_lr0=1e-3, weight_decay=0.02),
+        ),
+        Peer(
             fastopt.LARS(lr=0.5, trust_coefficient=0.02, momentum=0.0, eps=1e-3, weight_decay=0.02),
             "timm.optim.lars",
             lambda o, ps: o.Lars(ps, lr=0.5, trust_coeff=0.02, momentum=0.0, eps=1e-3, weight_decay=0.02),
@@ -211,5 +221,6 @@ PEERS = {
 }
 """By the name that a trajectory is recorded as.
 
+With Prodigy's ε the others multiply the next d, not this one: it is too small to matter, but for 0/0.
 timm multiplies the momentum of LARS by the learning rate after, not before: without momentum that is the same.
 """

@@ -20,7 +20,8 @@ RECORDED = np.load(Path(__file__).parent / "data" / "norm_trajectories.npz", all
 
 # Both sides compute in float64 what is mathematically the same, in different orders. A step moves an element by at most
 # 0.2 and has at most 60 roundings of 1.1e-16, those of norms included, and p is rounded once more: at most 1.5e-15 in a
-# step, 1.7e-13 in all 120, of elements of size 1. The problem contracts, so errors shrink: measured are 4e-16.
+# step, 1.7e-13 in all 120, of elements of size 1. The problem contracts, so errors shrink: measured are 1e-15,
+# and 1e-14 of Prodigy, whose d passes errors on to all later steps.
 TOLERANCE = 2e-13
 
 
@@ -157,9 +158,60 @@ def test_a_rule_follows_its_published_formula(name):
         assert close(found, expected[t]), t
 
 
-@pytest.mark.parametrize("name", FORMULAS)
+PRODIGY = {
+    "prodigy": CASES["prodigy"],
+    "prodigy-no-decay": fastopt.Prodigy(lr=0.5, betas=(0.8, 0.99), d0=1e-3, d_coef=0.5),
+}
+
+
+def summed(xs: Sequence[Any], beta: float) -> Any:
+    """Return the sum with weights βᵏ, k steps back."""
+    return sum(beta ** (len(xs) - 1 - k) * x for k, x in enumerate(xs))
+
+
+@pytest.mark.parametrize("name", PRODIGY)
+def test_prodigy_follows_its_published_formula(name):
+    """One vector of all parameters, and d as its next step sees it."""
+    rule = PRODIGY[name]
+    (beta1, beta2), beta3 = rule.betas, rule.betas[1] ** 0.5
+    params = {tensor: x.copy() for tensor, x in START.items()}
+    first, d, estimates = flat(START), rule.d0, [rule.d0]
+    gs, products, numerators = [], [], []
+    path = ours(rule)
+    for t in range(1, STEPS + 1):
+        lr, p = rule.lr * rate(t), flat(params)
+        gs.append(d * flat(gradients(params, t)))
+        products.append(lr * d * gs[-1])
+        numerators.append(lr * d * float(gs[-1] @ (first - p)))
+        m, v = (1 - beta1) * summed(gs, beta1), (1 - beta2) * summed(squares(gs), beta2)
+        p = p - lr * d * (m / (np.sqrt(v) + d * rule.eps) + rule.weight_decay * p)
+        d = max(d, rule.d_coef * summed(numerators, beta3) / float(np.abs(summed(products, beta3)).sum()))
+        estimates.append(d)
+        ends = np.cumsum([x.size for x in START.values()])
+        params = {k: x.reshape(START[k].shape) for k, x in zip(START, np.split(p, ends), strict=False)}
+        assert close(path[t], p), t
+    assert len(set(estimates)) > 5
+
+
+def test_prodigy_has_one_d_for_all_groups():
+    groups = {"bias": {"weight_decay": 0.0}, "t*": {"lr": 0.25}}
+    opt = fastopt.Optimizer(CASES["prodigy"], START, groups=groups)
+    for t in range(1, 40):
+        opt.step(gradients(opt.params, t))
+    assert len({float(d) for x in opt.state("d").values() for d in x.ravel()}) == 1
+    assert float(opt.state("d")["scalar"]) > 2 * CASES["prodigy"].d0
+    for name, x in opt.state("p0").items():
+        assert np.array_equal(x, START[name])
+
+
+def test_where_prodigy_starts_cannot_follow_a_schedule():
+    with pytest.raises(fastopt.SettingError, match="cannot follow a schedule"):
+        fastopt.Prodigy(d0=rate)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [*FORMULAS, *PRODIGY])
 def test_a_rule_with_another_setting_goes_another_way(name):
-    rule = FORMULAS[name][0]
+    rule = PRODIGY[name] if name in PRODIGY else FORMULAS[name][0]
     path = ours(rule, 40)[40]
     for other in perturbed(rule):
         if lr_of(other) == lr_of(rule) and not is_equivalent(rule, other):
@@ -168,7 +220,7 @@ def test_a_rule_with_another_setting_goes_another_way(name):
 
 def test_every_rule_with_totals_is_compared():
     with_totals = {case: rule for case, rule in CASES.items() if trace(rule, "f64").totals}
-    compared = [peer.rule for peer in PEERS.values()] + [rule for rule, _ in FORMULAS.values()]
+    compared = [peer.rule for peer in PEERS.values()] + [rule for rule, _ in FORMULAS.values()] + [*PRODIGY.values()]
     assert with_totals
     for case, rule in with_totals.items():
         assert rule in compared, case
@@ -278,8 +330,8 @@ def test_fused_takes_norms_of_each_tensor_as_an_optimizer_does():
 
 
 def test_settings_out_of_range_are_refused():
-    for make in (fastopt.LAMB, fastopt.LARS, fastopt.StableAdamW, fastopt.MARS, fastopt.NovoGrad):
-        for setting in {f.name for f in dataclasses.fields(make)} - {"betas", "nesterov"}:
+    for make in (fastopt.LAMB, fastopt.LARS, fastopt.StableAdamW, fastopt.MARS, fastopt.NovoGrad, fastopt.Prodigy):
+        for setting in {f.name for f in dataclasses.fields(make)} - {"betas", "nesterov", "bias_correction"}:
             wrong: Any = {setting: -0.1}
             with pytest.raises(fastopt.SettingError, match=setting):
                 make(**wrong)

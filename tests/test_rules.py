@@ -35,7 +35,7 @@ def test_the_docstring_states_the_bytes_that_the_kernel_moves(rule):
     assert int(trace(rule(), np.float32).bytes_per_parameter) == int(stated[1])
 
 
-NOT_IN_TORCH = {"Momentum", "Lion", "LAMB", "LARS", "StableAdamW", "MARS", "NovoGrad"}
+NOT_IN_TORCH = {"Momentum", "Lion", "LAMB", "LARS", "StableAdamW", "MARS", "NovoGrad", "Prodigy"}
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES.values() if rule.__name__ not in NOT_IN_TORCH])

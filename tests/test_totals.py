@@ -495,11 +495,7 @@ def compile_phases(rule: Any, storage: str, architecture: int) -> None:
 @pytest.mark.parametrize("case", SHIPPED)
 def test_the_phases_of_every_rule_compile(case):
     pytest.importorskip("cupy", reason="CuPy is not installed: NVRTC is called through it")
-    for architecture in (
-        75,
-        120,
-    ):  # the oldest and the newest
-        compile_phases(SHIPPED[case], "f32", architecture)
+    compile_phases(SHIPPED[case], "f32", 75)  # the test below tries each architecture
 
 
 def test_every_architecture_compiles_the_phases_and_the_folds():

@@ -15,6 +15,7 @@ from fastopt.kernels.rules.mars import MARS
 from fastopt.kernels.rules.momentum import Momentum
 from fastopt.kernels.rules.nadam import NAdam
 from fastopt.kernels.rules.novograd import NovoGrad
+from fastopt.kernels.rules.prodigy import Prodigy
 from fastopt.kernels.rules.radam import RAdam
 from fastopt.kernels.rules.rmsprop import RMSprop
 from fastopt.kernels.rules.scaled_gradient import ScaledGradient
@@ -28,7 +29,7 @@ RULES: dict[str, type] = {
     rule.__name__.lower(): rule
     for rule in (
         *(SGD, Momentum, RMSprop, Adam, Adagrad, Adadelta, Adamax, NAdam, RAdam, Lion),
-        *(LAMB, LARS, StableAdamW, MARS, NovoGrad),
+        *(LAMB, LARS, StableAdamW, MARS, NovoGrad, Prodigy),
     )
 }
 
@@ -51,6 +52,7 @@ __all__ = [
     "Momentum",
     "NAdam",
     "NovoGrad",
+    "Prodigy",
     "RAdam",
     "RMSprop",
     "ScaledGradient",
