@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,9 +52,10 @@ def gradients(params: Mapping[str, np.ndarray], t: int) -> dict[str, np.ndarray]
     return found
 
 
-def ours(rule: Any, steps: int = STEPS, **options: Any) -> dict[int, np.ndarray]:
+@cache
+def ours(rule: Any, steps: int = STEPS) -> dict[int, np.ndarray]:
     """Run a rule on the reference in float64 at its learning rate times `rate`; see `flat` for what is returned."""
-    opt = fastopt.Optimizer(scheduled(rule), START, backend="reference", **options)
+    opt = fastopt.Optimizer(scheduled(rule), START, backend="reference")
     ps = {}
     for t in range(1, steps + 1):
         opt.step(gradients(opt.params, t))

@@ -212,10 +212,10 @@ def test_where_prodigy_starts_cannot_follow_a_schedule():
 @pytest.mark.parametrize("name", [*FORMULAS, *PRODIGY])
 def test_a_rule_with_another_setting_goes_another_way(name):
     rule = PRODIGY[name] if name in PRODIGY else FORMULAS[name][0]
-    path = ours(rule, 40)[40]
+    path = ours(rule, 12)[12]
     for other in perturbed(rule):
         if lr_of(other) == lr_of(rule) and not is_equivalent(rule, other):
-            assert not close(ours(other, 40)[40], path), other
+            assert not close(ours(other, 12)[12], path), other
 
 
 def test_every_rule_with_totals_is_compared():
