@@ -163,7 +163,7 @@ PARTS = {
     "threads": "SGD and AdamW, larger than the cache, on one thread and on more",
     "calls": "the cost of each API for one step: step, step(grads), scheduled lr, update, the kernel alone",
     "torch": "fastopt.torch compared with torch.optim, on torch tensors",
-    "around": "AdamW with what surrounds a step (unscale, skip, clip, average, zero), beside passes of torch",
+    "around": "AdamW with what surrounds a step (unscale, skip, clip, average, zero), and LAMB, beside passes of torch",
     "first": "time to the first step: imports, compiling or loading kernels; also torch.compile and DeepSpeed",
     "memory": "memory of a fresh process after some steps, and its peak during a step",
 }
@@ -217,6 +217,7 @@ def plan(part: str, threads: int, quick: bool) -> list[Entry]:
             found = [(replace(case, rule=r, size=n), "drop-in") for r, n in made]
         case "around":
             found = [(replace(case, rule=r, size=n), "around") for n in (large, "1000x10-1000") for r in AROUND]
+            found += [(replace(case, rule="lamb"), "around")]
         case _:
             found = []
     return [Entry(part, one, compared) for one, compared in found]

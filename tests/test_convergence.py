@@ -26,7 +26,8 @@ def adjusted(rule: Any, lr: Any, weight_decay: float) -> Any:
     """Return `rule` with this learning rate and, if it has weight decay, with this weight decay."""
     if isinstance(rule, Around):
         outer: Any = rule
-        return dataclasses.replace(outer, rule=adjusted(rule.rule, lr, weight_decay))
+        own = {"weight_decay": weight_decay} if getattr(rule, "weight_decay", 0.0) else {}
+        return dataclasses.replace(outer, rule=adjusted(rule.rule, lr, weight_decay), **own)
     return dataclasses.replace(rule, lr=lr, weight_decay=weight_decay if rule.weight_decay else 0.0)
 
 
@@ -62,8 +63,9 @@ CURVATURE, CORNER, QUADRATIC_STEPS = 2.0 ** np.arange(5), np.array([1.0, -1.0, 1
 # Learning rate, and the largest |p| allowed at the end, of 1 at the start. SGD multiplies p by 1 − 0.1·c, at most 0.9
 # in size, for half of the steps: 0.9⁵⁰⁰ = 1e-23. The other rules end at 1e-16 or less by experiment, because near the
 # minimum their steps shrink with the gradient: 1e-12 leaves room and is practically zero. Lion's steps do not shrink:
-# it oscillates around the minimum within about ten of its last steps, of 2e-5. Noise of standard deviation
-# σ = √(η/1001^0.55), here 0.015 and 0.08, moves the minimum by σ/c, less what averages out.
+# it oscillates around the minimum within about ten of its last steps, of 2e-5. Those of LAMB and LARS are in proportion
+# to p, whose minimum is 0 here; those of NovoGrad shrink slowly, with the average of the norm. Noise of standard
+# deviation σ = √(η/1001^0.55), here 0.015 and 0.08, moves the minimum by σ/c, less what averages out.
 QUADRATIC = {
     "sgd": (0.1, 1e-12),
     "momentum": (0.1, 1e-12),
@@ -76,9 +78,16 @@ QUADRATIC = {
     "nadam": (0.03, 1e-12),
     "radam": (0.03, 1e-12),
     "lion": (0.01, 2e-4),
+    "lamb": (0.1, 1e-12),
+    "lars": (3.0, 1e-12),
+    "stableadamw": (0.03, 1e-12),
+    "mars": (0.03, 1e-12),
+    "novograd": (0.01, 1e-5),
+    "prodigy": (0.3, 1e-12),
     "noise-sgd": (0.1, 0.015),
     "noise-adam": (0.03, 0.08),
     "clip-momentum": (0.1, 1e-12),
+    "cautious-adam": (0.03, 1e-12),
     "ema-adam": (0.03, 1e-12),
 }
 
@@ -135,9 +144,16 @@ VALLEY = {
     "nadam": (0.03, 3000, 1e-3),
     "radam": (4e-3, 10000, 1e-3),
     "lion": (3e-3, 3000, 1e-5),
+    "lamb": (0.03, 3000, 1e-3),
+    "lars": (0.1, 3000, 1e-6),
+    "stableadamw": (0.1, 3000, 1e-6),
+    "mars": (0.03, 3000, 1e-6),
+    "novograd": (0.03, 3000, 1e-6),
+    "prodigy": (0.3, 3000, 1e-5),
     "noise-sgd": (1e-3, 8000, 5e-3),
     "noise-adam": (0.1, 3000, 1e-3),
     "clip-momentum": (0.01, 8000, 1e-6),
+    "cautious-adam": (0.1, 3000, 1e-6),
     "ema-adam": (0.1, 3000, 1e-5),
 }
 

@@ -18,9 +18,9 @@ from fastopt.kernels.rules.settings import follow
 
 def test_every_rule_has_cases():
     assert {type(rule) for rule in CASES.values()} == {
-        *RULES.values(), fastopt.GradientNoise, fastopt.ClipByValue, fastopt.EMA,
+        *RULES.values(), fastopt.GradientNoise, fastopt.Cautious, fastopt.ClipByValue, fastopt.EMA,
     }  # fmt: skip
-    assert all(case.split("-")[0] in {*RULES, "noise", "clip", "ema"} for case in CASES)
+    assert all(case.split("-")[0] in {*RULES, "noise", "cautious", "clip", "ema"} for case in CASES)
 
 
 def test_no_two_cases_are_the_same():
@@ -31,10 +31,14 @@ def test_no_two_cases_are_the_same():
 def test_the_docstring_states_the_bytes_that_the_kernel_moves(rule):
     stated = re.search(r"float32: (\d+) bytes", re.sub(r"\s+", " ", rule.__doc__))
     assert stated
-    assert trace(rule(), np.float32).bytes_per_parameter == int(stated[1])
+    # The sums of tiles, of rules that take totals, are 8 bytes of 256 parameters each: less than a byte.
+    assert int(trace(rule(), np.float32).bytes_per_parameter) == int(stated[1])
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES.values() if rule.__name__ not in ("Momentum", "Lion")])
+NOT_IN_TORCH = {"Momentum", "Lion", "LAMB", "LARS", "StableAdamW", "MARS", "NovoGrad", "Prodigy"}
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES.values() if rule.__name__ not in NOT_IN_TORCH])
 def test_defaults_equal_torchs(rule):
     optim = pytest.importorskip("torch", reason="torch is not installed: no defaults to compare").optim
     theirs = inspect.signature(getattr(optim, rule.__name__)).parameters

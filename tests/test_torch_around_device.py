@@ -78,8 +78,8 @@ def test_captured_steps_are_those_of_the_cpu(kind, flatten, device):
 def test_a_scaler_and_the_step_itself_skip(device):
     """What GradScaler found is skipped where it is, and what it does not look at too."""
     params, theirs = parameters(), parameters()
-    ours = fastopt.torch.AdamW(params, lr=0.1, max_norm=0.5, skip_nonfinite=True, capturable=True)
-    twin = fastopt.torch.AdamW(theirs, lr=0.1, max_norm=0.5, skip_nonfinite=True)
+    ours: Any = fastopt.torch.AdamW(params, lr=0.1, max_norm=0.5, skip_nonfinite=True, capturable=True)
+    twin: Any = fastopt.torch.AdamW(theirs, lr=0.1, max_norm=0.5, skip_nonfinite=True)
     for t, found in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 0.0)):
         for opt, ps in ((ours, params), (twin, theirs)):
             give(ps, t)

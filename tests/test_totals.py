@@ -76,6 +76,10 @@ RULES: dict[str, Any] = {
     "spare": Spare(),
     **{f"clipped-{k}": rule for k, rule in CLIPPED.items()},
 }
+SHIPPED = {case: rule for case, rule in CASES.items() if trace(rule, "f32").totals}
+RULES |= SHIPPED
+STORED = [(name, storage) for name in RULES.keys() - SHIPPED.keys() for storage in ("f32", "f64", "bf16", "split_8bit")]
+STORED = sorted(STORED) + [(case, "f32") for case in SHIPPED] + [("lamb", "split_8bit")]
 
 
 # ---- the definition
@@ -170,8 +174,7 @@ def assert_equal(rule: Any, storage: str, sizes: Any, change: Any = None) -> Non
         assert_same_bits(found, wanted, f"{rule} {storage} {sizes}")
 
 
-@pytest.mark.parametrize("storage", ["f32", "f64", "bf16", "split_8bit"])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(("name", "storage"), STORED)
 def test_steps_with_totals_have_the_bits_of_the_reference(name, storage):
     for sizes in ([n] for n in SIZES):
         assert_equal(RULES[name], storage, sizes)
@@ -453,7 +456,7 @@ needs_gpp = pytest.mark.skipif(COMPILER is None, reason="needs g++, which compil
 @pytest.mark.parametrize(
     ("name", "storage"),
     [("trust", "f32"), ("both", "f64"), ("both", "8bit"), ("clipped-adam", "split_8bit"),
-     ("clipped-noise-adam", "bf16"), ("clipped-sgd", "f32")],
+     ("clipped-noise-adam", "bf16"), ("clipped-sgd", "f32"), *((case, "f32") for case in SHIPPED)],
 )  # fmt: skip
 def test_a_device_has_the_bits_of_the_reference(name, storage, cupy):
     for sizes in ([1], [255], [256], [257], [70_001], [1000, 0, 1, 256, 257, 3, 0, 511, 40_001, 1], [0, 0, 5], [0]):
@@ -488,12 +491,22 @@ def test_groups_on_a_device_take_a_step_together(cupy):
         assert_same_bits(p.get(), reference.params[name], name)
 
 
+def compile_phases(rule: Any, storage: str, architecture: int) -> None:
+    for phase in trace(rule, storage).phases:
+        compile_source(print_source(phase), architecture)
+        compile_source(print_table_source(phase), architecture)
+
+
+@pytest.mark.parametrize("case", SHIPPED)
+def test_the_phases_of_every_rule_compile(case):
+    pytest.importorskip("cupy", reason="CuPy is not installed: NVRTC is called through it")
+    compile_phases(SHIPPED[case], "f32", 75)  # the test below tries each architecture
+
+
 def test_every_architecture_compiles_the_phases_and_the_folds():
     pytest.importorskip("cupy", reason="CuPy is not installed: NVRTC is called through it")
     for architecture in ARCHITECTURES:
         for rule in (Both(), CLIPPED["noise-adam"]):
             for storage in ("f32", "f64", "split_8bit"):
-                for phase in trace(rule, storage).phases:
-                    compile_source(print_source(phase), architecture)
-                    compile_source(print_table_source(phase), architecture)
+                compile_phases(rule, storage, architecture)
         compile_source(tile_header() + FOLD, architecture)

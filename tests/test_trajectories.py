@@ -13,6 +13,8 @@ from cases import CASES, halving, run_steps, warming
 from peers import PEERS, START, STEPS, STORED, gradient, path
 
 import fastopt
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.rules.rule import is_rule
 
 RECORDED = np.load(Path(__file__).parent / "data" / "trajectories.npz", allow_pickle=False)
 
@@ -80,7 +82,9 @@ def perturbed(rule: Any) -> list[Any]:
     near = []
     for f in dataclasses.fields(rule):
         x = getattr(rule, f.name)
-        if isinstance(x, tuple):
+        if is_rule(x):
+            near += [{f.name: inner} for inner in perturbed(x)]
+        elif isinstance(x, tuple):
             near += [{f.name: (*x[:k], off(x[k]), *x[k + 1 :])} for k in range(len(x))]
         else:
             near.append({f.name: off(x)})
@@ -96,6 +100,8 @@ def perturbed(rule: Any) -> list[Any]:
 def is_equivalent(rule: Any, other: Any) -> bool:
     """Whether the one setting that differs has no effect on these rules."""
     differs = [f.name for f in dataclasses.fields(rule) if getattr(rule, f.name) != getattr(other, f.name)]
+    if differs == ["rule"]:
+        return is_equivalent(rule.rule, other.rule)
     return (
         (differs in (["decoupled"], ["decoupled_weight_decay"]) and not rule.weight_decay)
         or (differs == ["eps_inside_sqrt"] and not rule.eps)
@@ -173,6 +179,7 @@ def test_gradient_noise_equals_the_inner_rule_on_noisy_gradients(case):
 
 
 def test_every_case_is_compared_with_something():
-    # Rules around a rule: noise above, clips in test_totals, averages in test_ema.
+    # Rules around a rule: noise above, clips in test_totals, averages in test_ema. Rules with totals: test_norms.
     around = {case for case in CASES if case.startswith(("noise-", "clip-", "ema-"))}
-    assert {peer.case for peer in PEERS.values()} | PUBLISHED.keys() | around == CASES.keys()
+    with_totals = {case for case in CASES if trace(CASES[case], "f64").totals}
+    assert {peer.case for peer in PEERS.values()} | PUBLISHED.keys() | around | with_totals == CASES.keys()

@@ -16,7 +16,7 @@ from fastopt.bench.peers.flashoptim import FlashOptim
 from fastopt.bench.peers.numpy import NumPy
 from fastopt.bench.peers.optax import Optax
 from fastopt.bench.peers.torch import Torch
-from fastopt.bench.peers.torch_passes import FastoptTorch, TorchPasses
+from fastopt.bench.peers.torch_passes import FastoptTorch, TorchLAMB, TorchPasses
 from fastopt.bench.peers.torchao import TorchAO
 
 __all__ = ["APIS", "DROP_INS", "PASSES", "PEERS", "Contestant", "Peer"]
@@ -41,5 +41,5 @@ PEERS: dict[str, Peer] = {
 DROP_INS: dict[str, Peer] = {peer.name: peer for peer in (DropIn("table", flatten=False), DropIn("flat", flatten=True))}
 """fastopt.torch: not a peer, but timed in the same way, on torch tensors."""
 
-PASSES: dict[str, Peer] = {peer.name: peer for peer in (TorchPasses(), FastoptTorch())}
-"""AdamW with what surrounds a step: torch's own passes, and fastopt.torch."""
+PASSES: dict[str, Peer] = {peer.name: peer for peer in (TorchPasses(), TorchLAMB(), FastoptTorch())}
+"""AdamW with what surrounds a step in torch's own passes, LAMB by torch's operations, and fastopt.torch."""

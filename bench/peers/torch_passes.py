@@ -12,6 +12,11 @@ from fastopt.bench.peers import tensors
 from fastopt.bench.peers.adapter import Contestant, Peer
 from fastopt.bench.problem import Problem
 from fastopt.kernels.rules import EMA, Adam, ClipByGlobalNorm, ScaledGradient, ZeroGradients
+from fastopt.kernels.rules.cases import CASES
+
+
+RULES: dict[str, Any] = {**AROUND, "lamb": CASES["lamb"]}
+"""What is timed beside torch's passes."""
 
 
 class TorchPasses(Peer):
@@ -21,8 +26,8 @@ class TorchPasses(Peer):
 
     def cannot(self, case: Case) -> str | None:
         """Refuse what is no step with passes around it."""
-        if case.rule not in AROUND:
-            return "it is for steps with passes around them"
+        if case.rule not in RULES or (case.rule == "lamb" and type(self) is TorchPasses):
+            return "it is for AdamW with passes around its step"
         plain = case.storage == "f32" and case.backend == "cpu" and case.groups == 1
         return None if plain else "the benchmark sets it up for one group in float32 on the CPU only"
 
@@ -72,6 +77,37 @@ class TorchPasses(Peer):
         return contestant._replace(setup=setup, note=tensors.thread_count(count))
 
 
+class TorchLAMB(TorchPasses):
+    """LAMB by torch's operations on whole tensors, as its implementations for torch are written."""
+
+    name = "torch operations"
+
+    def cannot(self, case: Case) -> str | None:
+        """Refuse what is not LAMB."""
+        return super().cannot(case) if case.rule == "lamb" else "it is LAMB"
+
+    def make(self, case: Case, problem: Problem) -> Contestant:
+        """Step on the given parameters and gradients."""
+        torch: Any = import_module("torch")
+        params, rule = tensors.parameters(problem), RULES[case.rule]
+        (beta1, beta2), counts = rule.betas, iter(range(1, 1 << 62))
+        moments = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in params]
+
+        @torch.no_grad()
+        def step() -> None:
+            t = next(counts)
+            for p, m, v in moments:
+                m.lerp_(p.grad, 1 - beta1)
+                v.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+                u = m / (1 - beta1**t) / ((v / (1 - beta2**t)).sqrt_() + rule.eps)
+                u.add_(p, alpha=rule.weight_decay)
+                lengths = p.norm(), u.norm()
+                trust = torch.where((lengths[0] > 0) & (lengths[1] > 0), lengths[0] / lengths[1], 1.0)
+                p.sub_(u.mul_(trust * rule.lr))
+
+        return Contestant(step, lambda: tensors.values(params, problem))
+
+
 class FastoptTorch(TorchPasses):
     """fastopt.torch, which reads torch's gradients: the same in the step, but that zero_grad() follows it."""
 
@@ -81,7 +117,7 @@ class FastoptTorch(TorchPasses):
         """Step on the given parameters and gradients."""
         adapter: Any = import_module("fastopt.torch")
         params, around = tensors.parameters(problem), _around(case)
-        rule = _without_zero(AROUND[case.rule])
+        rule = _without_zero(RULES[case.rule])
         optimizer = adapter.Fused(params, rule)
         if ZeroGradients not in around:
             return Contestant(optimizer.step, lambda: tensors.values(params, problem))
@@ -99,7 +135,7 @@ class FastoptTorch(TorchPasses):
 
 def _around(case: Case) -> dict[type, Any]:
     """Return the rules of a case that lie inside one another, by their type."""
-    found, rule = {}, AROUND[case.rule]
+    found, rule = {}, RULES[case.rule]
     while rule is not None:
         found[type(rule)] = rule
         rule = getattr(rule, "rule", None)

@@ -23,6 +23,8 @@ from fastopt.errors import SettingError
 COLOURS = {
     "sgd": "#d1341f", "momentum": "#1460c4", "rmsprop": "#12883e", "adam": "#111111", "adagrad": "#e08600",
     "adadelta": "#8a5a3b", "adamax": "#d63a9b", "nadam": "#0a9aa8", "radam": "#8a8f00", "lion": "#7a3fd0",
+    "lamb": "#5f6b7a", "lars": "#a3195b", "stableadamw": "#2f4f4f", "mars": "#c1440e", "novograd": "#76b900",
+    "prodigy": "#b8a000",
     "sgd + noise": "#f0806e",
 }  # fmt: skip
 SMOOTHING = 0.9

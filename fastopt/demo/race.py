@@ -15,18 +15,22 @@ RATES = {
     "bowl": {
         "sgd": 0.039, "momentum": 0.039, "rmsprop": 0.1, "adam": 0.4, "adagrad": 1.5,
         "adadelta": 0.15, "adamax": 0.4, "nadam": 0.4, "radam": 0.07, "lion": 0.1,
+        "lamb": 0.1, "lars": 10.0, "stableadamw": 0.4, "mars": 0.4, "novograd": 0.1, "prodigy": 0.3,
     },
     "saddle": {
         "sgd": 0.05, "momentum": 0.05, "rmsprop": 0.03, "adam": 0.05, "adagrad": 0.15,
         "adadelta": 0.3, "adamax": 0.05, "nadam": 0.05, "radam": 0.2, "lion": 0.04,
+        "lamb": 0.03, "lars": 30.0, "stableadamw": 0.1, "mars": 0.1, "novograd": 0.1,
     },
     "rosenbrock": {
         "sgd": 1e-3, "momentum": 1e-3, "rmsprop": 7e-3, "adam": 0.1, "adagrad": 1.0,
         "adadelta": 3e-3, "adamax": 0.5, "nadam": 0.04, "radam": 4e-3, "lion": 4e-3,
+        "lamb": 0.03, "lars": 3.0, "stableadamw": 0.1, "mars": 0.03, "novograd": 0.01,
     },
     "beale": {
         "sgd": 3.5e-3, "momentum": 3.5e-3, "rmsprop": 0.02, "adam": 0.1, "adagrad": 0.5,
         "adadelta": 0.03, "adamax": 0.3, "nadam": 0.1, "radam": 0.02, "lion": 0.01,
+        "lamb": 0.01, "lars": 3.0, "stableadamw": 0.1, "mars": 0.1, "novograd": 0.03,
     },
 }  # fmt: skip
 """Learning rates that suit each rule. SGD's is near the largest stable one, and momentum has the same, to compare them.

@@ -11,18 +11,25 @@ from typing import Any
 
 from fastopt.kernels.rules import (
     EMA,
+    LAMB,
+    LARS,
+    MARS,
     SGD,
     Adadelta,
     Adagrad,
     Adam,
     Adamax,
+    Cautious,
     ClipByValue,
     GradientNoise,
     Lion,
     Momentum,
     NAdam,
+    NovoGrad,
+    Prodigy,
     RAdam,
     RMSprop,
+    StableAdamW,
 )
 
 
@@ -90,8 +97,15 @@ CASES: dict[str, Any] = {
     "radam-no-eps": RAdam(lr=0.01, eps=0.0),
     "lion": Lion(lr=0.01),
     "lion-weight-decay": Lion(lr=0.01, weight_decay=0.5),
+    "lamb": LAMB(lr=0.01, eps=1e-3, weight_decay=0.02),
+    "lars": LARS(lr=0.5, trust_coefficient=0.02, weight_decay=0.02),
+    "stableadamw": StableAdamW(lr=0.01, eps=1e-3, weight_decay=0.5),
+    "mars": MARS(lr=0.01, eps=1e-3, gamma=0.1, weight_decay=0.5),
+    "novograd": NovoGrad(lr=0.01, eps=1e-3, weight_decay=0.02),
+    "prodigy": Prodigy(lr=0.5, eps=1e-3, d0=1e-3, weight_decay=0.02),
     "noise-sgd": GradientNoise(SGD(lr=0.1)),
     "noise-adam": GradientNoise(Adam(lr=0.01, eps=1e-3), eta=0.3),
     "clip-momentum": ClipByValue(Momentum(lr=0.1), max_value=0.25),
+    "cautious-adam": Cautious(Adam(lr=0.01, eps=1e-3), weight_decay=0.5),
     "ema-adam": EMA(Adam(lr=0.01, eps=1e-3), decay=0.9),
 }
