@@ -14,7 +14,6 @@ from fastopt.bench.problem import Problem
 from fastopt.kernels.rules import EMA, Adam, ClipByGlobalNorm, ScaledGradient, ZeroGradients
 from fastopt.kernels.rules.cases import CASES
 
-
 RULES: dict[str, Any] = {**AROUND, "lamb": CASES["lamb"]}
 """What is timed beside torch's passes."""
 
