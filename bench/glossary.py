@@ -1,12 +1,13 @@
-"""The rules of CASES in PyTorch and optax: which optimizer, with which settings, computes the same.
+"""The rules of CASES in other libraries: which optimizer, with which settings, computes the same.
 
 The tests take 100 steps with every row and compare them with fastopt's; the benchmark times rows that the peers in
-peers/ support. Both libraries are imported only when a row's `make` is called.
+peers/ support. The libraries are imported only when a row's `make` is called.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, NamedTuple
 
 STEPS = 100
@@ -26,20 +27,29 @@ class Row(NamedTuple):
 
 
 def _torch(
-    case: str, optimizer: str, state: Mapping[str, str], schedule: tuple[str, dict] | None = None, **settings: Any
+    case: str,
+    optimizer: str,
+    state: Mapping[str, str],
+    schedule: tuple[str, dict] | None = None,
+    library: str = "torch",
+    **settings: Any,
 ) -> Row:
-    """Make a row of torch.optim: the class and the learning-rate scheduler, if any, by name, each with its settings."""
+    """Make a row of torch.optim: the class and the learning-rate scheduler, if any, by name, each with its settings.
+
+    Of another library for torch, the class is in its main module.
+    """
 
     def scheduler(torch, made):
         return getattr(torch.optim.lr_scheduler, schedule[0])(made, **schedule[1]) if schedule else None
 
-    name = f"torch {case}" + (f" {schedule[0]}" if schedule else "")
+    module = "torch.optim" if library == "torch" else library
+    name = f"{library} {case}" + (f" {schedule[0]}" if schedule else "")
     return Row(
         case,
-        lambda torch, p: getattr(torch.optim, optimizer)([p], **settings),
+        lambda torch, p: getattr(import_module(module), optimizer)([p], **settings),
         state,
         scheduler,
-        "torch",
+        library,
         name,
         optimizer,
     )

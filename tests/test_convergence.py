@@ -27,7 +27,8 @@ def adjusted(rule: Any, lr: Any, weight_decay: float) -> Any:
     if isinstance(rule, Around):
         outer: Any = rule
         return dataclasses.replace(outer, rule=adjusted(rule.rule, lr, weight_decay))
-    return dataclasses.replace(rule, lr=lr, weight_decay=weight_decay if rule.weight_decay else 0.0)
+    decay = {"weight_decay": weight_decay} if getattr(rule, "weight_decay", 0.0) else {}
+    return dataclasses.replace(rule, lr=lr, **decay)
 
 
 def run(rule: Any, p: np.ndarray, gradient: Any, steps: int) -> np.ndarray:

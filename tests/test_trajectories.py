@@ -1,4 +1,4 @@
-"""The rules are correct: their trajectories match those of PyTorch, of optax and of the published formulas."""
+"""The rules are correct: their trajectories match those of other libraries and of the published formulas."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cases import CASES, halving, run_steps, warming
 from peers import PEERS, START, STEPS, STORED, gradient, path
 
 import fastopt
+from fastopt.kernels.rules.around import Around
 
 RECORDED = np.load(Path(__file__).parent / "data" / "trajectories.npz", allow_pickle=False)
 
@@ -64,7 +65,7 @@ def test_the_recorded_file_matches_the_table_of_peers():
     assert {key.split("/")[0] for key in RECORDED.files} == PEERS.keys() | extra
     assert np.array_equal(RECORDED["start"], START)
     assert RECORDED["stored"].tolist() == list(STORED)
-    assert {text.split()[0] for text in RECORDED["versions"]} >= {"torch", "optax"}
+    assert {text.split()[0] for text in RECORDED["versions"]} >= {peer.library for peer in PEERS.values()}
 
 
 def perturbed(rule: Any) -> list[Any]:
@@ -99,6 +100,7 @@ def is_equivalent(rule: Any, other: Any) -> bool:
     return (
         (differs in (["decoupled"], ["decoupled_weight_decay"]) and not rule.weight_decay)
         or (differs == ["eps_inside_sqrt"] and not rule.eps)
+        or (differs == ["max_lr"] and not (rule.weight_decay and getattr(rule, "decoupled", True)))
         or (differs == ["momentum_decay"] and rule.momentum_decay == 1e6)  # decays completely either way
     )
 
@@ -120,8 +122,8 @@ def test_another_rule_does_not_match(name):
             assert not close(trajectory(other(lr=rule.lr), lrs, steps=6)[0], RECORDED[f"{name}/p"][:5]), other
 
 
-# Rules and settings that neither library has, as their source defines them. Each is a function of the gradients g₁ … gₜ
-# so far, written with sums instead of recurrences wherever the two are mathematically the same.
+# Rules and settings that none of the libraries has, as their source defines them. Each is a function of the gradients
+# g₁ … gₜ so far, written with sums instead of recurrences wherever the two are mathematically the same.
 
 
 def _nesterov(t: int, gs: list, *, corrected: bool, beta: float = 0.9, lr: float = 0.1) -> Any:
@@ -151,8 +153,10 @@ PUBLISHED = {
 def test_a_rule_matches_its_published_formula(case):
     rule, p, gs = CASES[case], START, []
     for t, buffers in enumerate(run_steps(rule, START, gradient, STEPS), 1):
-        gs.append(gradient(p, t) + rule.weight_decay * p)
-        p = p - PUBLISHED[case](t, gs)
+        decoupled = hasattr(rule, "max_lr") and getattr(rule, "decoupled", True)
+        gs.append(gradient(p, t) + (0.0 if decoupled else rule.weight_decay) * p)
+        lr = rule.lr(t) if callable(rule.lr) else rule.lr
+        p = p - PUBLISHED[case](t, gs) - (lr * rule.weight_decay if decoupled else 0.0) * p
         assert close(buffers["p"], p), t
 
 
@@ -173,6 +177,6 @@ def test_gradient_noise_equals_the_inner_rule_on_noisy_gradients(case):
 
 
 def test_every_case_is_compared_with_something():
-    # Rules around a rule: noise above, clips in test_totals, averages in test_ema.
-    around = {case for case in CASES if case.startswith(("noise-", "clip-", "ema-"))}
+    # Rules around a rule: noise above, clips in test_totals, averages in test_ema, others in test_around.
+    around = {case for case, rule in CASES.items() if isinstance(rule, Around)}
     assert {peer.case for peer in PEERS.values()} | PUBLISHED.keys() | around == CASES.keys()
