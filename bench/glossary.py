@@ -137,6 +137,58 @@ TORCH = [
     _torch("radam-no-eps", "RAdam", _MV, lr=0.01, eps=0.0),
 ]
 
+_FALLING = ("ExponentialLR", {"gamma": 0.97})
+_ADAM = {"lr": 0.01, "eps": 1e-3, "weight_decay": 0.5}
+
+# Rules of today that torch.optim does not have, in libraries for torch. schedulefree weighs a step by the largest
+# learning rate so far, which for a rate that falls after the warm-up is that of its end.
+FOR_TORCH = [
+    _torch("adabelief", "AdaBelief", {"m": "exp_avg", "s": "exp_avg_var"}, _FALLING, "pytorch_optimizer", **_ADAM),
+    _torch("yogi", "Yogi", _MV, _FALLING, "pytorch_optimizer", **_ADAM),
+    _torch(
+        "ademamix",
+        "AdEMAMix",
+        {**_MV, "slow": "exp_avg_slow"},
+        _FALLING,
+        "pytorch_optimizer",
+        betas=(0.9, 0.999, 0.99),
+        alpha=2.0,
+        t_alpha_beta3=40,
+        weight_decouple=True,
+        **_ADAM,
+    ),
+    _torch(
+        "adan",
+        "Adan",
+        {"m": "exp_avg", "v": "exp_avg_diff", "n": "exp_avg_sq"},
+        _FALLING,
+        "pytorch_optimizer",
+        **_ADAM,
+    ),
+    _torch(
+        "schedulefreesgd",
+        "SGDScheduleFree",
+        {"z": "z"},
+        ("StepLR", {"step_size": 20, "gamma": 0.5}),
+        "schedulefree",
+        lr=0.1,
+        weight_decay=0.02,
+        warmup_steps=10,
+    ),
+    _torch(
+        "schedulefreeadamw",
+        "AdamWScheduleFree",
+        {"z": "z", "v": "exp_avg_sq"},
+        ("StepLR", {"step_size": 20, "gamma": 0.5}),
+        "schedulefree",
+        lr=0.02,
+        eps=1e-3,
+        weight_decay=0.5,
+        warmup_steps=10,
+        r=1.0,
+    ),
+]
+
 
 def _l2(optax: Any, rule: Any) -> Any:
     """Add L2 weight decay to a rule: of the rules here, only Adadelta has such a setting in optax."""
@@ -145,6 +197,11 @@ def _l2(optax: Any, rule: Any) -> Any:
 
 def _average(optax: Any, lr: Any, *, debias: bool = False) -> Any:
     return optax.chain(optax.ema(0.9, debias=debias), optax.scale_by_learning_rate(lr))
+
+
+def _decoupled(optax: Any, lr: Any, rule: Any, decay: Any = 0.5) -> Any:
+    """Add decoupled weight decay and the learning rate to what scales gradients."""
+    return optax.chain(rule, optax.add_decayed_weights(decay), optax.scale_by_learning_rate(lr))
 
 
 def _rmsprop(**settings: Any) -> Callable[[Any, Any], Any]:
@@ -207,6 +264,25 @@ OPTAX = [
         {"m": "mu"},
         lambda o: o.polynomial_schedule(0.01, 0.001, 2, STEPS),
     ),
+    _optax(
+        "adabelief",
+        lambda o, lr: _decoupled(o, lr, o.scale_by_belief(eps=1e-3, eps_root=1e-3)),
+        {"m": "mu", "s": "nu"},
+        lambda o: o.exponential_decay(0.01, 30, 0.5),
+    ),
+    _optax("yogi", lambda o, lr: _decoupled(o, lr, o.scale_by_yogi(eps=1e-3)), _MU_NU, 0.01),
+    _optax(
+        "adopt",
+        # In float64, where optax computes a float32 from its int32 of a count; no decay in the first step.
+        lambda o, lr: _decoupled(
+            o,
+            lr,
+            o.contrib.scale_by_adopt(0.9, 0.99, 0.5, clip_value_fn=lambda n: n.astype(float) ** 0.25),
+            lambda n: 0.5 * (n > 0),
+        ),
+        _MU_NU,
+        lambda o: o.exponential_decay(0.01, 30, 0.5),
+    ),
 ]
 
-ROWS = {row.name: row for row in TORCH + OPTAX}
+ROWS = {row.name: row for row in TORCH + FOR_TORCH + OPTAX}

@@ -25,13 +25,17 @@ from fastopt.files import load, save
 from fastopt.kernels import rules
 from fastopt.kernels.formats import PRESETS, STORAGES
 from fastopt.kernels.rules import (
+    ADOPT,
     EMA,
     RULES,
     SGD,
+    AdaBelief,
     Adadelta,
     Adagrad,
     Adam,
     Adamax,
+    Adan,
+    AdEMAMix,
     ClipByGlobalNorm,
     ClipByValue,
     GradientNoise,
@@ -41,6 +45,9 @@ from fastopt.kernels.rules import (
     RAdam,
     RMSprop,
     ScaledGradient,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
+    Yogi,
     total,
 )
 from fastopt.kernels.threads import get_threads, set_threads
@@ -50,16 +57,20 @@ from fastopt.update import update
 __version__ = "0.1.0"
 
 __all__ = [
+    "ADOPT",
     "EMA",
     "EWA",
     "PRESETS",
     "RULES",
     "SGD",
     "STORAGES",
+    "AdEMAMix",
+    "AdaBelief",
     "Adadelta",
     "Adagrad",
     "Adam",
     "Adamax",
+    "Adan",
     "BackendError",
     "CacheWarning",
     "CheckpointError",
@@ -76,7 +87,10 @@ __all__ = [
     "RMSprop",
     "RuleError",
     "ScaledGradient",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
     "SettingError",
+    "Yogi",
     "get_threads",
     "load",
     "minibatches",

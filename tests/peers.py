@@ -48,6 +48,8 @@ def _torch_path(peer: Row) -> Path:
     try:
         p = torch.nn.Parameter(torch.tensor(START))
         optimizer = peer.make(torch, p)
+        if hasattr(optimizer, "train"):
+            optimizer.train()  # schedulefree's: p is the point at which gradients are computed
         scheduler = peer.schedule(torch, optimizer)
         lrs, ps = [], []
         for t in range(1, STEPS + 1):

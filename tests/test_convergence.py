@@ -64,7 +64,9 @@ CURVATURE, CORNER, QUADRATIC_STEPS = 2.0 ** np.arange(5), np.array([1.0, -1.0, 1
 # in size, for half of the steps: 0.9⁵⁰⁰ = 1e-23. The other rules end at 1e-16 or less by experiment, because near the
 # minimum their steps shrink with the gradient: 1e-12 leaves room and is practically zero. Lion's steps do not shrink:
 # it oscillates around the minimum within about ten of its last steps, of 2e-5. Noise of standard deviation
-# σ = √(η/1001^0.55), here 0.015 and 0.08, moves the minimum by σ/c, less what averages out.
+# σ = √(η/1001^0.55), here 0.015 and 0.08, moves the minimum by σ/c, less what averages out. Slow averages still carry
+# some of the early gradients at the end: ten times what they reach. In schedule-free SGD y lags with the average of all
+# steps, whose oldest are forgotten as 1/t: 1e-6, of 2e-8 by experiment.
 QUADRATIC = {
     "sgd": (0.1, 1e-12),
     "momentum": (0.1, 1e-12),
@@ -77,6 +79,13 @@ QUADRATIC = {
     "nadam": (0.03, 1e-12),
     "radam": (0.03, 1e-12),
     "lion": (0.01, 2e-4),
+    "adabelief": (0.03, 1e-12),
+    "yogi": (0.03, 1e-12),
+    "ademamix": (0.03, 1e-10),
+    "adopt": (0.03, 1e-12),
+    "adan": (0.03, 1e-10),
+    "schedulefreesgd": (0.3, 1e-6),
+    "schedulefreeadamw": (0.1, 1e-12),
     "noise-sgd": (0.1, 0.015),
     "noise-adam": (0.03, 0.08),
     "clip-momentum": (0.1, 1e-12),
@@ -136,6 +145,13 @@ VALLEY = {
     "nadam": (0.03, 3000, 1e-3),
     "radam": (4e-3, 10000, 1e-3),
     "lion": (3e-3, 3000, 1e-5),
+    "adabelief": (0.1, 3000, 1e-5),
+    "yogi": (0.1, 3000, 1e-4),
+    "ademamix": (0.03, 3000, 1e-6),
+    "adopt": (0.1, 3000, 1e-6),
+    "adan": (0.1, 3000, 1e-7),
+    "schedulefreesgd": (4e-3, 8000, 1e-2),
+    "schedulefreeadamw": (0.1, 6000, 1e-5),
     "noise-sgd": (1e-3, 8000, 5e-3),
     "noise-adam": (0.1, 3000, 1e-3),
     "clip-momentum": (0.01, 8000, 1e-6),

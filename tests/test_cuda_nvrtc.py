@@ -39,8 +39,9 @@ def test_every_kernel_compiles_without_spilling(architecture):
         allowed = {0} | STACK_BYTES.get((name, architecture), set())
         assert set(compiled.stack.values()) <= allowed, f"{name} spills to local memory"
         # A multiprocessor has 65,536 registers: with at most 128 per thread four blocks of 128 threads are resident.
-        # float64 kernels may use more: those with five buffers need 80 registers for their data alone.
-        assert max(compiled.registers.values()) <= (128 if program.dtype == np.float32 else 160), name
+        # float64 kernels may use more: those with five buffers need 80 registers for data alone, with six (Adan) 96.
+        most = 128 if program.dtype == np.float32 else 160 if len(program.buffers) < 6 else 192
+        assert max(compiled.registers.values()) <= most, name
         if architecture == 90:
             assert_uncontracted_and_wide(program, compiled.ptx)
 

@@ -30,6 +30,8 @@ It raises the mean test accuracy of Adam over 10 seeds from 98.1 to 98.6 %, the 
 LEARNING_RATES = {
     "sgd": 0.3, "momentum": 0.4, "rmsprop": 3e-3, "adam": 5e-3, "adagrad": 5e-2,
     "adadelta": 3.0, "adamax": 1.5e-2, "nadam": 6e-3, "radam": 1e-2, "lion": 1e-3,
+    "adabelief": 5e-3, "yogi": 1e-2, "ademamix": 3e-3, "adopt": 5e-3, "adan": 1e-2,
+    "schedulefreesgd": 1.0, "schedulefreeadamw": 1e-2,
 }  # fmt: skip
 """Learning rates at which the rules train well here, with a batch size of 64 and any of the schedules. Rules that are
 not listed use their default."""

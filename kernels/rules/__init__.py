@@ -1,9 +1,13 @@
 """The update rules, one file each, and RULES, the table that tests, docs and benchmarks iterate over."""
 
+from fastopt.kernels.rules.adabelief import AdaBelief
 from fastopt.kernels.rules.adadelta import Adadelta
 from fastopt.kernels.rules.adagrad import Adagrad
 from fastopt.kernels.rules.adam import Adam
 from fastopt.kernels.rules.adamax import Adamax
+from fastopt.kernels.rules.adan import Adan
+from fastopt.kernels.rules.ademamix import AdEMAMix
+from fastopt.kernels.rules.adopt import ADOPT
 from fastopt.kernels.rules.clip import ClipByGlobalNorm, ClipByValue
 from fastopt.kernels.rules.ema import EMA
 from fastopt.kernels.rules.gradient_noise import GradientNoise
@@ -13,24 +17,48 @@ from fastopt.kernels.rules.nadam import NAdam
 from fastopt.kernels.rules.radam import RAdam
 from fastopt.kernels.rules.rmsprop import RMSprop
 from fastopt.kernels.rules.scaled_gradient import ScaledGradient
+from fastopt.kernels.rules.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from fastopt.kernels.rules.sgd import SGD
 from fastopt.kernels.rules.total import total
+from fastopt.kernels.rules.yogi import Yogi
 
 # By the name the command line knows a rule by. GradientNoise, ScaledGradient, the clips and EMA are none by
 # themselves: they go around a rule.
 RULES: dict[str, type] = {
     rule.__name__.lower(): rule
-    for rule in (SGD, Momentum, RMSprop, Adam, Adagrad, Adadelta, Adamax, NAdam, RAdam, Lion)
+    for rule in (
+        SGD,
+        Momentum,
+        RMSprop,
+        Adam,
+        Adagrad,
+        Adadelta,
+        Adamax,
+        NAdam,
+        RAdam,
+        Lion,
+        AdaBelief,
+        Yogi,
+        AdEMAMix,
+        ADOPT,
+        Adan,
+        ScheduleFreeSGD,
+        ScheduleFreeAdamW,
+    )
 }
 
 __all__ = [
+    "ADOPT",
     "EMA",
     "RULES",
     "SGD",
+    "AdEMAMix",
+    "AdaBelief",
     "Adadelta",
     "Adagrad",
     "Adam",
     "Adamax",
+    "Adan",
     "ClipByGlobalNorm",
     "ClipByValue",
     "GradientNoise",
@@ -40,5 +68,8 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "ScaledGradient",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
+    "Yogi",
     "total",
 ]

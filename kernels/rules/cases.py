@@ -10,12 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 from fastopt.kernels.rules import (
+    ADOPT,
     EMA,
     SGD,
+    AdaBelief,
     Adadelta,
     Adagrad,
     Adam,
     Adamax,
+    Adan,
+    AdEMAMix,
     ClipByValue,
     GradientNoise,
     Lion,
@@ -23,6 +27,9 @@ from fastopt.kernels.rules import (
     NAdam,
     RAdam,
     RMSprop,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
+    Yogi,
 )
 
 
@@ -90,6 +97,15 @@ CASES: dict[str, Any] = {
     "radam-no-eps": RAdam(lr=0.01, eps=0.0),
     "lion": Lion(lr=0.01),
     "lion-weight-decay": Lion(lr=0.01, weight_decay=0.5),
+    "adabelief": AdaBelief(lr=0.01, eps=1e-3, weight_decay=0.5),
+    "yogi": Yogi(eps=1e-3, weight_decay=0.5),
+    "ademamix": AdEMAMix(
+        lr=0.01, betas=(0.9, 0.999, 0.99), alpha=2.0, alpha_warmup=40, beta3_warmup=40, eps=1e-3, weight_decay=0.5
+    ),
+    "adopt": ADOPT(lr=0.01, betas=(0.9, 0.99), eps=0.5, weight_decay=0.5),
+    "adan": Adan(lr=0.01, eps=1e-3, weight_decay=0.5),
+    "schedulefreesgd": ScheduleFreeSGD(lr=0.1, weight_decay=0.02, warmup_steps=10),
+    "schedulefreeadamw": ScheduleFreeAdamW(lr=0.02, eps=1e-3, weight_decay=0.5, warmup_steps=10, r=1.0),
     "noise-sgd": GradientNoise(SGD(lr=0.1)),
     "noise-adam": GradientNoise(Adam(lr=0.01, eps=1e-3), eta=0.3),
     "clip-momentum": ClipByValue(Momentum(lr=0.1), max_value=0.25),
