@@ -135,6 +135,15 @@ TORCH = [
     _torch("radam-l2", "RAdam", _MV, lr=0.01, eps=1e-3, weight_decay=0.02),
     _torch("radam-decoupled", "RAdam", _MV, lr=0.01, eps=1e-3, weight_decay=0.5, decoupled_weight_decay=True),
     _torch("radam-no-eps", "RAdam", _MV, lr=0.01, eps=0.0),
+    _torch(
+        "rprop",
+        "Rprop",
+        {"size": "step_size", "previous": "prev"},
+        ("ExponentialLR", {"gamma": 0.97}),
+        etas=(0.6, 1.1),
+        step_sizes=(1e-4, 0.03),
+    ),
+    _torch("asgd", "ASGD", {"ax": "ax"}, lr=0.1, lambd=0.01, t0=20.0, weight_decay=0.02),
 ]
 
 _FALLING = ("ExponentialLR", {"gamma": 0.97})
@@ -187,6 +196,7 @@ FOR_TORCH = [
         warmup_steps=10,
         r=1.0,
     ),
+    _torch("signum", "Tiger", {"m": "exp_avg"}, _FALLING, "pytorch_optimizer", lr=0.01, beta=0.965, weight_decay=0.5),
 ]
 
 
@@ -282,6 +292,12 @@ OPTAX = [
         ),
         _MU_NU,
         lambda o: o.exponential_decay(0.01, 30, 0.5),
+    ),
+    _optax(
+        "signum",
+        lambda o, lr: _decoupled(o, lr, o.chain(o.ema(0.965, debias=False), o.scale_by_sign())),
+        {"m": "ema"},
+        0.01,
     ),
 ]
 

@@ -22,9 +22,12 @@ pytest.importorskip("cupy", reason="NVRTC is called through CuPy, which this pla
 PROGRAMS = [p for dtype in (np.float32, np.float64) for p in all_programs(dtype)]
 
 
-# (kernel, architecture) → allowed bytes of stack. In this kernel ptxas spills two words of one entry point, so that it
-# needs only 80 registers and six blocks fit a multiprocessor. See docs/decisions/0009.
-STACK_BYTES = {("adam_amsgrad_pbf16_sr_gbf16_mbf16_sr_vbf16_sr_vmaxbf16_sr", 120): {8}}
+# (kernel, architecture) → allowed bytes of stack. In these kernels ptxas spills two words of one entry point: then the
+# first needs only 80 registers and six blocks fit a multiprocessor, the second 128 and four. See docs/decisions/0009.
+STACK_BYTES = {
+    ("adam_amsgrad_pbf16_sr_gbf16_mbf16_sr_vbf16_sr_vmaxbf16_sr", 120): {8},
+    ("madgrad_weight_decay_pf64_gf64_sf64_vf64_x0f64", 100): {8},
+}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

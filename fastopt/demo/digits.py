@@ -32,6 +32,7 @@ LEARNING_RATES = {
     "adadelta": 3.0, "adamax": 1.5e-2, "nadam": 6e-3, "radam": 1e-2, "lion": 1e-3,
     "adabelief": 5e-3, "yogi": 1e-2, "ademamix": 3e-3, "adopt": 5e-3, "adan": 1e-2,
     "schedulefreesgd": 1.0, "schedulefreeadamw": 1e-2,
+    "laprop": 5e-3, "signum": 1e-3, "qhadam": 5e-3, "madgrad": 1e-2, "rprop": 1e-3, "asgd": 0.3,
 }  # fmt: skip
 """Learning rates at which the rules train well here, with a batch size of 64 and any of the schedules. Rules that are
 not listed use their default."""

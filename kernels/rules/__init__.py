@@ -8,22 +8,30 @@ from fastopt.kernels.rules.adamax import Adamax
 from fastopt.kernels.rules.adan import Adan
 from fastopt.kernels.rules.ademamix import AdEMAMix
 from fastopt.kernels.rules.adopt import ADOPT
+from fastopt.kernels.rules.asgd import ASGD
 from fastopt.kernels.rules.clip import ClipByGlobalNorm, ClipByValue
 from fastopt.kernels.rules.ema import EMA
 from fastopt.kernels.rules.gradient_noise import GradientNoise
+from fastopt.kernels.rules.grokfast import Grokfast
+from fastopt.kernels.rules.laprop import LaProp
 from fastopt.kernels.rules.lion import Lion
+from fastopt.kernels.rules.lookahead import Lookahead
+from fastopt.kernels.rules.madgrad import MADGRAD
 from fastopt.kernels.rules.momentum import Momentum
 from fastopt.kernels.rules.nadam import NAdam
+from fastopt.kernels.rules.qhadam import QHAdam
 from fastopt.kernels.rules.radam import RAdam
 from fastopt.kernels.rules.rmsprop import RMSprop
+from fastopt.kernels.rules.rprop import Rprop
 from fastopt.kernels.rules.scaled_gradient import ScaledGradient
 from fastopt.kernels.rules.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from fastopt.kernels.rules.sgd import SGD
+from fastopt.kernels.rules.signum import Signum
 from fastopt.kernels.rules.total import total
 from fastopt.kernels.rules.yogi import Yogi
 
-# By the name the command line knows a rule by. GradientNoise, ScaledGradient, the clips and EMA are none by
-# themselves: they go around a rule.
+# By the name the command line knows a rule by. GradientNoise, ScaledGradient, the clips, EMA, Grokfast and Lookahead
+# are none by themselves: they go around a rule.
 RULES: dict[str, type] = {
     rule.__name__.lower(): rule
     for rule in (
@@ -44,12 +52,20 @@ RULES: dict[str, type] = {
         Adan,
         ScheduleFreeSGD,
         ScheduleFreeAdamW,
+        LaProp,
+        Signum,
+        QHAdam,
+        MADGRAD,
+        Rprop,
+        ASGD,
     )
 }
 
 __all__ = [
     "ADOPT",
+    "ASGD",
     "EMA",
+    "MADGRAD",
     "RULES",
     "SGD",
     "AdEMAMix",
@@ -62,14 +78,20 @@ __all__ = [
     "ClipByGlobalNorm",
     "ClipByValue",
     "GradientNoise",
+    "Grokfast",
+    "LaProp",
     "Lion",
+    "Lookahead",
     "Momentum",
     "NAdam",
+    "QHAdam",
     "RAdam",
     "RMSprop",
+    "Rprop",
     "ScaledGradient",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
+    "Signum",
     "Yogi",
     "total",
 ]
