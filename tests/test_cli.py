@@ -78,7 +78,7 @@ def test_adam_reads_at_least_97_percent_of_the_test_images(seed: int):
 @pytest.mark.parametrize("name", fastopt.RULES)
 def test_every_rule_trains_well_at_its_own_learning_rate(name: str):
     # Rprop takes the noise of small batches for turns of the gradient: it trains on all images at once.
-    settings = {"epochs": 200, "batch_size": 10_000} if name == "rprop" else {}
+    settings: dict[str, Any] = {"epochs": 200, "batch_size": 10_000} if name == "rprop" else {}
     assert train(name, **settings).accuracies[-1] >= 0.96
 
 
