@@ -1,12 +1,13 @@
-"""The rules of CASES in PyTorch and optax: which optimizer, with which settings, computes the same.
+"""The rules of CASES in other libraries: which optimizer, with which settings, computes the same.
 
 The tests take 100 steps with every row and compare them with fastopt's; the benchmark times rows that the peers in
-peers/ support. Both libraries are imported only when a row's `make` is called.
+peers/ support. The libraries are imported only when a row's `make` is called.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, NamedTuple
 
 STEPS = 100
@@ -26,20 +27,29 @@ class Row(NamedTuple):
 
 
 def _torch(
-    case: str, optimizer: str, state: Mapping[str, str], schedule: tuple[str, dict] | None = None, **settings: Any
+    case: str,
+    optimizer: str,
+    state: Mapping[str, str],
+    schedule: tuple[str, dict] | None = None,
+    library: str = "torch",
+    **settings: Any,
 ) -> Row:
-    """Make a row of torch.optim: the class and the learning-rate scheduler, if any, by name, each with its settings."""
+    """Make a row of torch.optim: the class and the learning-rate scheduler, if any, by name, each with its settings.
+
+    Of another library for torch, the class is in its main module.
+    """
 
     def scheduler(torch, made):
         return getattr(torch.optim.lr_scheduler, schedule[0])(made, **schedule[1]) if schedule else None
 
-    name = f"torch {case}" + (f" {schedule[0]}" if schedule else "")
+    module = "torch.optim" if library == "torch" else library
+    name = f"{library} {case}" + (f" {schedule[0]}" if schedule else "")
     return Row(
         case,
-        lambda torch, p: getattr(torch.optim, optimizer)([p], **settings),
+        lambda torch, p: getattr(import_module(module), optimizer)([p], **settings),
         state,
         scheduler,
-        "torch",
+        library,
         name,
         optimizer,
     )
@@ -125,6 +135,68 @@ TORCH = [
     _torch("radam-l2", "RAdam", _MV, lr=0.01, eps=1e-3, weight_decay=0.02),
     _torch("radam-decoupled", "RAdam", _MV, lr=0.01, eps=1e-3, weight_decay=0.5, decoupled_weight_decay=True),
     _torch("radam-no-eps", "RAdam", _MV, lr=0.01, eps=0.0),
+    _torch(
+        "rprop",
+        "Rprop",
+        {"size": "step_size", "previous": "prev"},
+        ("ExponentialLR", {"gamma": 0.97}),
+        etas=(0.6, 1.1),
+        step_sizes=(1e-4, 0.03),
+    ),
+    _torch("asgd", "ASGD", {"ax": "ax"}, lr=0.1, lambd=0.01, t0=20.0, weight_decay=0.02),
+]
+
+_FALLING = ("ExponentialLR", {"gamma": 0.97})
+_ADAM = {"lr": 0.01, "eps": 1e-3, "weight_decay": 0.5}
+
+# Rules of today that torch.optim does not have, in libraries for torch. schedulefree weighs a step by the largest
+# learning rate so far, which for a rate that falls after the warm-up is that of its end.
+FOR_TORCH = [
+    _torch("adabelief", "AdaBelief", {"m": "exp_avg", "s": "exp_avg_var"}, _FALLING, "pytorch_optimizer", **_ADAM),
+    _torch("yogi", "Yogi", _MV, _FALLING, "pytorch_optimizer", **_ADAM),
+    _torch(
+        "ademamix",
+        "AdEMAMix",
+        {**_MV, "slow": "exp_avg_slow"},
+        _FALLING,
+        "pytorch_optimizer",
+        betas=(0.9, 0.999, 0.99),
+        alpha=2.0,
+        t_alpha_beta3=40,
+        weight_decouple=True,
+        **_ADAM,
+    ),
+    _torch(
+        "adan",
+        "Adan",
+        {"m": "exp_avg", "v": "exp_avg_diff", "n": "exp_avg_sq"},
+        _FALLING,
+        "pytorch_optimizer",
+        **_ADAM,
+    ),
+    _torch(
+        "schedulefreesgd",
+        "SGDScheduleFree",
+        {"z": "z"},
+        ("StepLR", {"step_size": 20, "gamma": 0.5}),
+        "schedulefree",
+        lr=0.1,
+        weight_decay=0.02,
+        warmup_steps=10,
+    ),
+    _torch(
+        "schedulefreeadamw",
+        "AdamWScheduleFree",
+        {"z": "z", "v": "exp_avg_sq"},
+        ("StepLR", {"step_size": 20, "gamma": 0.5}),
+        "schedulefree",
+        lr=0.02,
+        eps=1e-3,
+        weight_decay=0.5,
+        warmup_steps=10,
+        r=1.0,
+    ),
+    _torch("signum", "Tiger", {"m": "exp_avg"}, _FALLING, "pytorch_optimizer", lr=0.01, beta=0.965, weight_decay=0.5),
 ]
 
 
@@ -135,6 +207,11 @@ def _l2(optax: Any, rule: Any) -> Any:
 
 def _average(optax: Any, lr: Any, *, debias: bool = False) -> Any:
     return optax.chain(optax.ema(0.9, debias=debias), optax.scale_by_learning_rate(lr))
+
+
+def _decoupled(optax: Any, lr: Any, rule: Any, decay: Any = 0.5) -> Any:
+    """Add decoupled weight decay and the learning rate to what scales gradients."""
+    return optax.chain(rule, optax.add_decayed_weights(decay), optax.scale_by_learning_rate(lr))
 
 
 def _rmsprop(**settings: Any) -> Callable[[Any, Any], Any]:
@@ -197,6 +274,31 @@ OPTAX = [
         {"m": "mu"},
         lambda o: o.polynomial_schedule(0.01, 0.001, 2, STEPS),
     ),
+    _optax(
+        "adabelief",
+        lambda o, lr: _decoupled(o, lr, o.scale_by_belief(eps=1e-3, eps_root=1e-3)),
+        {"m": "mu", "s": "nu"},
+        lambda o: o.exponential_decay(0.01, 30, 0.5),
+    ),
+    _optax("yogi", lambda o, lr: _decoupled(o, lr, o.scale_by_yogi(eps=1e-3)), _MU_NU, 0.01),
+    _optax(
+        "adopt",
+        # In float64, where optax computes a float32 from its int32 of a count; no decay in the first step.
+        lambda o, lr: _decoupled(
+            o,
+            lr,
+            o.contrib.scale_by_adopt(0.9, 0.99, 0.5, clip_value_fn=lambda n: n.astype(float) ** 0.25),
+            lambda n: 0.5 * (n > 0),
+        ),
+        _MU_NU,
+        lambda o: o.exponential_decay(0.01, 30, 0.5),
+    ),
+    _optax(
+        "signum",
+        lambda o, lr: _decoupled(o, lr, o.chain(o.ema(0.965, debias=False), o.scale_by_sign())),
+        {"m": "ema"},
+        0.01,
+    ),
 ]
 
-ROWS = {row.name: row for row in TORCH + OPTAX}
+ROWS = {row.name: row for row in TORCH + FOR_TORCH + OPTAX}

@@ -1,4 +1,4 @@
-"""Trajectories of PyTorch's and optax's own implementations of the rules, on one test problem."""
+"""Trajectories of other libraries' own implementations of the rules, on one test problem."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ class Path(NamedTuple):
 
 def path(peer: Row) -> Path:
     """Run `peer` for STEPS steps in float64. Its library must be installed."""
-    return (_torch_path if peer.library == "torch" else _optax_path)(peer)
+    return (_optax_path if peer.library == "optax" else _torch_path)(peer)
 
 
 def _torch_path(peer: Row) -> Path:
+    """Run an optimizer of torch's or of a library for torch."""
     import torch  # pyright: ignore[reportMissingImports]
 
     default = torch.get_default_dtype()
@@ -47,6 +48,8 @@ def _torch_path(peer: Row) -> Path:
     try:
         p = torch.nn.Parameter(torch.tensor(START))
         optimizer = peer.make(torch, p)
+        if hasattr(optimizer, "train"):
+            optimizer.train()  # schedulefree's: p is the point at which gradients are computed
         scheduler = peer.schedule(torch, optimizer)
         lrs, ps = [], []
         for t in range(1, STEPS + 1):

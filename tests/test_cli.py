@@ -42,10 +42,19 @@ def run(*arguments: str) -> str:
     return result.output
 
 
-def train(name: str, *, seed: int = 0, epochs: int = 30, schedule: str = "warmup-cosine", **more: Any) -> digits.Run:
+def train(
+    name: str,
+    *,
+    seed: int = 0,
+    epochs: int = 30,
+    batch_size: int = 64,
+    schedule: str = "warmup-cosine",
+    **more: Any,
+) -> digits.Run:
     data = digits.load(seed)
-    rule = digits.make_rule(name, lr=None, schedule=schedule, steps=epochs * -(-len(data.x_train) // 64), noise=None)
-    return digits.train(rule, data, epochs=epochs, batch_size=64, seed=seed, **more)
+    steps = epochs * -(-len(data.x_train) // batch_size)
+    rule = digits.make_rule(name, lr=None, schedule=schedule, steps=steps, noise=None)
+    return digits.train(rule, data, epochs=epochs, batch_size=batch_size, seed=seed, **more)
 
 
 def require_picture(path: Path, colours: list[str]) -> None:
@@ -68,7 +77,9 @@ def test_adam_reads_at_least_97_percent_of_the_test_images(seed: int):
 
 @pytest.mark.parametrize("name", fastopt.RULES)
 def test_every_rule_trains_well_at_its_own_learning_rate(name: str):
-    assert train(name).accuracies[-1] >= 0.96
+    # Rprop takes the noise of small batches for turns of the gradient: it trains on all images at once.
+    settings: dict[str, Any] = {"epochs": 200, "batch_size": 10_000} if name == "rprop" else {}
+    assert train(name, **settings).accuracies[-1] >= 0.96
 
 
 @pytest.mark.parametrize("schedule", digits.SCHEDULES)

@@ -22,9 +22,12 @@ pytest.importorskip("cupy", reason="NVRTC is called through CuPy, which this pla
 PROGRAMS = [p for dtype in (np.float32, np.float64) for p in all_programs(dtype)]
 
 
-# (kernel, architecture) → allowed bytes of stack. In this kernel ptxas spills two words of one entry point, so that it
-# needs only 80 registers and six blocks fit a multiprocessor. See docs/decisions/0009.
-STACK_BYTES = {("adam_amsgrad_pbf16_sr_gbf16_mbf16_sr_vbf16_sr_vmaxbf16_sr", 120): {8}}
+# (kernel, architecture) → allowed bytes of stack. In these kernels ptxas spills two words of one entry point: then the
+# first needs only 80 registers and six blocks fit a multiprocessor, the second 128 and four. See docs/decisions/0009.
+STACK_BYTES = {
+    ("adam_amsgrad_pbf16_sr_gbf16_mbf16_sr_vbf16_sr_vmaxbf16_sr", 120): {8},
+    ("madgrad_weight_decay_pf64_gf64_sf64_vf64_x0f64", 100): {8},
+}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -39,8 +42,9 @@ def test_every_kernel_compiles_without_spilling(architecture):
         allowed = {0} | STACK_BYTES.get((name, architecture), set())
         assert set(compiled.stack.values()) <= allowed, f"{name} spills to local memory"
         # A multiprocessor has 65,536 registers: with at most 128 per thread four blocks of 128 threads are resident.
-        # float64 kernels may use more: those with five buffers need 80 registers for their data alone.
-        assert max(compiled.registers.values()) <= (128 if program.dtype == np.float32 else 160), name
+        # float64 kernels may use more: those with five buffers need 80 registers for data alone, with six (Adan) 96.
+        most = 128 if program.dtype == np.float32 else 160 if len(program.buffers) < 6 else 192
+        assert max(compiled.registers.values()) <= most, name
         if architecture == 90:
             assert_uncontracted_and_wide(program, compiled.ptx)
 

@@ -37,7 +37,7 @@ class BitsAndBytes(Peer):
         rule = CASES[case.rule]
         if callable(rule.lr) if hasattr(rule, "lr") else True:
             return None
-        settings = {"lr": rule.lr, "weight_decay": rule.weight_decay}
+        settings = {"lr": rule.lr, "weight_decay": getattr(rule, "weight_decay", 0.0)}
         match case.rule:
             case "adam" | "adam-decoupled":
                 return "AdamW", settings | {"betas": rule.betas, "eps": rule.eps}

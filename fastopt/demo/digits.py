@@ -31,6 +31,9 @@ LEARNING_RATES = {
     "sgd": 0.3, "momentum": 0.4, "rmsprop": 3e-3, "adam": 5e-3, "adagrad": 5e-2,
     "adadelta": 3.0, "adamax": 1.5e-2, "nadam": 6e-3, "radam": 1e-2, "lion": 1e-3,
     "lamb": 1e-2, "lars": 5.0, "stableadamw": 5e-3, "mars": 5e-3, "novograd": 2e-2,
+    "adabelief": 5e-3, "yogi": 1e-2, "ademamix": 3e-3, "adopt": 5e-3, "adan": 1e-2,
+    "schedulefreesgd": 1.0, "schedulefreeadamw": 1e-2,
+    "laprop": 5e-3, "signum": 1e-3, "qhadam": 5e-3, "madgrad": 1e-2, "rprop": 1e-3, "asgd": 0.3,
 }  # fmt: skip
 """Learning rates at which the rules train well here, with a batch size of 64 and any of the schedules. Rules that are
 not listed use their default."""

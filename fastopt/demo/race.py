@@ -16,21 +16,33 @@ RATES = {
         "sgd": 0.039, "momentum": 0.039, "rmsprop": 0.1, "adam": 0.4, "adagrad": 1.5,
         "adadelta": 0.15, "adamax": 0.4, "nadam": 0.4, "radam": 0.07, "lion": 0.1,
         "lamb": 0.1, "lars": 10.0, "stableadamw": 0.4, "mars": 0.4, "novograd": 0.1, "prodigy": 0.3,
+        "adabelief": 0.2, "yogi": 0.2, "ademamix": 1.0, "adopt": 0.7, "adan": 2.0,
+        "schedulefreesgd": 0.2, "schedulefreeadamw": 2.0,
+        "laprop": 0.7, "signum": 0.1, "qhadam": 1.0, "madgrad": 0.7, "rprop": 1.0, "asgd": 0.02,
     },
     "saddle": {
         "sgd": 0.05, "momentum": 0.05, "rmsprop": 0.03, "adam": 0.05, "adagrad": 0.15,
         "adadelta": 0.3, "adamax": 0.05, "nadam": 0.05, "radam": 0.2, "lion": 0.04,
         "lamb": 0.03, "lars": 30.0, "stableadamw": 0.1, "mars": 0.1, "novograd": 0.1,
+        "adabelief": 0.07, "yogi": 0.2, "ademamix": 0.1, "adopt": 0.07, "adan": 1.0,
+        "schedulefreesgd": 2.0, "schedulefreeadamw": 0.7,
+        "laprop": 1.0, "signum": 0.02, "qhadam": 0.2, "madgrad": 2.0, "rprop": 0.1, "asgd": 0.05,
     },
     "rosenbrock": {
         "sgd": 1e-3, "momentum": 1e-3, "rmsprop": 7e-3, "adam": 0.1, "adagrad": 1.0,
         "adadelta": 3e-3, "adamax": 0.5, "nadam": 0.04, "radam": 4e-3, "lion": 4e-3,
         "lamb": 0.03, "lars": 3.0, "stableadamw": 0.1, "mars": 0.03, "novograd": 0.01,
+        "adabelief": 2.0, "yogi": 1.0, "ademamix": 0.4, "adopt": 2.0, "adan": 0.02,
+        "schedulefreesgd": 7e-3, "schedulefreeadamw": 0.2,
+        "laprop": 0.7, "signum": 4e-3, "qhadam": 0.04, "madgrad": 0.01, "rprop": 2e-3, "asgd": 1e-3,
     },
     "beale": {
         "sgd": 3.5e-3, "momentum": 3.5e-3, "rmsprop": 0.02, "adam": 0.1, "adagrad": 0.5,
         "adadelta": 0.03, "adamax": 0.3, "nadam": 0.1, "radam": 0.02, "lion": 0.01,
         "lamb": 0.01, "lars": 3.0, "stableadamw": 0.1, "mars": 0.1, "novograd": 0.03,
+        "adabelief": 0.2, "yogi": 0.2, "ademamix": 0.7, "adopt": 1.0, "adan": 2.0,
+        "schedulefreesgd": 0.07, "schedulefreeadamw": 0.7,
+        "laprop": 0.2, "signum": 0.01, "qhadam": 0.2, "madgrad": 0.2, "rprop": 2.0, "asgd": 3.5e-3,
     },
 }  # fmt: skip
 """Learning rates that suit each rule. SGD's is near the largest stable one, and momentum has the same, to compare them.

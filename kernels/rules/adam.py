@@ -6,7 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fastopt.kernels.rules.settings import DECAY_RATE, NONNEGATIVE, Setting, check
+from fastopt.errors import SettingError
+from fastopt.kernels.rules.settings import DECAY_RATE, NONNEGATIVE, POSITIVE, Setting, check
+from fastopt.kernels.rules.weight_decay import MaxLr, decay_of_step
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,7 @@ class Adam:
     With betas = (β₁, β₂) and t = 1, 2, …:
 
         p ← (1 − lr·λ) p                    decoupled weight decay; or g ← g + λ p with decoupled=False
+        p ← (1 − (lr/max_lr)·λ) p           with max_lr: fully decoupled decay, which no learning rate scales
         m ← β₁ m + (1 − β₁) g
         v ← β₂ v + (1 − β₂) g²
         p ← p − lr · m̂ / (√v̂ + ε),         m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
@@ -23,7 +26,8 @@ class Adam:
     With amsgrad=True the largest v so far, the buffer `vmax`, stands in place of v in the last line.
 
     Buffers: m is in units of the gradient, v and vmax in its square; all start at zero.
-    Settings: lr, eps, weight_decay ≥ 0; betas in [0, 1). float32: 28 bytes per parameter and step, AMSGrad 36.
+    Settings: lr, eps, weight_decay ≥ 0; betas in [0, 1); max_lr > 0 or None, the peak of lr's schedule.
+    float32: 28 bytes per parameter and step, AMSGrad 36.
 
     Where others differ: torch.optim.Adam means L2 decay by `weight_decay`, torch.optim.AdamW decoupled decay (and
     1e-2 by default); here decay is decoupled unless `decoupled=False`, and 0 by default. The maximum of AMSGrad is
@@ -48,9 +52,17 @@ class Adam:
     weight_decay: Setting = 0.0
     decoupled: bool = True
     amsgrad: bool = False
+    max_lr: MaxLr = None
 
     def __post_init__(self):
-        check(self, lr=NONNEGATIVE, betas=DECAY_RATE, eps=NONNEGATIVE, weight_decay=NONNEGATIVE)
+        check(self, lr=NONNEGATIVE, betas=DECAY_RATE, eps=NONNEGATIVE, weight_decay=NONNEGATIVE, max_lr=POSITIVE)
+        if self.max_lr is not None and not self.decoupled:
+            raise SettingError(
+                "L2 decay is part of the gradient: no learning rate scales it.",
+                got=f"max_lr={self.max_lr!r} with decoupled=False",
+                do="leave max_lr at None, or decoupled at True",
+                where="Adam",
+            )
 
     def scalars(self, t):
         """Compute the step's scalars in float64; keep = 1 − lr·λ, rest = 1 − β, root = 1/√(1 − β₂ᵗ)."""
@@ -64,7 +76,7 @@ class Adam:
             "root": 1 / sqrt(1 - beta2**t),
             "eps": self.eps,
             "decay": self.weight_decay,
-            "keep": 1 - self.lr * self.weight_decay,
+            "keep": 1 - decay_of_step(self),
         }
 
     def update(self, p, g, m, v, vmax=None, *, beta1, rest1, beta2, rest2, step_size, root, eps, decay, keep):

@@ -1,4 +1,4 @@
-"""What the rules around another rule share: its state, and its update with a changed gradient and more scalars."""
+"""What the rules around another rule share: its state, and its update with a changed gradient, or with more state."""
 
 import inspect
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from fastopt.kernels.rules.rule import initial, require_rule
 
 
 class Around:
-    """A rule around another one, its setting `rule`. `added` names the scalars that it adds to the inner update's."""
+    """A rule around another one, its setting `rule`. `added` names the scalars and state that it adds."""
 
     rule: Any
     added: tuple[str, ...] = ()
@@ -51,4 +51,18 @@ class Around:
 
         extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in self.added]
         update.__signature__ = inner.replace(parameters=[*inner.parameters.values(), *extra])  # type: ignore[attr-defined]
+        return update
+
+    def inner(self, *buffers: Any, **scalars: Any) -> tuple:
+        """Return what the inner rule's update returns, as a tuple: p, then the state."""
+        returned = self.rule.update(*buffers, **scalars)
+        return returned if isinstance(returned, tuple) else (returned,)
+
+    def with_state(self, update: Callable[..., Any], state: str, *scalars: str) -> Callable[..., Any]:
+        """Give `update(p, g, state, *inner state, **all scalars)` the inner update's signature with what is added."""
+        inner = inspect.signature(self.rule.update)
+        p, g, *others = inner.parameters.values()
+        own = inspect.Parameter(state, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in scalars]
+        update.__signature__ = inner.replace(parameters=[p, g, own, *others, *extra])  # type: ignore[attr-defined]
         return update

@@ -1,10 +1,8 @@
 """An exponentially weighted average of the parameters, kept in the same pass around any other rule."""
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from fastopt.errors import RuleError, raised_by
 from fastopt.kernels.rules.around import Around
 from fastopt.kernels.rules.settings import DECAY_RATE, Setting, check
 
@@ -41,14 +39,10 @@ class EMA(Around):
     decay: Setting = 0.999
     bias_correction: bool = True
 
-    added = ("ema_weight",)
+    added = ("ema", "ema_weight")
 
     def __post_init__(self):
         super().__post_init__()
-        with raised_by("EMA"):
-            if AVERAGE in inspect.signature(self.rule.update).parameters:
-                what = f"the inner rule {type(self.rule).__name__} already has a state 'ema'."
-                raise RuleError(what, do="put one EMA around a rule, or rename that state")
         check(self, decay=DECAY_RATE)
 
     @property
@@ -65,15 +59,9 @@ class EMA(Around):
     @property
     def update(self):
         """The inner rule's update, and the average of what it returns for p."""
-        inner = inspect.signature(self.rule.update)
 
         def update(p, g, ema, *state, ema_weight, **scalars):
-            returned = self.rule.update(p, g, *state, **scalars)
-            new, *rest = returned if isinstance(returned, tuple) else (returned,)
+            new, *rest = self.inner(p, g, *state, **scalars)
             return new, ema + ema_weight * (new - ema), *rest
 
-        p, g, *others = inner.parameters.values()
-        own = [inspect.Parameter(AVERAGE, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-        weight = inspect.Parameter("ema_weight", inspect.Parameter.KEYWORD_ONLY)
-        update.__signature__ = inner.replace(parameters=[p, g, *own, *others, weight])  # type: ignore[attr-defined]
-        return update
+        return self.with_state(update, AVERAGE, "ema_weight")

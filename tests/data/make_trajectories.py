@@ -1,4 +1,4 @@
-"""Write trajectories.npz: where PyTorch and optax go, so that the tests can follow them without either installed.
+"""Write trajectories.npz: where other libraries go, so that the tests can follow them without one installed.
 
     python tests/data/make_trajectories.py
 
@@ -21,7 +21,8 @@ def main() -> None:
     sys.path.insert(0, str(HERE.parent))
     from peers import PEERS, START, STORED, path
 
-    versions = [f"{name} {version(name)}" for name in ("torch", "optax", "jax", "numpy")]
+    libraries = dict.fromkeys([*(peer.library for peer in PEERS.values()), "jax", "numpy"])
+    versions = [f"{name} {version(name)}" for name in libraries]
     arrays = {"versions": np.array(versions), "start": START, "stored": np.array(STORED)}
     for name, peer in PEERS.items():
         lr, p, state = path(peer)
