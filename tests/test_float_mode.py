@@ -46,12 +46,11 @@ def end(rule, storage: str, bits: int, backend: str = "cpu", n: int = 1003) -> d
     return {name: x for name, x in opt.state_dict().items() if "/" in name}
 
 
-# Every case computes in float32. What a storage adds to a kernel is the same for every rule: each storage has rules
-# with one to three buffers of state, and with noise; and each rule has a storage.
+# Every case computes in float32. What a storage adds to a kernel is the same for every rule: each storage has Adam,
+# with noise and without, and each rule has a storage.
 STORAGES = ("bf16", "8bit", "split", "mixed_f16")
-ALL_STORAGES = ("adam", "adam-amsgrad", "rmsprop-centered-momentum", "adagrad-initial", "noise-adam")
 FIRST = {type(rule): case for case, rule in reversed(CASES.items())}
-STORED = [(case, storage) for case in ALL_STORAGES for storage in STORAGES]
+STORED = [(case, storage) for case in ("adam", "noise-adam") for storage in STORAGES]
 STORED += [pair for pair in zip(FIRST.values(), cycle(STORAGES), strict=False) if pair not in STORED]
 
 
