@@ -1,4 +1,11 @@
-"""Turn pytest-benchmark on for `pytest bench`; addopts in pyproject.toml turns it off for the tests."""
+"""Turn pytest-benchmark on for `pytest bench`, in one process; addopts in pyproject.toml is for the tests."""
+
+import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    config.option.numprocesses = 0
 
 
 def pytest_configure(config):

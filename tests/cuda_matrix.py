@@ -27,6 +27,8 @@ from fastopt.kernels.devices import load_cupy
 from fastopt.kernels.formats import PRESETS
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+GREEDIEST = (75, 120)
+"""The architectures of which one needs the most registers, whichever the kernel: see the recorded table."""
 REGISTERS = Path(__file__).parent.parent / "bench" / "results" / "cuda-registers.csv"
 
 
@@ -81,6 +83,35 @@ def storage_programs() -> list[Program]:
     ]
     chosen.append(("noise-adam", "bf16_8bit"))
     return [trace(CASES[case], name) for case, name in chosen]
+
+
+def selected_programs() -> list[Program]:
+    """Return the programs that differ most: in buffers, branches, integers, noise, and scales of tiles."""
+    cases = ("sgd", "adam-amsgrad-l2", "radam", "rmsprop-centered", "rmsprop-centered-momentum", "noise-adam")
+    chosen: list[tuple[str, Any]] = [(case, dtype) for case in cases for dtype in (np.float32, np.float64)]
+    chosen += [("adam", "8bit"), ("adam", "split_8bit"), ("noise-adam", "bf16_8bit")]
+    return [trace(CASES[case], storage) for case, storage in chosen]
+
+
+# (kernel, architecture) → allowed bytes of stack. In these kernels ptxas spills two words of one entry point: then the
+# first needs only 80 registers and six blocks fit a multiprocessor, the second 128 and four. See docs/decisions/0009.
+STACK_BYTES = {
+    ("adam_amsgrad_pbf16_sr_gbf16_mbf16_sr_vbf16_sr_vmaxbf16_sr", 120): {8},
+    ("madgrad_weight_decay_pf64_gf64_sf64_vf64_x0f64", 100): {8},
+}
+
+
+def assert_fits(program: Program, compiled: Compiled, architecture: int) -> None:
+    """Assert that both entry points of a kernel are there, keep their values in registers, and need few of them."""
+    name = entry(program)
+    assert compiled.cubin[:4] == b"\x7fELF", name
+    assert set(compiled.registers) == {name, f"{name}_captured"}
+    allowed = {0} | STACK_BYTES.get((name, architecture), set())
+    assert set(compiled.stack.values()) <= allowed, f"{name} spills to local memory on sm_{architecture}"
+    # A multiprocessor has 65,536 registers: with at most 128 per thread four blocks of 128 threads are resident.
+    # float64 kernels may use more: those with five buffers need 80 registers for data alone, with six (Adan) 96.
+    most = 128 if program.dtype == np.float32 else 160 if len(program.buffers) < 6 else 192
+    assert max(compiled.registers.values()) <= most, name
 
 
 INTEGER = frozenset(
@@ -156,9 +187,15 @@ COLUMNS = [f"sm_{a}" for a in ARCHITECTURES] + ["instructions per parameter (sm_
 
 
 def write_registers() -> None:
-    """Write the table of registers and instructions: a row for each kernel, a column for each architecture."""
+    """Write the table of registers and instructions: a row for each kernel, a column for each architecture.
+
+    Every kernel is checked on every architecture, of which the tests compile most kernels for two.
+    """
     programs = [p for dtype in (np.float32, np.float64) for p in all_programs(dtype)] + storage_programs()
     made = {a: compile_all(programs, a) for a in ARCHITECTURES}
+    for a in ARCHITECTURES:
+        for p in programs:
+            assert_fits(p, made[a][p.name], a)
     with ThreadPoolExecutor() as pool:
         instructions = list(pool.map(lambda p: issued(made[90][p.name].cubin, entry(p)), programs))
     with REGISTERS.open("w", newline="") as file:

@@ -44,13 +44,29 @@ def tiny(entry: Entry) -> Entry:
 
 # ---------------------------------------------------------------- what is timed
 
+
+def tried(entries: list[Entry]) -> list[Entry]:
+    """Return the entries of a part that have a value that none before them has: AdamW's first, then those of others.
+
+    So each rule and each storage is tried, but not each pair.
+    """
+    kept: list[Entry] = []
+    seen: set[tuple[str, object]] = set()
+    for entry in sorted(entries, key=lambda entry: entry.case.rule != Case.rule):
+        new = {("peers", entry.peers), *entry.case.as_dict().items()}
+        if not new <= seen:
+            kept.append(entry)
+        seen |= new
+    return kept
+
+
 TIMED = [part for part in PARTS if part not in ("first", "memory")]
 
 
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("part", TIMED)
 def test_every_case_runs_without_other_libraries(part, quick, alone, monkeypatch):
-    entries = {tiny(entry).key: tiny(entry) for entry in plan(part, 2, quick)}
+    entries = {tiny(entry).key: tiny(entry) for entry in tried(plan(part, 2, quick))}
     assert entries
     for entry in entries.values():
         found = run.measure(entry, 1, list(PEERS))

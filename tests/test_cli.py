@@ -37,7 +37,8 @@ from fastopt.kernels.cpu import tuning
 
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    # Without COLUMNS, which shells and pytest's workers set: a file gets long lines.
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": None}, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 

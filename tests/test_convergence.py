@@ -10,6 +10,11 @@ import pytest
 from cases import CASES, fresh_buffers
 
 import fastopt
+from fastopt.kernels.backends import bind
+from fastopt.kernels.compiler.plan import host_scalars
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.launch import Rows
+from fastopt.kernels.launch import run as take
 from fastopt.kernels.rules.around import Around
 
 
@@ -45,12 +50,18 @@ def run(rule: Any, p: np.ndarray, gradient: Any, steps: int) -> np.ndarray:
 
 def run_without_state(rule: Any, p: np.ndarray, gradient: Any, steps: int) -> np.ndarray:
     """Return p after so many steps of which each starts with fresh state, which breaks the rule on purpose."""
-    for t in range(1, steps + 1):
-        buffers = fresh_buffers(rule, p)
-        buffers["g"][...] = gradient(p)
-        fastopt.update(rule, t, buffers)
-        p = buffers["p"]
-    return p
+    program, buffers = trace(rule, p.dtype), fresh_buffers(rule, p)
+    fresh = {name: a.copy() for name, a in buffers.items() if name not in ("p", "g")}
+    arrays = [buffers[b.name] for b in program.buffers]
+    launch = bind("cpu", program, Rows([p.size], [0], [[a.ctypes.data for a in arrays]], arrays))
+    scalars = host_scalars(program, rule)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for t in range(1, steps + 1):
+            for name, values in fresh.items():
+                buffers[name][...] = values
+            buffers["g"][...] = gradient(buffers["p"])
+            take(launch.calls((), scalars(t)))
+    return buffers["p"]
 
 
 def longest_prefix(table: dict[str, Any], case: str) -> Any:

@@ -177,11 +177,20 @@ def flipped(data: bytes, at: int, bit: int = 3) -> bytes:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_kernel_is_reported_once_and_replaced(damage, filled):
+def test_a_damaged_kernel_is_not_read(damage, filled):
     (path,) = filled.rglob("adam*.code")
     whole = path.read_bytes()
+    assert cache.read(path)
     path.write_bytes(DAMAGE[damage](whole))
     assert path.read_bytes() != whole
+    with pytest.warns(fastopt.CacheWarning, match="was damaged; it is compiled again and replaced"):
+        assert cache.read(path) is None
+
+
+@pytest.mark.parametrize("damage", ["empty", "one bit of the machine code"])
+def test_a_damaged_kernel_is_reported_once_and_replaced(damage, filled):
+    (path,) = filled.rglob("adam*.code")
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
     assert warned(run(ONE_STEP, filled), "was damaged; it is compiled again and replaced") == MISS
     assert output(run(ONE_STEP, filled)).split() == HIT
 

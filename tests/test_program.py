@@ -490,7 +490,7 @@ OUT_OF_RANGE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "settings"), OUT_OF_RANGE, ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(("name", "settings"), OUT_OF_RANGE, ids=lambda x: str(x).partition(" at 0x")[0][:40])
 def test_settings_out_of_range_are_refused_by_the_constructor(name, settings):
     with pytest.raises(SettingError, match=next(iter(settings))):
         getattr(fastopt, name)(**settings)

@@ -1,7 +1,7 @@
 """On a GPU: every rule equals the reference bit for bit, on the caller's stream and device, captured or not.
 
-`pytest tests/device --require-cuda` runs all of it. test_the_sanitizer_finds_nothing runs some of the tests again under
-compute-sanitizer, if that is installed.
+`pytest -n 0 tests/device --require-cuda` runs all of it. test_the_sanitizer_finds_nothing runs some of the tests again
+under compute-sanitizer, if that is installed.
 
 Over 300 lines: one command runs whatever a device is needed for, from the kernel to the graph.
 """
@@ -332,7 +332,7 @@ def test_the_sanitizer_finds_nothing(cupy, missing):
         missing("compute-sanitizer, of the CUDA toolkit, is not installed")
     chosen = "adam-amsgrad-l2 or noise-adam or any_element or captured_step"
     for tool in ("memcheck", "initcheck"):
-        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-p",
-                   "no:cacheprovider", __file__, "--require-cuda", "-k", chosen]  # fmt: skip
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-n", "0",
+                   "-q", "-p", "no:cacheprovider", __file__, "--require-cuda", "-k", chosen]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
