@@ -153,6 +153,8 @@ class Optimizer:
         # Where steps may be skipped: the flags of the last one, and how many were.
         self._flags: Any = getattr(made[-1].launch, "flags", None) if made[-1].plan.program.condition else None
         self._skipped, self._skipped_before = np.zeros(1, np.int64), 0
+        # As most have: one group, of which every step is taken.
+        self._only = self._steps[0] if len(made) == 1 and self._flags is None else None
         self._values = NamedValues(made, values, library, device)
         self.flat_params, self.flat_grads = (_forward(made[0].store, b, flat) for b in ("p", "g"))
         if len(made[0].store.formats["p"].planes) > 1 and not self._on_device:
@@ -215,11 +217,11 @@ class Optimizer:
             planes = [g.store.planes[0][name] for g in self._groups for name in g.store.formats["p"].plane_names("p")]
             kept = [(plane, library.duplicate(plane)) for plane in planes]
             self._write({"p": self._values.read(AVERAGE)})
-        self._averaged = True
+        apart, self._apart, self._averaged = self._apart, True, True
         try:
             yield
         finally:
-            self._averaged = False
+            self._apart, self._averaged = apart, False
             with library.running(device, None):
                 self._turn.take(lambda t: [*(library.writing(*pair) for pair in kept), (self._turn.end, t)])
 
@@ -294,8 +296,6 @@ class Optimizer:
 
         """
         try:
-            if self._averaged:
-                self._require_own_values()
             if self._apart or stream is not None:
                 self._step_apart(grads, stream)
             else:
@@ -311,18 +311,17 @@ class Optimizer:
 
     def _calls(self, grads: Mapping[str, Any] | None) -> list[tuple]:
         """Check everything, and prepare the next step, between `Turn.begin` and `Turn.end`."""
-        turn, steps = self._turn, self._steps
+        turn, only = self._turn, self._only
         taken = turn.now()
         t = taken + 1
-        if len(steps) == 1:  # as most have
-            ((scalars, keys, prepare),) = steps
+        if only is not None:
+            scalars, keys, prepare = only
             values = scalars(t)
             noise = keys(self._seed, t) if keys else ()
-            end = ((turn.end, t),) if self._flags is None else self._ends(taken)
             if grads is None:
-                return [(turn.begin, taken), *prepare(noise, values), *end]
-            return [(turn.begin, taken), *self._gradient_copies(grads), *prepare(noise, values), *end]
-        seed = self._seed
+                return [(turn.begin, taken), *prepare(noise, values), (turn.end, t)]
+            return [(turn.begin, taken), *self._gradient_copies(grads), *prepare(noise, values), (turn.end, t)]
+        seed, steps = self._seed, self._steps
         # The numbers of all groups, and the copies, before any launch is prepared: what is wrong shows first.
         ready = [(prepare, keys(seed, t) if keys else (), scalars(t)) for scalars, keys, prepare in steps]
         calls = [(turn.begin, taken), *(() if grads is None else self._gradient_copies(grads))]
@@ -340,7 +339,8 @@ class Optimizer:
         return [*only_if(flags, 0, [(end, taken + 1)]), *only_if(flags, 1, [count, (end, taken)])]
 
     def _step_apart(self, grads: Mapping[str, Any] | None, stream: Any) -> None:
-        """Step on a device, or by the reference, which computes while it prepares."""
+        """Step on a device, or by the reference, which computes while it prepares; not while `averaged`."""
+        self._require_own_values()
         if self._on_device or stream is not None:
             self._step_on_device(grads, stream)
             return

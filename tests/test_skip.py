@@ -301,6 +301,23 @@ def test_a_captured_step_skips_and_counts_on_the_device(cupy):
 
 
 @needs_gpp
+def test_a_step_on_arrays_of_a_device_is_skipped(cupy):
+    """Without an Optimizer, to which t is known: the condition has its scalars as arguments."""
+    rule = SkipNonfinite(fastopt.ClipByGlobalNorm(CASES["momentum"], 1.0), skip_above=1000.0)
+    start = fresh_buffers(CASES["momentum"], np.ones(700, np.float32))
+    on_device = {name: cupy.empty(x.shape, x.dtype) for name, x in start.items()}
+    for name, x in start.items():
+        on_device[name].set(x)
+    for t, size in ((1, 1.0), (2, np.inf), (3, 100.0), (4, 2.0)):
+        start["g"][...] = size
+        on_device["g"].set(start["g"])
+        fastopt.update(rule, t, start, backend="reference")
+        fastopt.update(rule, t, on_device)
+        for name, x in start.items():
+            assert_same_bits(on_host(on_device[name]), x, f"{name} at {t}")
+
+
+@needs_gpp
 def test_the_device_is_waited_for_once_in_many_steps(cupy, monkeypatch):
     monkeypatch.setattr("fastopt.optimizer.AHEAD", 4)
     opt = fastopt.Optimizer(SkipNonfinite(fastopt.Adam(lr=0.01)), PARAMS, backend="cuda")
