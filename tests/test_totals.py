@@ -483,9 +483,10 @@ def test_groups_on_a_device_take_a_step_together(cupy):
         opt.capturable(3)
 
 
-def test_every_architecture_compiles_the_phases_and_the_folds():
+def test_the_phases_and_the_folds_compile_for_the_oldest_and_the_newest_architecture():
+    """Of all text only `warp_max` depends on the architecture, and it differs between these two."""
     pytest.importorskip("cupy", reason="CuPy is not installed: NVRTC is called through it")
-    for architecture in ARCHITECTURES:
+    for architecture in (min(ARCHITECTURES), max(ARCHITECTURES)):
         for rule in (Both(), CLIPPED["noise-adam"]):
             for storage in ("f32", "f64", "split_8bit"):
                 for phase in trace(rule, storage).phases:
