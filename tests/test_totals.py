@@ -503,9 +503,10 @@ def test_the_phases_of_every_rule_compile(case):
     compile_phases(SHIPPED[case], "f32", 75)  # the test below tries each architecture
 
 
-def test_every_architecture_compiles_the_phases_and_the_folds():
+def test_the_phases_and_the_folds_compile_for_the_oldest_and_the_newest_architecture():
+    """Of all text only `warp_max` depends on the architecture, and it differs between these two."""
     pytest.importorskip("cupy", reason="CuPy is not installed: NVRTC is called through it")
-    for architecture in ARCHITECTURES:
+    for architecture in (min(ARCHITECTURES), max(ARCHITECTURES)):
         for rule in (Both(), CLIPPED["noise-adam"]):
             for storage in ("f32", "f64", "split_8bit"):
                 compile_phases(rule, storage, architecture)
