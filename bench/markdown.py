@@ -158,6 +158,30 @@ def drop_in(results: Results, folder: Path) -> str:
     return note.strip() + "\n\n" * bool(note) + _table(headings, rows)
 
 
+def around(found: tuple[Path, Results] | None) -> str:
+    """Return the table of steps with what surrounds them, and where it was measured."""
+    if found is None:
+        return ""
+    folder, results = found
+    rows = []
+    for r in results.of_part("around"):
+        case, seconds = case_of(r), r["seconds"]
+        peer = "torch operations" if case.rule == "lamb" else "torch passes"
+        speeds = r["versus"].get(peer, [None, None])[1], relative_speed(r, "fastopt.torch", peer)
+        words = [NOTHING if x is None else digits(x) for x in speeds]
+        rows.append([f"{case.rule}, {case.size}", duration(seconds["fastopt"][1]), _share(r), *words])
+    run, machine, where = results.runs[0], results.machine, os.path.relpath(folder, record.ROOT)
+    note = (
+        "What surrounds a step, in the step: AdamW with clipping; with unscaling, a look for what is not finite,"
+        " clipping, an average and zeroing, beside torch's passes (`GradScaler`, `clip_grad_norm_`, fused AdamW,"
+        " `AveragedModel`, `zero_grad`); and LAMB, beside torch's operations."
+        f" {machine['cpu']}, {machine['vectors']}, {run['date'][:10]}, commit {run['commit']}, [{where}]({where})."
+    )
+    headings = ["float32, 2 threads" if run["threads"] == 2 else "float32", "time per step"]
+    headings += ["share of the memory ceiling", "× torch", "fastopt.torch: × torch"]
+    return f"{note}\n\n" + _table(headings, rows)
+
+
 def scaling(results: Results) -> str:
     """Return sentences about the time of a step by number of groups and by number of threads."""
     sentences = []

@@ -48,12 +48,18 @@ def _of_run(folder: Path) -> str:
         markdown.storages(results),
         "" if results.device else markdown.by_vectors(record.newest_by_vectors("storages")),
         markdown.drop_in(results, folder),
+        "" if results.device else markdown.around(_newest_around()),
         markdown.scaling(results),
         markdown.first_steps(results),
         markdown.memory(results),
         _not_measured(results),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _newest_around() -> tuple[Path, Results] | None:
+    folder = newest("around")
+    return None if folder is None else (folder, record.read(folder))
 
 
 def _conditions(results: Results, where: str) -> str:
