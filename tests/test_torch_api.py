@@ -54,7 +54,14 @@ def test_arguments_and_defaults_are_torchs(name):
     found = list(inspect.signature(ours).parameters.values())
     expected = list(inspect.signature(theirs).parameters.values())
     assert found[: len(expected)] == expected
-    assert [p.name for p in found[len(expected) :]] == ["flatten", "storage", "seed", "max_norm"]
+    assert [p.name for p in found[len(expected) :]] == [
+        "flatten",
+        "storage",
+        "seed",
+        "max_norm",
+        "skip_nonfinite",
+        "ema",
+    ]
     assert issubclass(ours, theirs)
     assert ours([parameter(2)]).defaults == theirs([parameter(2)]).defaults
 
@@ -484,7 +491,7 @@ def test_methods_have_torchs_signatures(name):
     ours, theirs = (getattr(module, name) for module in (fastopt.torch, torch.optim))
     for method in METHODS:
         assert described(getattr(ours, method)) == described(getattr(theirs, method)), method
-    own = {"flatten", "storage", "seed", "max_norm"}
+    own = {"flatten", "storage", "seed", "max_norm", "skip_nonfinite", "ema"}
     assert [p for p in described(ours) if p[0] not in own] == described(theirs)
 
 
