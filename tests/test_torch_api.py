@@ -48,6 +48,10 @@ def test_importing_fastopt_does_not_import_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+OWN = ["flatten", "storage", "seed", "max_norm", "skip_nonfinite", "ema"]
+"""Arguments that torch's classes do not have."""
+
+
 @pytest.mark.parametrize("name", [n for n in fastopt.torch.__all__ if hasattr(torch.optim, n)])
 def test_arguments_and_defaults_are_torchs(name):
     ours, theirs = getattr(fastopt.torch, name), getattr(torch.optim, name)
@@ -491,8 +495,7 @@ def test_methods_have_torchs_signatures(name):
     ours, theirs = (getattr(module, name) for module in (fastopt.torch, torch.optim))
     for method in METHODS:
         assert described(getattr(ours, method)) == described(getattr(theirs, method)), method
-    own = {"flatten", "storage", "seed", "max_norm", "skip_nonfinite", "ema"}
-    assert [p for p in described(ours) if p[0] not in own] == described(theirs)
+    assert [p for p in described(ours) if p[0] not in OWN] == described(theirs)
 
 
 def test_hooks_see_how_step_was_called():
