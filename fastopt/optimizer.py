@@ -64,7 +64,7 @@ class Optimizer:
         grads: name → view into the flat gradient buffer, zero at first. A step reads it and leaves it as it is.
         flat_params, flat_grads: the buffers themselves, in the groups' order, padded to whole tiles with zeros.
         t: steps taken.
-        grad_norm: with ClipByGlobalNorm, the norm of all gradients at the last step.
+        grad_norm: with ClipByGlobalNorm, or SkipNonfinite with a bound, the norm of all gradients at the last step.
         skipped: steps that were not taken because of their gradients, as with SkipNonfinite; `t` does not count them.
 
     Raises:
@@ -210,8 +210,9 @@ class Optimizer:
         with raised_by("Optimizer.averaged"):
             self._require_own_values()
             if AVERAGE not in self._values.buffers or not self.t:
-                what = "there are no averages yet." if AVERAGE in self._values.buffers else "no rule keeps averages."
-                raise SettingError(what, do="put fastopt.EMA around the rule, and take a step")
+                if AVERAGE in self._values.buffers:
+                    raise SettingError("there are no averages yet.", do="take a step; a skipped one is none")
+                raise SettingError("no rule keeps averages.", do="put fastopt.EMA around the rule")
         library, device = self._values.library, self._values.device
         with library.running(device, None):
             planes = [g.store.planes[0][name] for g in self._groups for name in g.store.formats["p"].plane_names("p")]

@@ -128,6 +128,7 @@ class Adapter(torch.optim.Optimizer):
 
         """
         with raised_by(type(self).__name__):
+            self._require_own_values()
             if "_options" not in self.__dict__:
                 self._options = tuple(self.defaults)  # torch's; what others add to `defaults` later is theirs
             if self.__dict__.get("_adds_capturable"):
@@ -218,31 +219,39 @@ class Adapter(torch.optim.Optimizer):
     def averaged(self) -> Iterator[None]:
         """Put the averages of the parameters (`ema=`) in their place for the block, as for evaluation.
 
-        A parameter that has not been stepped stays as it is. No step can be taken meanwhile; after the block all is as
-        it was, bit for bit. Takes the memory of the parameters once more.
+        A parameter that has not been stepped stays as it is. No step can be taken meanwhile, nor state saved or loaded;
+        after the block all is as it was, bit for bit. Takes the memory of the parameters once more.
 
         Raises:
             SettingError: there are no averages, or they are in place already.
 
         """
-        where = f"{type(self).__name__}.averaged"
-        params = [p for group in self.param_groups for p in group["params"]]
-        with self._lock, torch.no_grad():
-            if not any(AVERAGE in self.state.get(p, ()) for p in params):
+        with raised_by(f"{type(self).__name__}.averaged"), self._lock, torch.no_grad():
+            self._require_own_values()
+            params = [p for group in self.param_groups for p in group["params"]]
+            having = [p for p in params if AVERAGE in self.state.get(p, ()) and float(self.state[p].get("step", 0))]
+            if not having:
                 do = "build the optimizer with ema=0.999, for example, and take a step"
-                raise SettingError("there are no averages of these parameters.", do=do, where=where)
-            if self._averaged:
-                raise SettingError("the averages are in place already.", where=where)
-            kept = [(p, p.detach().clone()) for p in params if AVERAGE in self.state.get(p, ())]
+                raise SettingError("there are no averages of these parameters.", do=do)
+            kept = [(p, p.detach().clone(), self.state[p][AVERAGE]) for p in having]
             self._averaged = True
-            try:
-                for p, _ in kept:
-                    p.copy_(self.state[p][AVERAGE])
-                yield
-            finally:
-                for p, own in kept:
-                    p.copy_(own)
+            for p, _, average in kept:
+                p.copy_(average)
+        try:
+            yield
+        finally:
+            with self._lock, torch.no_grad():
                 self._averaged = False
+                for p, own, _ in kept:
+                    if p.shape == own.shape and p.dtype == own.dtype and p.device == own.device:
+                        p.copy_(own)
+                    else:  # someone has replaced it within the block
+                        p.data = own
+
+    def _require_own_values(self) -> None:
+        """Raise a SettingError while averages are in place of the parameters."""
+        if self._averaged:
+            raise SettingError("the averages of the parameters are in their place.", do="do it after the block")
 
     # Buckets.
 
@@ -335,10 +344,9 @@ class Adapter(torch.optim.Optimizer):
         A parameter is stepped by itself if it is named by `only`.
         """
         with self._lock:
-            if self._averaged:
-                what = "the averages of the parameters are in their place."
-                raise SettingError(what, do="step after the block", where=f"{type(self).__name__}.step")
             try:
+                if self._averaged:
+                    self._require_own_values()
                 self._step(unscale, only, same, after)
             except FastoptError as error:
                 error.where = error.where or f"{type(self).__name__}.step"
@@ -432,6 +440,7 @@ class Adapter(torch.optim.Optimizer):
         the model sees, as "master". Tensors that are stored as they are are not copied.
         """
         with raised_by(f"{type(self).__name__}.state_dict"), self._lock:
+            self._require_own_values()
             hook = self.register_state_dict_post_hook(_plain_state, prepend=True)
             try:
                 return super().state_dict()
@@ -453,13 +462,15 @@ class Adapter(torch.optim.Optimizer):
         hook = self.register_load_state_dict_pre_hook(_hide_tensors)
         try:
             with raised_by(f"{type(self).__name__}.load_state_dict"):
+                self._require_own_values()
                 super().load_state_dict(state_dict)
         finally:
             hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         saved = ("defaults", "param_groups", "_settings", "_options")
-        with self._lock:
+        with raised_by(type(self).__name__), self._lock:
+            self._require_own_values()
             return {"state": _snapshot(self.state), **{name: getattr(self, name) for name in saved}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

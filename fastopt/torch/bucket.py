@@ -174,7 +174,8 @@ class ParamBucket:
 
     def _use(self, planned: Plan) -> None:
         program = planned.program
-        self.state.shows_step = self.state.names.counted or program.noise or AVERAGE in program.state
+        lacking = program.noise or program.condition is not None or AVERAGE in program.state  # without a count
+        self.state.shows_step = self.state.names.counted or lacking
         self._gradient_column = next(k for k, b in enumerate(planned.program.buffers) if b.buffer == "g")
 
     # What has changed since the last step.

@@ -47,9 +47,10 @@ def in_backward(module: Any, optimizer_class: type[Adapter], **options: Any) -> 
     require_optimizer_class(optimizer_class)
     if options.get("flatten"):
         raise SettingError("flat gradients would all live at once.", got="flatten=True", do="leave flatten=False")
-    for name in options.keys() & {"max_norm", "skip_nonfinite"}:
-        what = "the norm of all gradients is known only after the backward pass."
-        raise SettingError(what, got=name, do="use the optimizer by itself")
+    for name in ("max_norm", "skip_nonfinite"):
+        if options.get(name):
+            what = "the norm of all gradients is known only after the backward pass."
+            raise SettingError(what, got=name, do="use the optimizer by itself")
     require_complete(module)
     params: Any = module.parameters() if isinstance(module, torch.nn.Module) else module
     optimizer = optimizer_class(params, **options)

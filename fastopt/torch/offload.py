@@ -79,9 +79,13 @@ def offload(
         raise SettingError("flat buffers are copied as a whole.", got="flatten=True", do="leave flatten=False")
     if options.get("capturable"):
         raise SettingError("steps on the CPU are not captured.", got="capturable=True", do="leave capturable=False")
-    for name in options.keys() & {"max_norm", "skip_nonfinite"}:
-        do = "pass accumulate=None, and look at all gradients (torch.nn.utils.clip_grad_norm_) before step()"
-        raise SettingError("the norm of all gradients is known after the backward pass.", got=name, do=do)
+    for name in ("max_norm", "skip_nonfinite"):
+        if options.get(name):
+            do = "leave it out; with accumulate=None clip by torch.nn.utils.clip_grad_norm_ before step()"
+            raise SettingError("the norm of all gradients is known after the backward pass.", got=name, do=do)
+    if options.get("ema") is not None:
+        what, do = "averages would lie in the CPU's memory alone.", "use torch.optim.swa_utils.AveragedModel"
+        raise SettingError(what, got="ema", do=do)
     if accumulate is not None:
         accumulate = integer("accumulate", accumulate, 1)
     require_complete(module)

@@ -21,7 +21,8 @@ from fastopt.arrays.torch import (
 )
 from fastopt.errors import LayoutError, SettingError
 from fastopt.kernels.compiler.layout import layout
-from fastopt.kernels.formats import STORAGES, Format
+from fastopt.kernels.formats import FULL, STORAGES, Format
+from fastopt.kernels.rules.ema import AVERAGE
 from fastopt.kernels.rules.rule import Rule, signature
 
 
@@ -34,8 +35,11 @@ def formats_for(rule: Rule, storage: Any, dtype: torch.dtype, gradients: torch.d
     """
     own, theirs = FORMATS[dtype], FORMATS[gradients or dtype]
     if storage is None:
-        chosen = dict.fromkeys(signature(rule).buffers, own)
-        return chosen if theirs == own else layout(rule, chosen | {"g": theirs})
+        buffers = signature(rule).buffers
+        chosen = dict.fromkeys(buffers, own) | {"g": theirs}
+        if AVERAGE in buffers:  # which would stand still: it moves by less than the last bit of 16
+            chosen[AVERAGE] = FULL[STORAGES[own].computes]
+        return chosen if {*chosen.values()} == {own} else layout(rule, chosen)
     chosen = layout(rule, storage if isinstance(storage, str) else {"p": own, "g": theirs, **storage})
     form = STORAGES[chosen["p"]]
     expected = element_type(form.planes[form.forward])
