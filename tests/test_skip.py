@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from cases import CASES, fresh_buffers
 from cuda_matrix import ARCHITECTURES, compile_source
+from test_safety import interrupt
 from test_totals import PARAMS, Trust, needs_gpp
 from values import assert_same_bits
 
@@ -18,6 +20,8 @@ import fastopt
 from fastopt import RuleError, SettingError, SkipNonfinite
 from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.cuda.printer import print_condition_source, print_source
+
+__all__ = ["interrupt"]  # a fixture
 
 BAD = {3: np.nan, 4: np.inf, 7: -np.inf}
 """The step, and what one gradient then has in one place."""
@@ -165,6 +169,27 @@ def test_threads_skip_and_go_on(threads):
             assert (opt.t, opt.skipped) == (2, 2)
     finally:
         fastopt.set_threads(before)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_an_interrupted_step_is_taken_or_skipped_or_has_not_begun(backend, interrupt):
+    rule = SkipNonfinite(fastopt.ZeroGradients(fastopt.SGD(lr=1.0)))
+    opt = fastopt.Optimizer(rule, {"a": np.zeros(700), "b": np.zeros(3)}, groups={"b": {"lr": 2.0}}, backend=backend)
+    good = {"a": np.ones(700), "b": np.ones(3)}
+    opt.step(good)
+    start = time.perf_counter()
+    opt.step(good)
+    one = time.perf_counter() - start
+    rng = np.random.default_rng(0)
+    for k in range(400):
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 — it may be raised at any point in the block
+            interrupt(1e-4 + 3 * one * rng.random())
+            while True:
+                opt.step(good if k % 2 else {**good, "b": np.full(3, np.nan)})
+        assert np.all(opt.params["a"] == -opt.t)
+        assert np.all(opt.params["b"] == -2 * opt.t)
+    assert opt.t > 2
+    assert opt.skipped > 2
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ def steps(launches: Sequence[tuple[ReferenceLaunch, tuple, tuple]]) -> list[tupl
                 found += row
         if len(known) == max((len(launch.program.over_all) for launch, _, _ in launches), default=0):
             skipped = not all(conditions)
-            flags = [(launch.flags.__setitem__, ..., (not skipped, skipped)) for launch, _, _ in launches]
+            now = np.array([not skipped, skipped], np.float64)  # NumPy runs signal handlers while it converts a tuple
+            flags = [(launch.flags.__setitem__, ..., now) for launch, _, _ in launches]
             written = [(array, x) for array, x in found if x is ZERO or not skipped]
             return [*flags, *((array.__setitem__, ..., x) for array, x in written)]
         with np.errstate(all="ignore"):
