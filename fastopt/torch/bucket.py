@@ -358,8 +358,7 @@ class ParamBucket:
             ends: list[tuple] = [(vectors[name].numpy().__setitem__, cohort.members, x) for name, x in counted.items()]
             ends.append((setattr, cohort, "counted", counted))
             if planned.program.over_all:
-                together.append((planned.program, cohort.launch, planned.keys(seed, t), scalars(t), calls + ends))
-                calls = []
+                together.append((planned.program, cohort.launch, planned.keys(seed, t), scalars(t), ends))
             else:
                 calls += cohort.launch.calls(planned.keys(seed, t), scalars(t)) + ends
         return calls
