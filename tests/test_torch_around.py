@@ -71,9 +71,10 @@ def test_skipped_steps_are_as_if_they_had_not_been(kind, flatten, storage):
         assert_same(ours, theirs)
     assert (opt.skipped, twin.skipped) == (4, 0)
     for found, expected in zip(opt.state_dict()["state"].values(), twin.state_dict()["state"].values(), strict=True):
-        assert found.keys() == expected.keys()
-        for name, x in found.items():
-            assert torch.equal(torch.as_tensor(x), torch.as_tensor(expected[name])), name
+        # Of SGD, whose steps torch does not count, a run that may skip its first one is counted.
+        assert found.keys() - {"step"} == expected.keys() - {"step"}
+        for name, x in expected.items():
+            assert torch.equal(torch.as_tensor(x), torch.as_tensor(found[name])), name
 
 
 def test_skipping_goes_with_clipping_and_a_scaler():
