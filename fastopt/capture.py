@@ -14,7 +14,7 @@ import numpy as np
 
 from fastopt.arrays.library import Device, Library
 from fastopt.errors import BackendError, SettingError
-from fastopt.kernels.backends import steps
+from fastopt.kernels.launch import steps
 from fastopt.parameters import Group
 
 
@@ -59,7 +59,7 @@ class PreparedSteps:
         self._calls += 1
         launches: list[Any] = [group.launch for group in self._groups]
         if self._groups[0].plan.program.over_all:
-            calls = steps("cuda", [(launch, (), None) for launch in launches])
+            calls = steps([(launch, (), None) for launch in launches])
         else:
             calls = [c for launch in launches for c in launch.captured_calls()]
         return calls + self._counter.calls

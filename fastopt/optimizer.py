@@ -35,7 +35,7 @@ from fastopt.kernels.rules.rule import Rule, require_rule
 from fastopt.kernels.rules.total import GRADIENTS
 from fastopt.parameters import Group, NamedValues, Views, padded
 from fastopt.store import Store
-from fastopt.turn import Turn, is_taken
+from fastopt.turn import Turn, is_taken, restored_by
 
 
 class Optimizer:
@@ -217,14 +217,17 @@ class Optimizer:
         with library.running(device, None):
             planes = [g.store.planes[0][name] for g in self._groups for name in g.store.formats["p"].plane_names("p")]
             kept = [(plane, library.duplicate(plane)) for plane in planes]
-            self._write({"p": self._values.read(AVERAGE)})
-        apart, self._apart, self._averaged = self._apart, True, True
-        try:
-            yield
-        finally:
+        apart = self._apart
+
+        def restore() -> None:
             self._apart, self._averaged = apart, False
             with library.running(device, None):
                 self._turn.take(lambda t: [*(library.writing(*pair) for pair in kept), (self._turn.end, t)])
+
+        with restored_by(restore):
+            self._write({"p": self._values.read(AVERAGE)})
+            self._apart = self._averaged = True
+            yield
 
     def _require_own_values(self) -> None:
         """Raise a SettingError while averages are in place of the parameters."""

@@ -81,6 +81,19 @@ class Turn:
             run([(setattr, self, "_holder", (0, 0)), (self.end, t)])
 
 
+@contextmanager
+def restored_by(restore: Callable[[], None]) -> Iterator[None]:
+    """Call `restore` at the end of a block, and once more if that is interrupted."""
+    try:
+        yield
+    finally:
+        try:
+            restore()
+        except BaseException:
+            restore()
+            raise
+
+
 def _refusal() -> tuple[Any, ...]:
     try:
         [].remove(0)

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,42 @@ def test_an_interrupted_step_is_taken_or_skipped_or_has_not_begun(backend, inter
         assert np.all(opt.params["b"] == -2 * opt.t)
     assert opt.t > 2
     assert opt.skipped > 2
+
+
+@pytest.mark.parametrize("surface", ["numpy", "torch"])
+def test_an_interrupt_finds_the_parameters_restored(surface, interrupt):
+    """Wherever it arrives while averages are put in place, are there, or are taken away."""
+    if surface == "torch":
+        torch: Any = pytest.importorskip("torch", reason="torch is not installed")
+        adapter: Any = import_module("fastopt.torch")
+        p = torch.nn.Parameter(torch.zeros(2000))
+        p.grad = torch.ones(2000)
+        opt: Any = adapter.SGD([p], lr=1.0, ema=0.9)
+        take = opt.step
+        values = p.detach().numpy()
+    else:
+        opt = fastopt.Optimizer(fastopt.EMA(fastopt.SGD(lr=1.0), decay=0.9), {"w": np.zeros(2000)})
+        values = opt.params["w"]
+
+        def take() -> None:
+            opt.step({"w": np.ones(2000)})
+
+    take()
+    take()
+    start = time.perf_counter()
+    with opt.averaged():
+        assert values[0] > -2
+    one = time.perf_counter() - start
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 — it may be raised at any point in the block
+            interrupt(1e-5 + 3 * one * rng.random())
+            while True:
+                with opt.averaged():
+                    pass
+        assert (values == -2).all()
+    take()
+    assert (values == -3).all()
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from fastopt.torch.observed import Changes, ObservedState, ParameterState
 from fastopt.torch.options import GroupRules, numbers
 from fastopt.torch.requirements import formats_for, is_steppable, may_wait, require_parameter
 from fastopt.torch.state import Settings, StateNames
+from fastopt.turn import restored_by
 
 _ALIVE: weakref.WeakSet[Any] = weakref.WeakSet()  # the optimizers of this process
 
@@ -234,19 +235,22 @@ class Adapter(torch.optim.Optimizer):
                 do = "build the optimizer with ema=0.999, for example, and take a step"
                 raise SettingError("there are no averages of these parameters.", do=do)
             kept = [(p, p.detach().clone(), self.state[p][AVERAGE]) for p in having]
-            self._averaged = True
-            for p, _, average in kept:
-                p.copy_(average)
-        try:
-            yield
-        finally:
+
+        def restore() -> None:
             with self._lock, torch.no_grad():
-                self._averaged = False
                 for p, own, _ in kept:
                     if p.shape == own.shape and p.dtype == own.dtype and p.device == own.device:
                         p.copy_(own)
                     else:  # someone has replaced it within the block
                         p.data = own
+                self._averaged = False
+
+        with restored_by(restore):
+            with self._lock, torch.no_grad():
+                self._averaged = True
+                for p, _, average in kept:
+                    p.copy_(average)
+            yield
 
     def _require_own_values(self) -> None:
         """Raise a SettingError while averages are in place of the parameters."""

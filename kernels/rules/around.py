@@ -59,7 +59,7 @@ class Around:
         return returned if isinstance(returned, tuple) else (returned,)
 
     def with_state(self, update: Callable[..., Any], state: str, *scalars: str) -> Callable[..., Any]:
-        """Give `update(p, g, state, *inner state, **all scalars)` the inner update's signature with what is added."""
+        """Return `update(p, g, state, *inner state, **all scalars)`, its signature the inner one with what is added."""
         inner = inspect.signature(self.rule.update)
         p, g, *others = inner.parameters.values()
         own = inspect.Parameter(state, inspect.Parameter.POSITIONAL_OR_KEYWORD)
