@@ -170,6 +170,7 @@ def around(found: tuple[Path, Results] | None) -> str:
         speeds = r["versus"].get(peer, [None, None])[1], relative_speed(r, "fastopt.torch", peer)
         words = [NOTHING if x is None else digits(x) for x in speeds]
         rows.append([f"{case.rule}, {case.size}", duration(seconds["fastopt"][1]), _share(r), *words])
+    shares = [x for r in results.of_part("around") if (x := relative_speed(r, "norm alone", "reading alone"))]
     run, machine, where = results.runs[0], results.machine, os.path.relpath(folder, record.ROOT)
     note = (
         "What surrounds a step, in the step: AdamW with clipping; with unscaling, a look for what is not finite,"
@@ -177,6 +178,8 @@ def around(found: tuple[Path, Results] | None) -> str:
         " `AveragedModel`, `zero_grad`); and LAMB, beside torch's operations."
         f" {machine['cpu']}, {machine['vectors']}, {run['date'][:10]}, commit {run['commit']}, [{where}]({where})."
     )
+    if shares:
+        note += f" The norm alone is {shares[0]:.0%} as fast as a loop that only reads the gradients."
     headings = ["float32, 2 threads" if run["threads"] == 2 else "float32", "time per step"]
     headings += ["share of the memory ceiling", "× torch", "fastopt.torch: × torch"]
     return f"{note}\n\n" + _table(headings, rows)

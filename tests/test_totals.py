@@ -383,6 +383,17 @@ def test_bytes_per_parameter_count_every_pass():
     assert clipped == adam + 4 + 8 / TILE  # g once more, and the sums of tiles
 
 
+def test_computing_again_reads_nothing_that_the_last_phase_does_not_read_anyway():
+    """So keeping a value in memory from one phase to the next would move more bytes, of every rule here."""
+    with_totals = [rule for rule in (*CASES.values(), *CLIPPED.values()) if trace(rule, "f32").totals]
+    assert len(with_totals) > 8
+    for rule in with_totals:
+        *before, last = trace(rule, "f32").phases
+        read = {b.name for b in last.buffers if b.read}
+        for phase in before:
+            assert {b.name for b in phase.buffers if b.elementwise and b.read} <= read, phase.name
+
+
 @pytest.mark.parametrize("make", [fastopt.ClipByGlobalNorm, fastopt.ClipByValue])
 @pytest.mark.parametrize("bound", [0, 0.0, -1.0, math.nan, math.inf, "1", None, True])
 def test_bounds_that_are_none_are_refused(make, bound):

@@ -13,6 +13,7 @@ from fastopt.bench.peers.bitsandbytes import BitsAndBytes
 from fastopt.bench.peers.deepspeed import DeepSpeed
 from fastopt.bench.peers.drop_in import DropIn
 from fastopt.bench.peers.flashoptim import FlashOptim
+from fastopt.bench.peers.norm import Norm, Reading
 from fastopt.bench.peers.numpy import NumPy
 from fastopt.bench.peers.optax import Optax
 from fastopt.bench.peers.torch import Torch
@@ -41,5 +42,5 @@ PEERS: dict[str, Peer] = {
 DROP_INS: dict[str, Peer] = {peer.name: peer for peer in (DropIn("table", flatten=False), DropIn("flat", flatten=True))}
 """fastopt.torch: not a peer, but timed in the same way, on torch tensors."""
 
-PASSES: dict[str, Peer] = {peer.name: peer for peer in (TorchPasses(), TorchLAMB(), FastoptTorch())}
-"""AdamW with what surrounds a step in torch's own passes, LAMB by torch's operations, and fastopt.torch."""
+PASSES: dict[str, Peer] = {peer.name: peer for peer in (TorchPasses(), TorchLAMB(), FastoptTorch(), Norm(), Reading())}
+"""AdamW and what surrounds its step in torch's passes, LAMB by torch's operations, fastopt.torch, the norm alone."""

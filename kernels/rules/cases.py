@@ -114,6 +114,7 @@ CASES: dict[str, Any] = {
     "lion-weight-decay": Lion(lr=0.01, weight_decay=0.5),
     "lamb": LAMB(lr=0.01, eps=1e-3, weight_decay=0.02),
     "lars": LARS(lr=0.5, trust_coefficient=0.02, weight_decay=0.02),
+    "lars-nesterov": LARS(lr=0.5, trust_coefficient=0.02, nesterov=True, weight_decay=0.02),
     "stableadamw": StableAdamW(lr=0.01, eps=1e-3, weight_decay=0.5),
     "mars": MARS(lr=0.01, eps=1e-3, gamma=0.1, weight_decay=0.5),
     "novograd": NovoGrad(lr=0.01, eps=1e-3, weight_decay=0.02),

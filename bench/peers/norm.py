@@ -1,0 +1,54 @@
+"""The norm of all gradients by itself: the first phase of a clipped step, and a loop that only reads their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastopt.bench import ceiling
+from fastopt.bench import problem as memory
+from fastopt.bench.cases import Case
+from fastopt.bench.peers.adapter import Contestant, Peer
+from fastopt.bench.problem import Problem
+from fastopt.kernels.launch import run
+
+
+class _Alone(Peer):
+    """A part of the step of one clipped tensor, which leaves the parameters as they are."""
+
+    own_process, light, comparable = False, True, False
+
+    def cannot(self, case: Case) -> str | None:
+        """Refuse what is not one clipped tensor in float32 on the CPU."""
+        plain = case.rule == "clip" and case.storage == "f32" and case.backend == "cpu" and len(case.tensors) == 1
+        return None if plain else "it is of one clipped tensor"
+
+    def load(self, threads: int) -> None:
+        """Do nothing: fastopt is imported already."""
+
+    def make(self, case: Case, problem: Problem) -> Contestant:
+        """Make the part."""
+        return Contestant(self._part(case, problem), lambda: problem.params)
+
+    def _part(self, case: Case, problem: Problem) -> Callable[[], object]:
+        raise NotImplementedError
+
+
+class Norm(_Alone):
+    """The pass of a clipped step that sums squares, and the fold of its sums."""
+
+    name = "norm alone"
+
+    def _part(self, case: Case, problem: Problem) -> Callable[[], object]:
+        opt = memory.optimizer(case)
+        (group,) = opt._groups
+        launch, scalars = group.launch, group.plan.scalars(1)
+        return lambda opt=opt: run([*launch.phase(0, (), scalars), *launch.fold(0, None)])  # type: ignore[attr-defined]
+
+
+class Reading(_Alone):
+    """A loop over the gradients that only reads."""
+
+    name = "reading alone"
+
+    def _part(self, case: Case, problem: Problem) -> Callable[[], object]:
+        return ceiling.bind([], list(problem.grads.values()))
