@@ -15,7 +15,7 @@ Record = dict[str, Any]
 BEYOND_CACHE = 128 << 20
 """Bytes of traffic from which on a case counts as larger than the cache, so that memory bounds its time."""
 
-VARIANTS = frozenset([*APIS, "captured", "elementwise"])
+VARIANTS = frozenset([*APIS, "captured", "elementwise", "norm alone", "reading alone"])
 """Other ways to run a step that are timed like peers but are none."""
 
 MIN_SHARE = 512 << 10

@@ -26,9 +26,12 @@ def totals(sums_at, starts, totals_at, before_at):
             blocks = (count + 255) // 256
             for block in range(blocks):
                 size = min(256, count - 256 * block)
-                for i in range(size):
-                    tile[i] = sums[256 * block + i]
-                sums[block] = tile_total(tile, size)
+                if size == 256:
+                    sums[block] = tile_total(buffer(sums_at, starts[row] + 256 * block, float64, 2, 3), size)
+                else:  # beyond the last there are those of the next row
+                    for i in range(size):
+                        tile[i] = sums[256 * block + i]
+                    sums[block] = tile_total(tile, size)
             count = blocks
         if count:
             total = sums[0]
