@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from fastopt.arrays import NUMPY
 from fastopt.bench import ceiling
-from fastopt.bench import problem as memory
-from fastopt.bench.cases import Case
+from fastopt.bench.cases import TIMED, Case
 from fastopt.bench.peers.adapter import Contestant, Peer
 from fastopt.bench.problem import Problem
-from fastopt.kernels.launch import run
+from fastopt.kernels.backends import bind
+from fastopt.kernels.compiler.plan import host_scalars
+from fastopt.kernels.launch import Rows, run
 
 
 class _Alone(Peer):
@@ -39,10 +42,16 @@ class Norm(_Alone):
     name = "norm alone"
 
     def _part(self, case: Case, problem: Problem) -> Callable[[], object]:
-        opt = memory.optimizer(case)
-        (group,) = opt._groups
-        launch, scalars = group.launch, group.plan.scalars(1)
-        return lambda opt=opt: run([*launch.phase(0, (), scalars), *launch.fold(0, None)])  # type: ignore[attr-defined]
+        (name,) = case.tensors
+        arrays = {
+            "p": problem.params[name],
+            "g": problem.grads[name],
+            **{b: of[name] for b, of in problem.state.items()},
+        }
+        addresses = [NUMPY.address(arrays[b.name]) for b in case.program.buffers]
+        launch: Any = bind("cpu", case.program, Rows([case.elements], [0], [addresses], arrays))
+        scalars = host_scalars(case.program, TIMED[case.rule])(1)
+        return lambda: run([*launch.phase(0, (), scalars), *launch.fold(0, None)])
 
 
 class Reading(_Alone):
