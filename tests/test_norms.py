@@ -131,7 +131,8 @@ FORMULAS: dict[str, tuple[Any, Callable[..., np.ndarray]]] = {
     "mars-no-decay": (fastopt.MARS(lr=0.01), _mars),
     "novograd": (CASES["novograd"], _novograd),
     "novograd-no-decay": (fastopt.NovoGrad(lr=0.01, betas=(0.5, 0.9)), _novograd),
-    "lars-nesterov": (fastopt.LARS(lr=0.5, trust_coefficient=0.02, eps=0.1, nesterov=True), _lars),
+    "lars-nesterov": (CASES["lars-nesterov"], _lars),
+    "lars-nesterov-no-decay": (fastopt.LARS(lr=0.5, trust_coefficient=0.02, eps=0.1, nesterov=True), _lars),
 }
 
 
