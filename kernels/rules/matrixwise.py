@@ -16,9 +16,10 @@ def matrixwise(x: Any, function: Callable[[Any], Any]) -> Any:
 
     A tensor of the shape (rows, …) is the matrix of so many rows, as the weights of a convolution are. `function` takes
     a batch of matrices, an array of the shape (matrices, rows, columns) of the library that the tensors are of (NumPy,
-    CuPy or torch), and returns an array of the same shape and type; it does not write to the one that it is given. What
-    comes before and after it in `update` are passes of kernels, with the same bits on every backend; those of the
-    function are the library's own, and differ by library and processor.
+    CuPy or torch), and returns an array of the same shape and type, or of a shorter type of floats, whose values are
+    taken as they are; it does not write to the one that it is given. What comes before and after it in `update` are
+    passes of kernels, with the same bits on every backend; those of the function are the library's own, and differ by
+    library and processor.
 
     In a rule's `update` the result is like the value of a buffer. On an array it is this definition.
 
@@ -46,7 +47,8 @@ def matrixwise(x: Any, function: Callable[[Any], Any]) -> Any:
         raise RuleError("a function of matrices takes an array of floats.", got=got)
     batch = array.reshape(1, *matrix_shape(SHAPE.get() or array.shape))
     with np.errstate(all="ignore"):
-        return applied(function, batch).reshape(array.shape) if batch.size else array.copy()
+        found = applied(function, batch) if batch.size else batch
+    return found.reshape(array.shape).astype(array.dtype)
 
 
 SHAPE: ContextVar[Sequence[int] | None] = ContextVar("SHAPE", default=None)
@@ -69,11 +71,17 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
 def applied(function: Callable[[Any], Any], batch: Any) -> Any:
     """Call a function on a batch, and raise a RuleError if what it returns is not like it."""
     found = function(batch)
-    if tuple(found.shape) != tuple(batch.shape) or found.dtype != batch.dtype:
+    if tuple(found.shape) != tuple(batch.shape) or not _is_exact(found.dtype, batch.dtype):
         raise RuleError(
             "a function of matrices returned something that is not like what it was given.",
             got=f"{found.dtype}{list(found.shape)}",
-            expected=f"{batch.dtype}{list(batch.shape)}",
+            expected=f"{batch.dtype}{list(batch.shape)}, or of a shorter type of floats",
             where=getattr(function, "__name__", type(function).__name__),
         )
     return found
+
+
+def _is_exact(found: Any, wanted: Any) -> bool:
+    """Whether values of a type, of NumPy, CuPy or torch, are exact in another one."""
+    floating = getattr(found, "is_floating_point", getattr(found, "kind", "") == "f")
+    return found == wanted or (floating and found.itemsize < wanted.itemsize)

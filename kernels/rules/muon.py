@@ -45,26 +45,30 @@ class NewtonSchulz:
 
     def __call__(self, x: Any) -> Any:
         """Orthogonalize a batch of matrices, (matrices, rows, columns), of NumPy, CuPy or torch."""
-        _, rows, columns = x.shape
+        count, rows, columns = x.shape
         narrow = self._narrowed(x)
-        wide = narrow if rows <= columns else narrow.swapaxes(1, 2)
+        one = count == 1  # for which torch has faster products than for a batch of one
+        wide = narrow[0] if one else narrow
+        wide = wide if rows <= columns else wide.swapaxes(-1, -2)
         for step in range(1, 1 + self.steps):
             factor = self.scale(rows, columns) if step == self.steps else 1.0
             wide = self._step(wide, factor)
-        found = wide if rows <= columns else wide.swapaxes(1, 2)
-        return found if narrow is x else found.to(x.dtype)
+        found = wide if rows <= columns else wide.swapaxes(-1, -2)
+        return found[None] if one else found
 
     def _step(self, x: Any, factor: float) -> Any:
         """Compute factor · (a X + (b A + c A²) X)."""
         a, b, c = self.coefficients
-        gram = x @ x.swapaxes(1, 2)
-        if hasattr(x, "baddbmm"):  # torch's: a sum with a product, rounded once
-            return x.baddbmm(gram.baddbmm(gram, gram, beta=b, alpha=c), x, beta=factor * a, alpha=factor)
-        polynomial = gram @ gram.swapaxes(1, 2)  # gram is symmetric: NumPy computes half of A Aᵀ, and not of A A
+        gram = x @ x.swapaxes(-1, -2)
+        if hasattr(x, "addmm"):  # torch's: a sum with a product, rounded once
+            add = type(x).addmm if x.ndim == 2 else type(x).baddbmm
+            return add(x, add(gram, gram, gram, beta=b, alpha=c), x, beta=factor * a, alpha=factor)
+        polynomial = gram @ gram.swapaxes(-1, -2)  # gram is symmetric: NumPy computes half of A Aᵀ, and not of A A
         polynomial *= factor * c
         gram *= factor * b
         polynomial += gram
-        polynomial.reshape(len(x), -1)[:, :: gram.shape[1] + 1] += factor * a  # so that nothing else passes over X
+        size = gram.shape[-1]
+        polynomial.reshape(-1, size * size)[:, :: size + 1] += factor * a  # so that nothing else passes over X
         return polynomial @ x
 
     def _narrowed(self, x: Any) -> Any:
