@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "reference": {"errors", "formats", "rules", "compiler", "launch"},
     "cpu": {"formats", "compiler", "launch"},
     "cuda": {"errors", "formats", "compiler", "launch"},
+    "javascript": {"errors", "compiler"},  # a language only: it prints, and runs nothing
     "backends": {"errors", "compiler", "launch"},  # a table with the names of the three above, imported when used
     "arrays": {"errors", "formats", "launch"},
     "store": {"formats", "compiler", "arrays"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
 UNIT_OF = {
     "fastopt.errors": "errors",
     "fastopt.checks": "errors",
-    **{f"fastopt.kernels.{name}": name for name in ("formats", "rules", "compiler", "reference", "cpu", "cuda")},
+    **{f"fastopt.kernels.{name}": name for name in ("formats", "rules", "compiler", "reference", "cpu", "cuda", "javascript")},
     "fastopt.kernels.backends": "backends",
     "fastopt.kernels": "launch",
     "fastopt.arrays": "arrays",
