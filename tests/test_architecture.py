@@ -30,13 +30,16 @@ MAY_IMPORT = {
     "api": {"errors", "formats", "rules", "compiler", "launch", "backends", "arrays", "store"},
     "torch": {"errors", "formats", "rules", "compiler", "launch", "backends", "arrays", "store", "api"},
     "commands": {
-        "errors", "formats", "rules", "compiler", "launch", "cpu", "cuda", "backends", "arrays", "api",
+        "errors", "formats", "rules", "compiler", "launch", "cpu", "cuda", "javascript", "backends", "arrays", "api",
     },
 }  # fmt: skip
 UNIT_OF = {
     "fastopt.errors": "errors",
     "fastopt.checks": "errors",
-    **{f"fastopt.kernels.{name}": name for name in ("formats", "rules", "compiler", "reference", "cpu", "cuda", "javascript")},
+    **{
+        f"fastopt.kernels.{name}": name
+        for name in ("formats", "rules", "compiler", "reference", "cpu", "cuda", "javascript")
+    },
     "fastopt.kernels.backends": "backends",
     "fastopt.kernels": "launch",
     "fastopt.arrays": "arrays",

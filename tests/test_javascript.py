@@ -4,6 +4,8 @@ import base64
 import json
 import shutil
 import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -41,8 +43,11 @@ console.log(JSON.stringify(found));
 def run_node(script: str, given: Any = None) -> Any:
     """Run a script in Node with a JSON value on its input; return the JSON value that it prints."""
     assert NODE is not None
-    command = [NODE, "-e", f'"use strict";\n{script}']
-    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, check=False, timeout=300)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "script.js"
+        file.write_text(f'"use strict";\n{script}')
+        command, text = [NODE, str(file)], json.dumps(given)
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 

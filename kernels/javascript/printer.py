@@ -21,7 +21,7 @@ from fastopt.kernels.compiler.noise import MIXING
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.compiler.symbols import Symbol
 from fastopt.kernels.compiler.text import Text
-from fastopt.kernels.javascript.language import JAVASCRIPT
+from fastopt.kernels.javascript.language import JAVASCRIPT, WORDS
 
 FORMATS = ("f32", "f64")
 """The storage formats that are printed: a page's problems are small, and JavaScript has no 16-bit arithmetic."""
@@ -31,13 +31,7 @@ _SKELETON = (
     "n first count tile i key0 key1 offset tile_low tile_high index abs ceil floor fround imul sqrt trunc sign copysign"
     " rint wordOf floatOf tileTotal TILE bits bitsAsFloat"
 )
-_LANGUAGE = (
-    "arguments await break case catch class const continue debugger default delete do else enum eval export extends"
-    " false finally for function if implements import in instanceof interface let new null package private protected"
-    " public return static super switch this throw true try typeof undefined var void while with yield Infinity NaN"
-    " Math Object Array Float32Array Float64Array Uint32Array Number BigInt"
-)
-_RESERVED = frozenset([*_SKELETON.split(), *_LANGUAGE.split()])
+_RESERVED = frozenset([*_SKELETON.split(), *WORDS])
 
 
 def print_program(program: Program) -> str:
