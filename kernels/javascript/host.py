@@ -18,8 +18,6 @@ from typing import Any
 from fastopt.errors import RuleError
 from fastopt.kernels.javascript.language import WORDS
 
-RESERVED = frozenset(WORDS)
-
 _KNOWN: dict[Any, str] = {
     math.sqrt: "Math.sqrt",
     math.cos: "$cos",
@@ -114,7 +112,7 @@ class _Function:
 
     def _local_name(self, name: str) -> str:
         """Return a variable's name, changed where it would be a word of JavaScript's or hide one that is used."""
-        return f"{name}$" if name in RESERVED else name
+        return f"{name}$" if name in WORDS else name
 
     def _refuse(self, node: ast.AST) -> RuleError:
         return RuleError(

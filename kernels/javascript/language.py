@@ -18,12 +18,13 @@ from fastopt.kernels.compiler.operations import OPERATIONS, Target
 from fastopt.kernels.compiler.text import ATOM, COMPARE, LOOSE, PREFIX, SUM, Text, Writer, call, infix
 
 TYPES = {"float32": "Float32Array", "float64": "Float64Array", "uint32": "Uint32Array"}
-WORDS = (
+_WORDS = (
     "arguments await break case catch class const continue debugger default delete do else enum eval export extends"
     " false finally for function if implements import in instanceof interface let new null package private protected"
     " public return static super switch this throw true try typeof undefined var void while with yield Infinity NaN"
     " Math Object Array Float32Array Float64Array Uint32Array Number BigInt"
-).split()
+)
+WORDS = frozenset(_WORDS.split())
 """Names that have a meaning in JavaScript, and no variable may have."""
 
 _WORD, _SINGLE, _BOOL = np.dtype(np.uint32), np.dtype(np.float32), np.dtype(bool)

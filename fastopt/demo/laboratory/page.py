@@ -81,10 +81,8 @@ def generated() -> str:
 
 
 _FUNCTIONS: dict[str, tuple[Any, str, str]] = {
-    **{f"{name}_f": (p.f, "x y a c" if p.sampled else "x y", "") for name, p in problems.PROBLEMS.items()},
-    **{
-        f"{name}_gradient": (p.gradient, "x y a c" if p.sampled else "x y", "") for name, p in problems.PROBLEMS.items()
-    },
+    **{f"{name}_f": (p.f, p.numbers, "") for name, p in problems.PROBLEMS.items()},
+    **{f"{name}_gradient": (p.gradient, p.numbers, "") for name, p in problems.PROBLEMS.items()},
     "noisy": (problems.noisy, "g scale", "key0 key1 index"),
     "sample_number": (problems.sample_number, "", "key0 key1 index"),
     "series_point": (problems.series_point, "t z scale", ""),
@@ -154,4 +152,4 @@ def _data() -> dict[str, Any]:
 def _about(rule: Any, name: str) -> str:
     """Return what the page says about a rule, by default the first sentence of its docstring, without its name."""
     sentence = re.sub(r"\s+", " ", (type(rule).__doc__ or "").split("\n\n")[0]).partition(": ")[2]
-    return settings.ABOUT.get(name, sentence[:1].upper() + sentence[1:]).replace("`", "")
+    return settings.ABOUT.get(name, sentence[:1].upper() + sentence[1:]).replace("`", "").replace("'", "’")

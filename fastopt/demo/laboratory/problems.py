@@ -38,20 +38,25 @@ class Problem(NamedTuple):
     y_range: tuple[float, float]
     sampled: bool = False
 
+    @property
+    def numbers(self) -> str:
+        """Names of what `f` and `gradient` are of."""
+        return "x y a c" if self.sampled else "x y"
+
 
 def crate(x: Any, y: Any) -> Any:
-    """Return f = (x² + y²) / 20 + 2 − b(x) − b(y), where b(x) = (1 − 4d²)² and d is x − its nearest integer.
+    """Return f = (x² + y²) / 8 + (2 − b(x) − b(y)) / 4, where b(x) = (1 − 4d²)² and d is x − its nearest integer.
 
     A bowl with a dent at each pair of integers, as Rastrigin's function is, made of exact operations.
     """
     d, e = x - np.rint(x), y - np.rint(y)
-    return (x**2 + y**2) / 20 + 2 - (1 - 4 * d**2) ** 2 - (1 - 4 * e**2) ** 2
+    return (x**2 + y**2) / 8 + (2 - (1 - 4 * d**2) ** 2 - (1 - 4 * e**2) ** 2) / 4
 
 
 def crate_gradient(x: Any, y: Any) -> tuple[Any, Any]:
     """Return ∂f/∂x, ∂f/∂y of the crate; between two integers, where the nearest one jumps, both sides agree."""
     d, e = x - np.rint(x), y - np.rint(y)
-    return x / 10 + 16 * d * (1 - 4 * d**2), y / 10 + 16 * e * (1 - 4 * e**2)
+    return x / 4 + 4 * d * (1 - 4 * d**2), y / 4 + 4 * e * (1 - 4 * e**2)
 
 
 def square_error(x: Any, y: Any, a: Any, c: Any) -> Any:
@@ -83,13 +88,13 @@ def _least_squares() -> tuple[tuple[float, float], float]:
 _FIT, _LEAST_ERROR = _least_squares()
 
 
-def _raced(key: str, title: str, least: float, steps: int) -> Problem:
+def _raced(key: str, title: str, least: float, steps: int, *, x_range: tuple[float, float] | None = None) -> Problem:
     s = SURFACES[key]
-    return Problem(title, s.f, s.gradient, least, s.minima, s.start, steps, s.x_range, s.y_range)
+    return Problem(title, s.f, s.gradient, least, s.minima, s.start, steps, x_range or s.x_range, s.y_range)
 
 
 PROBLEMS = {
-    "bowl": _raced("bowl", "Elongated bowl", 0.0, 100),
+    "bowl": _raced("bowl", "Elongated bowl", 0.0, 100, x_range=(-10.0, 4.0)),
     "saddle": _raced("saddle", "Saddle", -0.25, 100),
     "rosenbrock": _raced("rosenbrock", "Rosenbrock's valley", 0.0, 1000),
     "beale": _raced("beale", "Beale's plateau", 0.0, 500),

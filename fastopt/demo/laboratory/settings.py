@@ -68,7 +68,7 @@ ABOUT = {
 
 _RATES = {
     "bowl": {"momentum": 0.015, "nesterov": 0.015},
-    "crate": {"sgd": 0.03, "momentum": 0.02, "nesterov": 0.02, "rmsprop": 0.05, "adam": 0.15},
+    "crate": {"sgd": 0.2, "momentum": 0.051, "nesterov": 0.1, "rmsprop": 0.051, "adam": 0.3},
     "batch": {"sgd": 0.15, "momentum": 0.05, "nesterov": 0.05, "rmsprop": 0.1, "adam": 0.3},
 }
 """Learning rates where those of the race do not suit."""
@@ -79,7 +79,7 @@ def rate(name: str, problem: str) -> float:
     """Return the learning rate at which a rule's slider starts on a problem: the nearest that the slider has."""
     raced = RATES[_LIKE.get(problem, problem)]
     like = "momentum" if name == "nesterov" else name
-    wanted = _RATES.get(problem, {}).get(name) or raced.get(like, RULES[name].lr)
+    wanted: float = _RATES.get(problem, {}).get(name) or raced.get(like) or RULES[name].lr
     return min(LEARNING_RATES, key=lambda x: max(x, wanted) / min(x, wanted))
 
 
