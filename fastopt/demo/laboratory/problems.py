@@ -99,7 +99,7 @@ PROBLEMS = {
     "rosenbrock": _raced("rosenbrock", "Rosenbrock's valley", 0.0, 1000),
     "beale": _raced("beale", "Beale's plateau", 0.0, 500),
     "crate": Problem(
-        "Many minima", crate, crate_gradient, 0.0, ((0.0, 0.0),), (-2.4, 1.6), 200, (-3.4, 3.4), (-2.6, 2.6)
+        "Many minima", crate, crate_gradient, 0.0, ((0.0, 0.0),), (-2.2, 1.45), 200, (-3.4, 3.4), (-2.6, 2.6)
     ),
     "batch": Problem(
         "Mini-batch loss", square_error, square_error_gradient, _LEAST_ERROR, (_FIT,), (-1.5, 2.5), 200,
