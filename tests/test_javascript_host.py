@@ -216,7 +216,7 @@ class Awkward:
 
 @needs_node
 def test_names_that_are_words_of_javascript_are_translated():
-    script = f"""{print_tables({3.0: 2})}\n{print_host(methods={"at": (Awkward, "at")})}
+    script = f"""{print_tables({3.0: 2})}\n{print_host({"at": (Awkward, "at")})}
     console.log(JSON.stringify([0, 1, 2, 3, 4, 5, 6].map((t) => at({{ new: 2 }}, t))));"""
     assert run_node(script) == [Awkward().at(t) for t in range(7)]
 
@@ -224,11 +224,11 @@ def test_names_that_are_words_of_javascript_are_translated():
 @pytest.mark.parametrize("method", ["listed", "raising", "printing"])
 def test_what_is_not_translated_is_refused_by_name(method):
     with pytest.raises(fastopt.RuleError, match=r"cannot be printed as JavaScript") as caught:
-        print_host(methods={"f": (Awkward, method)})
+        print_host({"f": (Awkward, method)})
     assert caught.value.where == f"Awkward.{method}"
 
 
 def test_a_function_is_printed_once_and_before_what_calls_it():
-    text = print_host(methods={"a": (fastopt.Adam, "scalars"), "b": (fastopt.Yogi, "scalars"), "c": (Warmup, "at")})
+    text = print_host({"a": (fastopt.Adam, "scalars"), "b": (fastopt.Yogi, "scalars"), "c": (Warmup, "at")})
     assert text.count("function weight_decay_decay_of_step(") == 1
     assert text.index("function weight_decay_decay_of_step(") < text.index("function a(")

@@ -139,8 +139,7 @@ def test_gradients_are_the_derivatives_of_their_functions(name):
 
 
 @needs_browser
-@pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize("problem", ["bowl", "batch"])
+@pytest.mark.parametrize(("problem", "precision"), [("bowl", "float64"), ("batch", "float32")])
 def test_the_numbers_on_screen_are_the_optimizers_for_every_rule(lab, problem, precision):
     names = list(settings.RULES)
     lab.choose("#problem", problem)
@@ -208,6 +207,19 @@ def test_sliders_of_rules_schedules_and_noise_change_the_run(lab):
     slide(lab, schedule_warmup=20)
     assert shown(lab) == expected(lambda lr: settings.make_schedule("cosine", lr, 200, warmup=20))
     assert lab.find("#adam-lr").get_attribute("aria-valuetext") == "0.11"
+
+
+@needs_browser
+def test_a_run_that_diverges_shows_infinities_and_goes_on(lab):
+    lab.choose("#problem", "rosenbrock")
+    slide(lab, sgd_lr=100.0, momentum_lr=100.0, rmsprop_lr=100.0, adam_lr=100.0)
+    rules = {name: replace(settings.RULES[name], lr=100.0) for name in BASICS}
+    expected = {name: points(name, "rosenbrock", 100, rule=rule) for name, rule in rules.items()}
+    for t in (3, 10, 100):
+        lab.run("laboratory.descent.goTo(arguments[0])", t)
+        assert str(shown(lab)) == str({name: path[t] for name, path in expected.items()})  # NaN is not itself
+    assert "nan" in str(expected["sgd"][100])
+    assert "NaN" in lab.find('tr[data-rule="sgd"]').text
 
 
 @needs_browser
@@ -382,12 +394,12 @@ def test_colours_follow_the_system_until_they_are_chosen(chromium, page):
     chromium.resize(1400, dark=True)
     chromium.open(page)
     dark = paper()
-    picture = chromium.run("return document.getElementById('map').toDataURL()")
+    picture = chromium.run("return document.getElementById('contours').toDataURL()")
     chromium.resize(1400)
     time.sleep(0.1)
     light = paper()
     assert dark != light
-    assert chromium.run("return document.getElementById('map').toDataURL()") != picture
+    assert chromium.run("return document.getElementById('contours').toDataURL()") != picture
     chromium.click("#theme")
     assert paper() == dark
     chromium.resize(1400)

@@ -30,6 +30,10 @@ class Averages {
     this.compute();
   }
 
+  drawBehind() {
+    for (const canvas of document.querySelectorAll("#panel-averages .swatch")) drawSwatch(canvas, Number(canvas.dataset.slot));
+  }
+
   goTo(t) {
     this.state.t = Math.min(Math.max(t, 1), POINTS);
     this.draw();
@@ -78,7 +82,7 @@ class Averages {
     };
     this.scale = drawChart($("averages-chart"), { series, xEnd: POINTS, yRange: [low - 0.5, high + 0.5], cursor: t, under });
     $("corrected-key").hidden = !corrects;
-    showNumber($("window"), window, 5);
+    showNumber($("window"), window, 2);
     showNumber($("average-t"), t, Infinity);
     showNumber($("average-theta"), this.series[t - 1], Infinity);
     showNumber($("average-raw"), this.raw[t - 1], Infinity);

@@ -155,6 +155,7 @@ class Descent {
     if (this.shown !== `${problem} ${precision}`) this.map.show(fastopt.data.problems[problem], this.surface);
     this.shown = `${problem} ${precision}`;
     this.makeRows();
+    this.drawBehind();
     this.goTo(Math.min(this.state.t, steps));
   }
 
@@ -202,11 +203,10 @@ class Descent {
       return element("tr", { "data-rule": run.name }, name, ...cells);
     });
     $("numbers").tBodies[0].replaceChildren(...rows);
-    this.drawSwatches();
   }
 
   drawSwatches() {
-    for (const canvas of document.querySelectorAll("canvas.swatch")) drawSwatch(canvas, Number(canvas.dataset.slot));
+    for (const canvas of document.querySelectorAll("#panel-descent canvas.swatch")) drawSwatch(canvas, Number(canvas.dataset.slot));
   }
 
   draw() {
@@ -215,7 +215,7 @@ class Descent {
     $("clock-end").textContent = steps;
     this.map.draw(this.runs, start, t);
     $("map").setAttribute("aria-label", `Map of ${fastopt.data.problems[this.state.problem].title}, start at ${start[0]}, ${start[1]}`);
-    this.drawLosses(t, steps);
+    this.drawLosses(t);
     $("numbers").classList.toggle("full", $("digits").checked);
     const digits = $("digits").checked ? Infinity : 5;
     for (const [k, row] of [...$("numbers").tBodies[0].rows].entries()) {
@@ -230,17 +230,22 @@ class Descent {
     }
   }
 
-  drawLosses(t, steps) {
+  // What stays behind the runs while they go on: the map, and the axes and whole curves of the losses.
+  drawBehind() {
+    this.drawSwatches();
+    this.map.drawBehind($("contours"));
     const { least } = fastopt.data.problems[this.state.problem];
-    const above = (run) => run.losses.map((loss) => Math.max(loss - least, 1e-12));
-    const all = this.runs.map(above);
-    const finite = all.flatMap((ys) => [...ys].filter((y) => y < 1e6));
-    const low = Math.max(Math.min(1e-2, ...finite), 1e-8);
-    const high = Math.max(1, ...finite);
-    const series = [
-      ...all.map((ys, k) => ({ ys, slot: this.runs[k].slot, faint: true, width: 1.25 })),
-      ...all.map((ys, k) => ({ ys: ys.subarray(0, t + 1), slot: this.runs[k].slot, head: true })),
-    ];
-    drawChart($("losses"), { series, xEnd: steps, yRange: [low * 0.6, high * 1.5], log: true });
+    this.above = this.runs.map((run) => run.losses.map((loss) => Math.max(loss - least, 1e-12)));
+    const finite = this.above.flatMap((ys) => [...ys].filter((y) => y < 1e6));
+    const low = Math.max(finite.reduce((a, b) => Math.min(a, b), 1e-2), 1e-8);
+    const high = finite.reduce((a, b) => Math.max(a, b), 1);
+    this.lossScale = { xEnd: this.state.steps, yRange: [low * 0.6, high * 1.5], log: true };
+    const series = this.above.map((ys, k) => ({ ys, slot: this.runs[k].slot, faint: 0.35, width: 1.25 }));
+    drawChart($("losses-behind"), { ...this.lossScale, series });
+  }
+
+  drawLosses(t) {
+    const series = this.above.map((ys, k) => ({ ys: ys.subarray(0, t + 1), slot: this.runs[k].slot, head: true }));
+    drawChart($("losses"), { ...this.lossScale, series, axes: false });
   }
 }

@@ -90,33 +90,16 @@ function ticks(low, high, count) {
 
 const plainNumber = (x) => String(Number(x.toPrecision(6))).replace("-", "−");
 
-// Draws a chart of series { ys, slot, label, width, faint, dots }, y over 0, 1, 2, …; `log` is a logarithmic y axis.
-// Returns where it drew: functions from data to pixels, and back for x.
-function drawChart(canvas, { series, xEnd, yRange, log = false, cursor = null, yLabel = plainNumber, under = null }) {
+// Draws a chart of series { ys, slot, label, width, faint, dots }, y over 0, 1, 2, …; `faint` is its opacity; `log` is a logarithmic y axis.
+// Returns where it drew: functions from data to pixels, and back for x. Without `axes` it lies over another chart.
+function drawChart(canvas, { series, xEnd, yRange, log = false, cursor = null, under = null, axes = true }) {
   const { context, width, height } = prepare(canvas);
   const box = { left: 46, right: width - 12, top: 10, bottom: height - 26 };
   const scale = log ? Math.log10 : (y) => y;
   const [low, high] = yRange.map(scale);
   const toX = (x) => box.left + (x / xEnd) * (box.right - box.left);
   const toY = (y) => box.bottom - ((scale(y) - low) / (high - low)) * (box.bottom - box.top);
-  context.fillStyle = colours.muted;
-  context.strokeStyle = colours.line;
-  context.lineWidth = 1;
-  context.textAlign = "right";
-  context.textBaseline = "middle";
-  for (const y of log ? decades(low, high) : ticks(low, high, 5)) {
-    const at = Math.round(box.bottom - ((y - low) / (high - low)) * (box.bottom - box.top)) + 0.5;
-    context.beginPath();
-    context.moveTo(box.left, at);
-    context.lineTo(box.right, at);
-    context.stroke();
-    context.fillText(log ? power10(y) : yLabel(y), box.left - 7, at);
-  }
-  context.textBaseline = "top";
-  for (const x of ticks(0, xEnd, Math.max(3, width / 110))) {
-    context.textAlign = x === 0 ? "left" : x > xEnd * 0.96 ? "right" : "center";
-    context.fillText(plainNumber(x), toX(x), box.bottom + 8);
-  }
+  if (axes) drawAxes(context, width, box, { xEnd, low, high, log, toX });
   context.save();
   context.beginPath();
   context.rect(box.left, box.top - 6, box.right - box.left + 6, box.bottom - box.top + 7);
@@ -136,6 +119,27 @@ function drawChart(canvas, { series, xEnd, yRange, log = false, cursor = null, y
   return { toX, toY, fromX: (px) => ((px - box.left) / (box.right - box.left)) * xEnd };
 }
 
+function drawAxes(context, width, box, { xEnd, low, high, log, toX }) {
+  context.fillStyle = colours.muted;
+  context.strokeStyle = colours.line;
+  context.lineWidth = 1;
+  context.textAlign = "right";
+  context.textBaseline = "middle";
+  for (const y of log ? decades(low, high) : ticks(low, high, 5)) {
+    const at = Math.round(box.bottom - ((y - low) / (high - low)) * (box.bottom - box.top)) + 0.5;
+    context.beginPath();
+    context.moveTo(box.left, at);
+    context.lineTo(box.right, at);
+    context.stroke();
+    context.fillText(log ? power10(y) : plainNumber(y), box.left - 7, at);
+  }
+  context.textBaseline = "top";
+  for (const x of ticks(0, xEnd, Math.max(3, width / 110))) {
+    context.textAlign = x === 0 ? "left" : x > xEnd * 0.96 ? "right" : "center";
+    context.fillText(plainNumber(x), toX(x), box.bottom + 8);
+  }
+}
+
 function decades(low, high) {
   const found = [];
   const step = Math.max(1, Math.ceil((high - low) / 6));
@@ -146,9 +150,9 @@ function decades(low, high) {
 const RAISED = [..."⁰¹²³⁴⁵⁶⁷⁸⁹"];
 const power10 = (k) => (k === 0 ? "1" : `10${k < 0 ? "⁻" : ""}${[...String(Math.abs(k))].map((d) => RAISED[d]).join("")}`);
 
-function drawSeries(context, { ys, slot, first = 0, width = 2, faint = false, dots = false, head = false, colour }, toX, toY, box) {
+function drawSeries(context, { ys, slot, first = 0, width = 2, faint = 0, dots = false, head = false, colour }, toX, toY, box) {
   const paint = colour ?? colours.series[slot];
-  context.globalAlpha = faint ? 0.35 : 1;
+  context.globalAlpha = faint || 1;
   context.strokeStyle = context.fillStyle = paint;
   const inside = (y) => (Number.isFinite(y) ? Math.max(-1e4, Math.min(1e4, y)) : y === Infinity ? -1e4 : 1e4);
   if (dots) {

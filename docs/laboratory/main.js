@@ -22,7 +22,7 @@ const show = (name) => {
 
 function redraw() {
   const tab = laboratory[current];
-  tab.drawSwatches?.();
+  tab.drawBehind?.();
   tab.draw();
 }
 

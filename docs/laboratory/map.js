@@ -64,9 +64,9 @@ class SurfaceMap {
     });
   }
 
-  draw(runs, start, t) {
-    this.start = start;
-    const { context, width, height, ratio } = prepare(this.canvas);
+  // Draws what stays: the contours, numbers at the edges, and the minima.
+  drawBehind(canvas) {
+    const { context, width, height, ratio } = prepare(canvas);
     if (!width) return;
     const { x_range: xRange, y_range: yRange, least, minima } = this.problem;
     const wanted = `${width}×${height}×${ratio}×${colours.low}`;
@@ -78,6 +78,12 @@ class SurfaceMap {
     context.drawImage(this.background, 0, 0, width, height);
     this.drawTicks(context, width, height);
     for (const [x, y] of minima) this.drawMinimum(context, ...this.toPixels(x, y));
+  }
+
+  // Draws what moves: the start, and the runs up to step t.
+  draw(runs, start, t) {
+    this.start = start;
+    const { context, width, height } = prepare(this.canvas);
     for (const run of runs) this.drawPath(context, run, t);
     this.drawStart(context, ...this.toPixels(...start));
     this.drawHeads(context, runs, t, width, height);

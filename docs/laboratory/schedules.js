@@ -54,7 +54,7 @@ class Schedules {
   }
 
   draw() {
-    const series = this.curves.map(({ ys, slot, chosen }) => ({ ys, slot, first: 1, width: chosen ? 3 : 1.5, faint: !chosen }));
+    const series = this.curves.map(({ ys, slot, chosen }) => ({ ys, slot, first: 1, width: chosen ? 3 : 1.5, faint: chosen ? 0 : 0.6 }));
     series.sort((a, b) => b.faint - a.faint);
     this.scale = drawChart($("rates-chart"), { series, xEnd: SHOWN_STEPS, yRange: [0, SHOWN_RATE * 1.08], cursor: this.t });
     const slot = this.curves.findIndex((one) => one.chosen);
@@ -85,10 +85,10 @@ class Schedules {
       element("span", {}, element("canvas", { class: "swatch", "data-slot": slot }), name),
     );
     $("rates-legend").replaceChildren(...keys);
-    this.drawSwatches();
+    this.drawBehind();
   }
 
-  drawSwatches() {
+  drawBehind() {
     for (const canvas of $("rates-legend").querySelectorAll("canvas")) drawSwatch(canvas, Number(canvas.dataset.slot));
   }
 }

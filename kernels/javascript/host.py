@@ -12,6 +12,7 @@ import builtins
 import inspect
 import math
 import textwrap
+from collections.abc import Mapping
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -36,15 +37,15 @@ _OPERATORS = {
 }  # fmt: skip
 
 
-def print_host(*functions: Any, methods: dict[str, Any] | None = None) -> str:
-    """Print functions and what they call; `methods` maps the name of a printed function to (class, method's name).
+def print_host(methods: Mapping[str, tuple[type, str]]) -> str:
+    """Print methods and what they call, from a table: name of the printed function → class and name of the method.
 
-    A method is a function whose first argument is an object with the settings, tuples being arrays.
+    The printed function's first argument is an object with the settings, in which tuples are arrays.
 
     >>> from fastopt.schedules import InverseTime
-    >>> print(print_host(methods={"decayed": (InverseTime, "at")}))
+    >>> print(print_host({"decayed": (InverseTime, "at")}))
     function decayed(self, t) {
-      return self.start / (1 + self.k * t);
+      return self.start / (1 + (self.k * t));
     }
 
     Raises:
@@ -52,9 +53,7 @@ def print_host(*functions: Any, methods: dict[str, Any] | None = None) -> str:
 
     """
     printer = _Printer()
-    for function in functions:
-        printer.name_of(function)
-    for name, (cls, method) in (methods or {}).items():
+    for name, (cls, method) in methods.items():
         printer.add(getattr(cls, method), cls, name)
     return "\n\n".join(printer.printed.values())
 

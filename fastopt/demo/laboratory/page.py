@@ -62,7 +62,7 @@ def generated() -> str:
         runtime(),
         print_tables(*_powers(), cosines=_LONGEST),
         *printed.values(),
-        print_host(methods=scalars | schedules),
+        print_host(scalars | schedules),
         *_functions(),
         f"const DATA = {json.dumps(_data(), ensure_ascii=False)};",
         "return {",
