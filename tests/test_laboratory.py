@@ -279,6 +279,21 @@ def test_a_tap_moves_the_start_and_a_finger_elsewhere_scrolls(chromium, page):
     _, x, y, _ = shown(chromium)["sgd"]
     assert (x, y) == pytest.approx((x0 + 0.75 * (x1 - x0), y1 - 0.25 * (y1 - y0)), abs=0.05)
     assert chromium.find("#map").value_of_css_property("touch-action") == "pan-y"
+
+    def touch_at(kind: str, *at: float) -> None:
+        points = [{"x": at[0], "y": at[1]}] if at else []
+        chromium.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    begin = (box["x"] + 0.75 * box["width"], box["y"] + 0.25 * box["height"])
+    touch_at("touchStart", *begin)  # on the start, which follows the finger up and down
+    for k in range(1, 6):
+        touch_at("touchMove", begin[0] - 10 * k, begin[1] + 15 * k)
+    touch_at("touchEnd")
+    time.sleep(0.3)
+    _, x, y, _ = shown(chromium)["sgd"]
+    expected = (begin[0] - 50 - box["x"]) / box["width"], (begin[1] + 75 - box["y"]) / box["height"]
+    assert (x, y) == pytest.approx((x0 + expected[0] * (x1 - x0), y1 - expected[1] * (y1 - y0)), abs=0.1)
+    assert chromium.run("return scrollY") == 0
     assert chromium.errors() == []
 
 
