@@ -199,10 +199,16 @@ class Awkward:
     def at(self, t):
         var, power = self.new, 3
         if t > 2 and not (self.new and t == 5):
-            var += power ** (t % 2)
+            var += power ** (t % 2) + (2 - t) % 3
         else:
             var = -var if self.new is None else max(var, t // 2)
         return {"case": var * (1 - (2 - t)), "default": min(self.new, var) / power}
+
+    def least(self, t):
+        return min(t, 2, self.new)
+
+    def defaulted(self, t, more=1):
+        return t + more
 
     def listed(self, t):
         return [t for t in (1, 2) if t]
@@ -221,7 +227,7 @@ def test_names_that_are_words_of_javascript_are_translated():
     assert run_node(script) == [Awkward().at(t) for t in range(7)]
 
 
-@pytest.mark.parametrize("method", ["listed", "raising", "printing"])
+@pytest.mark.parametrize("method", ["least", "defaulted", "listed", "raising", "printing"])
 def test_what_is_not_translated_is_refused_by_name(method):
     with pytest.raises(fastopt.RuleError, match=r"cannot be printed as JavaScript") as caught:
         print_host({"f": (Awkward, method)})

@@ -17,6 +17,8 @@ from fastopt.demo.laboratory import settings
 from fastopt.demo.laboratory.problems import BATCHES, PROBLEMS, noisy, series_point
 from fastopt.demo.laboratory.runs import Point, run
 from fastopt.kernels.compiler.noise import noise_keys
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.javascript.printer import print_program
 
 ROOT = Path(__file__).parent.parent
 needs_browser = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
@@ -298,6 +300,17 @@ def test_a_tap_moves_the_start_and_a_finger_elsewhere_scrolls(chromium, page):
 
 
 @needs_browser
+def test_a_card_shows_the_code_that_is_printed(lab):
+    lab.choose("#precision", "float32")
+    lab.click(".card:nth-child(4) details summary")
+    time.sleep(0.2)
+    code = lab.find(".card:nth-child(4) pre").get_attribute("textContent")
+    printed = print_program(trace(settings.RULES["adam"], "f32"))
+    assert "p[i] = p_new;" in code
+    assert code in "\n".join(line.removeprefix(" " * 6) for line in printed.splitlines())
+
+
+@needs_browser
 def test_no_more_than_six_rules_and_none_at_all(lab):
     only(lab, (*BASICS, "nesterov"))
     lab.click("#more-rules summary")
@@ -391,6 +404,10 @@ def test_no_tab_is_wider_than_the_screen_and_every_control_has_a_name(chromium, 
     chromium.open(page)
     chromium.click("#more-rules summary")
     chromium.click("#digits")
+    chromium.run("document.querySelectorAll('.card details').forEach((code) => (code.open = true))")
+    wider = """return [...document.querySelectorAll(".card, .rules, .results, .settings")].filter(
+        (x) => x.scrollWidth > x.clientWidth || x.clientWidth > x.parentElement.clientWidth)"""
+    assert not chromium.run(wider)
     for tab in ("descent", "averages", "schedules"):
         chromium.click(f"#tab-{tab}")
         time.sleep(0.1)

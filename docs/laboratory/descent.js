@@ -114,9 +114,21 @@ class Descent {
         }),
       ];
       const title = element("h3", {}, element("canvas", { class: "swatch", "data-slot": one.slot, "aria-hidden": "true" }), rule.title);
-      return element("div", { class: "card" }, title, element("p", {}, rule.about), element("div", { class: "sliders2" }, ...sliders));
+      const parts = [title, element("p", {}, rule.about), element("div", { class: "sliders2" }, ...sliders), this.makeCode(one)];
+      return element("div", { class: "card" }, ...parts);
     });
     $("rule-cards").replaceChildren(...cards);
+  }
+
+  // The text of a rule's step, as the page runs it.
+  makeCode({ name, title }) {
+    const text = element("pre", { tabindex: 0, "aria-label": `Code of ${title}` });
+    const details = element("details", {}, element("summary", {}, "Code that runs here"), text);
+    details.addEventListener("toggle", () => {
+      const passes = fastopt.programs[name][this.state.precision].passes.map(({ step }) => String(step));
+      text.textContent = passes.join("\n\n").replace(/^ {6}/gm, "");
+    });
+    return details;
   }
 
   setProblem(name) {

@@ -90,7 +90,7 @@ class SurfaceMap {
   }
 
   drawTicks(context, width, height) {
-    context.fillStyle = colours.muted;
+    context.fillStyle = colours.ink;
     context.textBaseline = "bottom";
     context.textAlign = "center";
     const { x_range: [x0, x1], y_range: [y0, y1] } = this.problem;

@@ -2,6 +2,12 @@
 const $min = (a, b) => (b < a ? b : a); // Python's min and max of two numbers
 const $max = (a, b) => (b > a ? b : a);
 
+// Python's remainder, which has the sign of b.
+function $mod(a, b) {
+  const r = a % b;
+  return r !== 0 && r < 0 !== b < 0 ? r + b : r;
+}
+
 // Remembers results by arguments, as functools.lru_cache does.
 function $remembered(f) {
   const known = new Map();

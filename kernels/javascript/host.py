@@ -31,7 +31,7 @@ _KNOWN: dict[Any, str] = {
 }
 """What is called by another name; names with a dollar hide none of Python's."""
 _OPERATORS = {
-    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Mod: "%", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">",
+    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">",
     ast.GtE: ">=", ast.Eq: "===", ast.NotEq: "!==", ast.Is: "===", ast.IsNot: "!==", ast.And: "&&", ast.Or: "||",
     ast.USub: "-", ast.Not: "!",
 }  # fmt: skip
@@ -40,7 +40,8 @@ _OPERATORS = {
 def print_host(methods: Mapping[str, tuple[type, str]]) -> str:
     """Print methods and what they call, from a table: name of the printed function → class and name of the method.
 
-    The printed function's first argument is an object with the settings, in which tuples are arrays.
+    The printed function's first argument is an object with the settings, in which tuples are arrays. Integers are below
+    2⁵³. Where Python raises an error because it divides by zero, JavaScript goes on with ∞ or NaN.
 
     >>> from fastopt.schedules import InverseTime
     >>> print(print_host({"decayed": (InverseTime, "at")}))
@@ -93,6 +94,9 @@ class _Function:
 
     def text(self, name: str) -> str:
         """Write the function."""
+        a = self._tree.args
+        if a.defaults or a.kwonlyargs or a.vararg or a.kwarg:
+            raise self._refuse(a)
         parameters = [a.arg for a in self._tree.args.args]
         stored = {n.id for n in ast.walk(self._tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         looped = {
@@ -167,6 +171,8 @@ class _Function:
                 return f"{{ {', '.join(items)} }}"
             case ast.BinOp(op=ast.Pow()):
                 return f"$power({self._expression(e.left)}, {self._expression(e.right)})"
+            case ast.BinOp(op=ast.Mod()):
+                return f"$mod({self._expression(e.left)}, {self._expression(e.right)})"
             case ast.BinOp(op=ast.FloorDiv()):
                 return f"Math.floor({self._within(e.left)} / {self._within(e.right)})"
             case ast.BinOp() if type(e.op) in _OPERATORS:
@@ -189,12 +195,17 @@ class _Function:
         given = [self._expression(a) for a in e.args]
         function = e.func
         if isinstance(function, ast.Attribute) and ast.unparse(function.value) == "self" and self._class:
-            method = inspect.getattr_static(self._class, function.attr)
+            method = inspect.getattr_static(self._class, function.attr, None)
+            if not inspect.isfunction(inspect.unwrap(method)):
+                raise self._refuse(e)
             return f"{self._printer.name_of(method, self._class)}({', '.join(['self', *given])})"
-        if ast.unparse(function) == "value_at":  # of a schedule
+        if ast.unparse(function) == "value_at":  # of a schedule, which checks what `at` returns
             return f"{given[0]}.at({given[1]})"
         if isinstance(function, ast.Name) and function.id not in self._local:
-            return f"{self._global(function)}({', '.join(given)})"
+            name = self._global(function)
+            if name in ("$min", "$max") and len(given) != 2:
+                raise self._refuse(e)
+            return f"{name}({', '.join(given)})"
         if isinstance(function, ast.Attribute):
             return f"{self._expression(function)}({', '.join(given)})"
         raise self._refuse(e)
@@ -220,5 +231,5 @@ class _Function:
         """Write an operand."""
         text = self._expression(e)
         compound = ast.BinOp | ast.BoolOp | ast.Compare | ast.IfExp | ast.UnaryOp
-        simple = isinstance(e, ast.BinOp) and isinstance(e.op, ast.Pow | ast.FloorDiv)
+        simple = isinstance(e, ast.BinOp) and isinstance(e.op, ast.Pow | ast.Mod | ast.FloorDiv)
         return f"({text})" if isinstance(e, compound) and not simple else text
