@@ -185,6 +185,29 @@ def test_run_pause_step_and_reset(lab):
 
 
 @needs_browser
+def test_a_path_that_grows_step_by_step_is_the_one_that_is_drawn_at_once(lab):
+    script = """const lab = laboratory.descent;
+    const drawn = () => ["trails", "loss-trails"].map((id) => {
+      const copy = document.createElement("canvas");
+      [copy.width, copy.height] = [document.getElementById(id).width, document.getElementById(id).height];
+      const context = copy.getContext("2d", { willReadFrequently: true });
+      context.drawImage(document.getElementById(id), 0, 0);
+      const { data } = context.getImageData(0, 0, copy.width, copy.height);
+      return data.filter((x, k) => k % 4 === 3 && x > 200).length;
+    });
+    lab.goTo(0);
+    const none = drawn();
+    for (let t = 1; t <= 100; t++) lab.goTo(t);
+    const grown = drawn();
+    lab.compute();
+    return [none, grown, drawn()];"""
+    none, grown, whole = lab.run(script)
+    assert none == [0, 0]
+    assert min(whole) > 1000
+    assert grown == pytest.approx(whole, rel=0.1)  # parts do not join at their ends
+
+
+@needs_browser
 def test_sliders_of_rules_schedules_and_noise_change_the_run(lab):
     slide(lab, adam_lr=0.11)
     slide(lab, adam_betas_0=0.8)

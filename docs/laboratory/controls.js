@@ -12,7 +12,8 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-// A slider over a list of values; `changed` is called with the new one. Its element has `setValue`.
+// A slider over a list of values; `changed` is called with the new one. Its element has
+// `setValue`, which goes to the nearest value and returns it.
 function slider({ id, label, values, value, changed, unit = "" }) {
   const output = element("output", { for: id });
   const input = element("input", { type: "range", id, min: 0, max: values.length - 1, step: 1 });
@@ -26,6 +27,7 @@ function slider({ id, label, values, value, changed, unit = "" }) {
     const nearest = (best, x, k) => (Math.abs(x - wanted) < Math.abs(values[best] - wanted) ? k : best);
     input.value = values.reduce(nearest, 0);
     show();
+    return values[input.value];
   };
   input.addEventListener("input", () => {
     show();

@@ -8,7 +8,7 @@ const PROBLEM_ABOUT = {
   crate: "Many dents, one of them the lowest. A small step size ends in the nearest one. Larger steps, momentum or noise carry a run over the edges, and a falling rate lets it come to rest.",
   batch: "A line fitted to 64 points, x its height and y its slope. Each step sees a few of them only, so its gradient points somewhere near the right way. Larger batches: less scatter, and more work for each step.",
 };
-const SYMBOLS = { beta: "β, how much of the past is kept", alpha: "α, how much of the past is kept", rho: "ρ, how much of the past is kept", momentum: "Momentum, how much of the past is kept" };
+const SYMBOLS = { beta: "β, memory", alpha: "α, memory", rho: "ρ, memory", momentum: "Momentum" };
 const MOST_RULES = STYLES.length;
 const BASICS = ["sgd", "momentum", "nesterov", "rmsprop", "adam"];
 
@@ -17,9 +17,11 @@ class Descent {
     const { data } = fastopt;
     this.state = { problem: "bowl", precision: "float64", noise: 0, batch: 8, seed: 0, steps: 100, t: 100, start: null };
     this.chosen = []; // { name, slot, settings, lr }
+    this.lossTrails = new Trails($("loss-trails"));
+    this.version = 0; // of all that is drawn but the step
     this.playing = false;
     this.speed = 30;
-    this.map = new SurfaceMap($("map"), (x, y) => this.moveStart(x, y));
+    this.map = new SurfaceMap($("map"), $("trails"), (x, y) => this.moveStart(x, y));
     const titles = Object.entries(data.problems).map(([value, p]) => element("option", { value }, p.title));
     $("problem").append(...titles);
     $("problem").addEventListener("change", () => this.setProblem($("problem").value));
@@ -75,7 +77,8 @@ class Descent {
       this.goTo(0, true);
     });
     const speeds = [2, 5, 10, 30, 60, 120, 300];
-    $("speed-slot").append(slider({ id: "speed", label: "Speed", values: speeds, value: 30, unit: "/s", changed: (x) => (this.speed = x) }));
+    this.speedSlider = slider({ id: "speed", label: "Speed", values: speeds, value: 30, unit: "/s", changed: (x) => (this.speed = x) });
+    $("speed-slot").append(this.speedSlider);
   }
 
   choose(name, wanted) {
@@ -142,6 +145,7 @@ class Descent {
     for (const one of this.chosen) one.lr = fastopt.data.rules[one.name].rates[name];
     this.makeCards();
     this.lengthSlider.setValue(problem.steps);
+    this.speed = this.speedSlider.setValue(problem.steps / 4); // a run of about four seconds
     this.set({ problem: name, start: problem.start, steps: problem.steps, t: problem.steps });
   }
 
@@ -225,7 +229,7 @@ class Descent {
     const { t, steps, start } = this.state;
     $("clock").textContent = t;
     $("clock-end").textContent = steps;
-    this.map.draw(this.runs, start, t);
+    this.map.draw(this.runs, start, t, this.version);
     $("map").setAttribute("aria-label", `Map of ${fastopt.data.problems[this.state.problem].title}, start at ${start[0]}, ${start[1]}`);
     this.drawLosses(t);
     $("numbers").classList.toggle("full", $("digits").checked);
@@ -253,11 +257,19 @@ class Descent {
     const high = finite.reduce((a, b) => Math.max(a, b), 1);
     this.lossScale = { xEnd: this.state.steps, yRange: [low * 0.6, high * 1.5], log: true };
     const series = this.above.map((ys, k) => ({ ys, slot: this.runs[k].slot, faint: 0.35, width: 1.25 }));
-    drawChart($("losses-behind"), { ...this.lossScale, series });
+    this.lossChart = drawChart($("losses-behind"), { ...this.lossScale, series });
+    this.version++;
   }
 
   drawLosses(t) {
-    const series = this.above.map((ys, k) => ({ ys: ys.subarray(0, t + 1), slot: this.runs[k].slot, head: true }));
-    drawChart($("losses"), { ...this.lossScale, series, axes: false });
+    const { toX, toY, box } = this.lossChart;
+    const within = (y) => Math.max(box.top, Math.min(box.bottom, y));
+    const lines = this.above.map((ys, k) => ({ slot: this.runs[k].slot, end: ys.length - 1, at: (i) => [toX(i), toY(ys[i])] }));
+    this.lossTrails.draw(lines, t, this.version, [box.left, box.top, box.right - box.left, box.bottom - box.top]);
+    const { context } = prepare($("losses"));
+    for (const { slot, end, at } of lines) {
+      const [x, y] = at(Math.min(t, end));
+      if (!Number.isNaN(y)) marker(context, STYLES[slot].marker, x, within(y), 4.5, colours.series[slot]);
+    }
   }
 }

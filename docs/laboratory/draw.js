@@ -91,15 +91,15 @@ function ticks(low, high, count) {
 const plainNumber = (x) => String(Number(x.toPrecision(6))).replace("-", "−");
 
 // Draws a chart of series { ys, slot, label, width, faint, dots }, y over 0, 1, 2, …; `faint` is its opacity; `log` is a logarithmic y axis.
-// Returns where it drew: functions from data to pixels, and back for x. Without `axes` it lies over another chart.
-function drawChart(canvas, { series, xEnd, yRange, log = false, cursor = null, under = null, axes = true }) {
+// Returns where it drew: its box, functions from data to pixels, and back for x.
+function drawChart(canvas, { series, xEnd, yRange, log = false, cursor = null, under = null }) {
   const { context, width, height } = prepare(canvas);
   const box = { left: 46, right: width - 12, top: 10, bottom: height - 26 };
   const scale = log ? Math.log10 : (y) => y;
   const [low, high] = yRange.map(scale);
   const toX = (x) => box.left + (x / xEnd) * (box.right - box.left);
   const toY = (y) => box.bottom - ((scale(y) - low) / (high - low)) * (box.bottom - box.top);
-  if (axes) drawAxes(context, width, box, { xEnd, low, high, log, toX });
+  drawAxes(context, width, box, { xEnd, low, high, log, toX });
   context.save();
   context.beginPath();
   context.rect(box.left, box.top - 6, box.right - box.left + 6, box.bottom - box.top + 7);
@@ -116,7 +116,7 @@ function drawChart(canvas, { series, xEnd, yRange, log = false, cursor = null, u
     context.stroke();
   }
   context.restore();
-  return { toX, toY, fromX: (px) => ((px - box.left) / (box.right - box.left)) * xEnd };
+  return { toX, toY, box, fromX: (px) => ((px - box.left) / (box.right - box.left)) * xEnd };
 }
 
 function drawAxes(context, width, box, { xEnd, low, high, log, toX }) {

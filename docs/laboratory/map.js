@@ -1,9 +1,10 @@
 // The map: contours, the start, and the paths of the runs up to a step.
 
 class SurfaceMap {
-  constructor(canvas, moved) {
+  constructor(canvas, trails, moved) {
     this.canvas = canvas;
     this.moved = moved; // called with the new start
+    this.trails = new Trails(trails, { halo: true });
     this.background = null;
     this.listen();
   }
@@ -80,11 +81,12 @@ class SurfaceMap {
     for (const [x, y] of minima) this.drawMinimum(context, ...this.toPixels(x, y));
   }
 
-  // Draws what moves: the start, and the runs up to step t.
-  draw(runs, start, t) {
+  // Draws what moves: the start, and the runs up to step t; `version` is another where anything but t is new.
+  draw(runs, start, t, version) {
     this.start = start;
     const { context, width, height } = prepare(this.canvas);
-    for (const run of runs) this.drawPath(context, run, t);
+    const lines = runs.map((run) => ({ ...run, end: run.xs.length - 1, at: (k) => this.toPixels(run.xs[k], run.ys[k]) }));
+    this.trails.draw(lines, t, version);
     this.drawStart(context, ...this.toPixels(...start));
     this.drawHeads(context, runs, t, width, height);
   }
@@ -116,35 +118,6 @@ class SurfaceMap {
       context.lineTo(x + 5 * dx, y + 5 * dy);
     }
     context.stroke();
-  }
-
-  drawPath(context, run, t) {
-    const end = Math.min(t, run.xs.length - 1);
-    const { x_range: [x0, x1], y_range: [y0, y1] } = this.problem;
-    const { clientWidth: w, clientHeight: h } = this.canvas;
-    const [sx, sy] = [w / (x1 - x0), h / (y1 - y0)];
-    const trace = () => {
-      context.beginPath();
-      for (let k = 0; k <= end; k++) {
-        const [px, py] = [(run.xs[k] - x0) * sx, (y1 - run.ys[k]) * sy];
-        if (!(Math.abs(px) < 1e5 && Math.abs(py) < 1e5)) break;
-        context.lineTo(px, py);
-      }
-    };
-    context.lineJoin = context.lineCap = "round";
-    context.setLineDash([]);
-    context.strokeStyle = colours.card;
-    context.globalAlpha = 0.55;
-    context.lineWidth = 4;
-    trace();
-    context.stroke();
-    context.globalAlpha = 1;
-    context.lineCap = "butt";
-    context.setLineDash(STYLES[run.slot].dash);
-    context.strokeStyle = colours.series[run.slot];
-    context.lineWidth = 2;
-    context.stroke();
-    context.setLineDash([]);
   }
 
   drawStart(context, x, y) {

@@ -19,7 +19,8 @@ from fastopt.schedules import Cosine, Exponential, InverseTime, Product, Step, W
 
 DTYPES = {"float32": "f32", "float64": "f64"}
 SCRIPTS = (
-    "run.js", "controls.js", "draw.js", "contours.js", "map.js", "descent.js", "averages.js", "schedules.js", "main.js",
+    "run.js", "controls.js", "draw.js", "contours.js", "trails.js", "map.js", "descent.js", "averages.js",
+    "schedules.js", "main.js",
 )  # fmt: skip
 """The hand-written scripts, in their order."""
 _SCHEDULES = (InverseTime, Exponential, Step, Cosine, Warmup, Product)
