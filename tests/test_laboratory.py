@@ -98,6 +98,15 @@ def points(name: str, problem: str, steps: int, *, dtype: str = "float64", rule:
     return list(run(rule, PROBLEMS[problem]._replace(start=start), dtype=np.dtype(dtype), steps=steps, **options))
 
 
+def wait_for_the_end(lab: browser.Browser) -> None:
+    """Wait until a run of 100 steps is over."""
+    for _ in range(200):
+        if lab.find("#clock").text == "100" and lab.find("#run").text == "Run":
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run does not end")
+
+
 def only(lab: browser.Browser, names: tuple[str, ...]) -> None:
     """Choose these rules and no others."""
     for chip in lab.all(".chip input:checked"):
@@ -163,7 +172,6 @@ def test_run_pause_step_and_reset(lab):
     for t in (1, 2, 3):
         lab.click("#step")
         assert shown(lab) == {name: python(name, "bowl", t) for name in BASICS}
-    slide(lab, speed=60)
     lab.click("#run")
     assert lab.find("#run").text == "Pause"
     time.sleep(0.4)
@@ -176,10 +184,7 @@ def test_run_pause_step_and_reset(lab):
     assert shown(lab) == {name: python(name, "bowl", paused) for name in BASICS}
     slide(lab, speed=300)
     lab.click("#run")
-    for _ in range(100):
-        if lab.find("#clock").text == "100" and lab.find("#run").text == "Run":
-            break
-        time.sleep(0.05)
+    wait_for_the_end(lab)
     assert shown(lab) == {name: python(name, "bowl", 100) for name in BASICS}
     assert "Step 100. Loss: SGD" in lab.run("return document.getElementById('announcement').textContent")
 
@@ -477,5 +482,5 @@ def test_paths_run_at_many_frames_a_second(lab):
     """60 where nothing else runs; a third of that is asked for, because tests share their processors."""
     slide(lab, speed=60)
     lab.click("#run")
-    time.sleep(2.0)
+    wait_for_the_end(lab)
     assert lab.run("return laboratory.descent.framesPerSecond") > 20
