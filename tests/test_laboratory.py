@@ -1,140 +1,17 @@
-"""The laboratory's page, driven in Chromium as a person would: its numbers have the bits of fastopt.Optimizer's."""
+"""The laboratory's runs, driven in Chromium as a person would: their numbers have the bits of fastopt.Optimizer's."""
 
-import re
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import browser
 import numpy as np
 import pytest
+from laboratory import BASICS, needs_browser, only, points, python, shown, slide, wait_for_the_end
 
 import fastopt
 from fastopt.demo.laboratory import settings
-from fastopt.demo.laboratory.problems import BATCHES, PROBLEMS, noisy, series_point
-from fastopt.demo.laboratory.runs import Point, run
-from fastopt.kernels.compiler.noise import noise_keys
-from fastopt.kernels.compiler.trace import trace
-from fastopt.kernels.javascript.printer import print_program
-
-ROOT = Path(__file__).parent.parent
-needs_browser = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
-BASICS = ("sgd", "momentum", "rmsprop", "adam")
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """Write the page as the documented command does."""
-    out = tmp_path_factory.mktemp("laboratory") / "new" / "index.html"
-    command = [sys.executable, "-m", "fastopt.demo.laboratory", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout == f"{out}: {out.stat().st_size / 1000:.0f} kB\n"
-    return out
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    """Start one browser for the whole file, with an empty profile."""
-    found = browser.Browser(tmp_path_factory.mktemp("profile"))
-    yield found
-    found.quit()
-
-
-@pytest.fixture
-def lab(chromium, page):
-    """Open the page anew; at the end it must not have reported an error."""
-    chromium.resize(1400)
-    chromium.open(page)
-    chromium.errors()
-    yield chromium
-    assert chromium.errors() == []
-
-
-def shown(lab: browser.Browser) -> dict[str, Point]:
-    """Return the numbers on the screen, exactly."""
-    script = """return [...document.querySelectorAll("#numbers tbody tr")].map((row) => [
-        row.dataset.rule, [...row.cells].slice(1).map((cell) => [cell.dataset.number, cell.dataset.exact])])"""
-    found = {rule: dict(cells) for rule, cells in lab.run(script)}
-    numbers = {rule: [float(cells[key]) for key in ("t", "x", "y", "loss")] for rule, cells in found.items()}
-    return {rule: Point(int(t), x, y, loss) for rule, (t, x, y, loss) in numbers.items()}
-
-
-SLIDERS = {
-    "lr": settings.LEARNING_RATES,
-    "betas-0": settings.DECAY_RATES,
-    "betas-1": settings.DECAY_RATES,
-    "beta": settings.DECAY_RATES,
-    "noise": settings.NOISES,
-    "seed": range(20),
-    "run-length": settings.RUN_LENGTHS,
-    "speed": (2, 5, 10, 30, 60, 120, 300),
-    "batch": BATCHES,
-    **{name: values for sliders in settings.SCHEDULES.values() for name, values in sliders.items()},
-}
-"""The last part of a slider's id → its values."""
-
-
-def slide(lab: browser.Browser, **values: float) -> None:
-    """Move sliders by keys, each to a value; for a - in a name stands _."""
-    for name, value in values.items():
-        css = name.replace("_", "-")
-        of = SLIDERS[css] if css in SLIDERS else SLIDERS[css.partition("-")[2]]
-        lab.slide(f"#{css}", list(of).index(value))
-        assert float(lab.find(f"#{css}").get_attribute("data-value")) == value
-
-
-def python(name: str, problem: str, t: int, *, dtype: str = "float64", rule: Any = None, **options: Any) -> Point:
-    """Return where fastopt.Optimizer is at step t."""
-    return points(name, problem, t, dtype=dtype, rule=rule, **options)[-1]
-
-
-def points(name: str, problem: str, steps: int, *, dtype: str = "float64", rule: Any = None, **options: Any) -> list:
-    """Return where fastopt.Optimizer is at steps 0, 1, …, by default with the page's learning rate."""
-    rule = rule or replace(settings.RULES[name], lr=settings.rate(name, problem))
-    start = options.pop("start", PROBLEMS[problem].start)
-    return list(run(rule, PROBLEMS[problem]._replace(start=start), dtype=np.dtype(dtype), steps=steps, **options))
-
-
-def wait_for_the_end(lab: browser.Browser) -> None:
-    """Wait until a run of 100 steps is over."""
-    for _ in range(200):
-        if lab.find("#clock").text == "100" and lab.find("#run").text == "Run":
-            return
-        time.sleep(0.05)
-    raise AssertionError("the run does not end")
-
-
-def only(lab: browser.Browser, names: tuple[str, ...]) -> None:
-    """Choose these rules and no others."""
-    for chip in lab.all(".chip input:checked"):
-        lab.run("arguments[0].click()", chip)
-    for name in names:
-        lab.click(f"#rule-{name}")
-
-
-def test_the_page_is_one_small_file_that_needs_nothing_else(page):
-    text = page.read_text()
-    assert len(text.encode()) < 500_000
-    assert not re.search(
-        r"https?://|<link(?! rel=\"icon\" href=\"data:,\")|\bsrc=|@import|url\(|import\(|fetch\(", text
-    )
-
-
-def test_no_source_of_the_page_is_generated():
-    for file in (ROOT / "docs" / "laboratory").iterdir():
-        assert "_pf32_gf32" not in file.read_text(), file
-
-
-def test_the_command_says_what_is_missing(tmp_path):
-    command = [sys.executable, "-m", "fastopt.demo.laboratory", str(tmp_path / "x.html"), "--sources", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 1
-    assert "this folder has not all sources of the laboratory" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "x.html").exists()
+from fastopt.demo.laboratory.problems import PROBLEMS
+from fastopt.demo.laboratory.runs import Point
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -187,29 +64,6 @@ def test_run_pause_step_and_reset(lab):
     wait_for_the_end(lab)
     assert shown(lab) == {name: python(name, "bowl", 100) for name in BASICS}
     assert "Step 100. Loss: SGD" in lab.run("return document.getElementById('announcement').textContent")
-
-
-@needs_browser
-def test_a_path_that_grows_step_by_step_is_the_one_that_is_drawn_at_once(lab):
-    script = """const lab = laboratory.descent;
-    const drawn = () => ["trails", "loss-trails"].map((id) => {
-      const copy = document.createElement("canvas");
-      [copy.width, copy.height] = [document.getElementById(id).width, document.getElementById(id).height];
-      const context = copy.getContext("2d", { willReadFrequently: true });
-      context.drawImage(document.getElementById(id), 0, 0);
-      const { data } = context.getImageData(0, 0, copy.width, copy.height);
-      return data.filter((x, k) => k % 4 === 3 && x > 200).length;
-    });
-    lab.goTo(0);
-    const none = drawn();
-    for (let t = 1; t <= 100; t++) lab.goTo(t);
-    const grown = drawn();
-    lab.compute();
-    return [none, grown, drawn()];"""
-    none, grown, whole = lab.run(script)
-    assert none == [0, 0]
-    assert min(whole) > 1000
-    assert grown == pytest.approx(whole, rel=0.1)  # parts do not join at their ends
 
 
 @needs_browser
@@ -328,17 +182,6 @@ def test_a_tap_moves_the_start_and_a_finger_elsewhere_scrolls(chromium, page):
 
 
 @needs_browser
-def test_a_card_shows_the_code_that_is_printed(lab):
-    lab.choose("#precision", "float32")
-    lab.click(".card:nth-child(4) details summary")
-    time.sleep(0.2)
-    code = lab.find(".card:nth-child(4) pre").get_attribute("textContent")
-    printed = print_program(trace(settings.RULES["adam"], "f32"))
-    assert "p[i] = p_new;" in code
-    assert code in "\n".join(line.removeprefix(" " * 6) for line in printed.splitlines())
-
-
-@needs_browser
 def test_no_more_than_six_rules_and_none_at_all(lab):
     only(lab, (*BASICS, "nesterov"))
     lab.click("#more-rules summary")
@@ -356,131 +199,3 @@ def test_no_more_than_six_rules_and_none_at_all(lab):
     lab.click("#run")
     time.sleep(0.2)
     lab.click("#reset")
-
-
-@needs_browser
-def test_tabs_follow_the_keyboard(lab):
-    from selenium.webdriver.common.keys import Keys
-
-    def selected() -> str:
-        (tab,) = lab.all('[role="tab"][aria-selected="true"]')
-        (panel,) = [p for p in lab.all('[role="tabpanel"]') if p.is_displayed()]
-        assert panel.get_attribute("aria-labelledby") == tab.get_attribute("id")
-        assert tab.get_attribute("tabindex") in (None, "0")
-        return tab.text
-
-    assert selected() == "Descent"
-    presses = [(Keys.ARROW_RIGHT, "Averages"), (Keys.ARROW_RIGHT, "Schedules"), (Keys.ARROW_RIGHT, "Descent"),
-               (Keys.ARROW_LEFT, "Schedules"), (Keys.HOME, "Descent"), (Keys.END, "Schedules")]  # fmt: skip
-    lab.run("arguments[0].focus()", lab.find("#tab-descent"))
-    for key, name in presses:
-        lab.driver.switch_to.active_element.send_keys(key)
-        assert selected() == lab.driver.switch_to.active_element.text == name
-    outline = lab.driver.switch_to.active_element.value_of_css_property("outline-style")
-    assert outline == "solid", "the focus is visible"
-
-
-@needs_browser
-def test_averages_are_those_of_ewa(lab):
-    from selenium.webdriver.common.keys import Keys
-
-    lab.click("#tab-averages")
-    slide(lab, average_beta=0.95)
-    slide(lab, average_noise=1.0)
-    slide(lab, average_seed=2)
-    lab.press("#averages-chart", Keys.HOME)
-    ts = np.arange(1.0, 201.0)
-    keys = [[np.array([key], np.uint32) for key in noise_keys(2, int(t))] for t in ts]
-    z = np.array([noisy(np.zeros(1), 1.0, key0, key1, np.zeros(1, np.uint32))[0] for key0, key1 in keys])
-    series = series_point(ts, z, 1.0)
-    corrected, raw = (fastopt.EWA.over(series, beta=0.95, bias_correction=c) for c in (True, False))
-    for t in (1, 2, 12, 200):
-        lab.run("laboratory.averages.goTo(arguments[0])", t)
-        found = [float(lab.find(f"#average-{k}").get_attribute("data-exact")) for k in ("theta", "raw", "corrected")]
-        assert found == [series[t - 1], raw[t - 1], corrected[t - 1]]
-    lab.press("#averages-chart", Keys.ARROW_LEFT)
-    assert lab.find("#average-t").text == "199"
-    assert float(lab.find("#window").get_attribute("data-exact")) == fastopt.EWA(0.95).window
-    before = lab.run("return document.getElementById('averages-chart').toDataURL()")
-    lab.click("#correction")
-    assert lab.run("return document.getElementById('averages-chart').toDataURL()") != before
-
-
-@needs_browser
-def test_schedules_are_those_of_fastopt(lab):
-    from selenium.webdriver.common.keys import Keys
-
-    lab.click("#tab-schedules")
-    for kind, chosen in (("cosine", {"warmup": 50}), ("time", {"k": 0.1}), ("exponential", {"gamma": 0.95})):
-        lab.choose("#shown-schedule", kind)
-        for name, value in chosen.items():
-            slide(lab, **{f"shown_{name}": value})
-        schedule: Any = settings.make_schedule(kind, 0.33, 200, **chosen)
-        for key, t in ((Keys.HOME, 1), (Keys.END, 200), (Keys.ARROW_LEFT, 199)):
-            lab.press("#rates-chart", key)
-            assert lab.find("#rate-t").text == str(t)
-            assert float(lab.find("#rate-now").get_attribute("data-exact")) == schedule(t)
-        points = list(run(fastopt.SGD(lr=schedule), PROBLEMS["batch"], dtype=np.float64, steps=200, batch=2))
-        settled = float(lab.find("#settled-schedule").get_attribute("data-exact"))
-        assert settled == pytest.approx(np.mean([p.loss - PROBLEMS["batch"].least for p in points[-40:]]))
-
-
-@needs_browser
-@pytest.mark.parametrize("width", [400, 800, 1400])
-def test_no_tab_is_wider_than_the_screen_and_every_control_has_a_name(chromium, page, width):
-    chromium.resize(width, 800)
-    chromium.open(page)
-    chromium.click("#more-rules summary")
-    chromium.click("#digits")
-    chromium.run("document.querySelectorAll('.card details').forEach((code) => (code.open = true))")
-    wider = """return [...document.querySelectorAll(".card, .rules, .results, .settings")].filter(
-        (x) => x.scrollWidth > x.clientWidth || x.clientWidth > x.parentElement.clientWidth)"""
-    assert not chromium.run(wider)
-    for tab in ("descent", "averages", "schedules"):
-        chromium.click(f"#tab-{tab}")
-        time.sleep(0.1)
-        assert chromium.run("return document.documentElement.scrollWidth") <= width
-        for control in chromium.all("button, select, input, canvas[role]"):
-            if control.is_displayed():
-                assert control.accessible_name, control.get_attribute("outerHTML")
-    assert chromium.errors() == []
-
-
-@needs_browser
-def test_colours_follow_the_system_until_they_are_chosen(chromium, page):
-    def paper() -> str:
-        return chromium.find("body").value_of_css_property("background-color")
-
-    chromium.resize(1400, dark=True)
-    chromium.open(page)
-    dark = paper()
-    picture = chromium.run("return document.getElementById('contours').toDataURL()")
-    chromium.resize(1400)
-    time.sleep(0.1)
-    light = paper()
-    assert dark != light
-    assert chromium.run("return document.getElementById('contours').toDataURL()") != picture
-    chromium.click("#theme")
-    assert paper() == dark
-    chromium.resize(1400)
-    assert paper() == dark
-
-
-@needs_browser
-def test_the_first_paint_takes_less_than_a_second(lab, page):
-    def first_paint() -> float:
-        lab.open(page)
-        time.sleep(0.3)
-        return lab.run("return performance.getEntriesByName('first-contentful-paint')[0].startTime")
-
-    assert min(first_paint() for _ in range(3)) < 1000
-    assert lab.run("return performance.getEntriesByType('resource').length") == 0
-
-
-@needs_browser
-def test_paths_run_at_many_frames_a_second(lab):
-    """60 where nothing else runs; a third of that is asked for, because tests share their processors."""
-    slide(lab, speed=60)
-    lab.click("#run")
-    wait_for_the_end(lab)
-    assert lab.run("return laboratory.descent.framesPerSecond") > 20
