@@ -91,7 +91,7 @@ class Averages {
       beta < 0.85
         ? "A short memory: it follows every turn, and the noise too."
         : beta < 0.985
-          ? "A longer memory is smoother, and lags behind: it shows what was, half a window ago."
+          ? "A longer memory is smoother, and lags behind: it shows what was about a window ago."
           : "So long a memory that even the wave is averaged away; without correction it needs the whole chart to get up from zero.";
   }
 }
