@@ -2,7 +2,7 @@
 
 const PROBLEM_ABOUT = {
   bowl: "Fifty times steeper across than along. SGD’s rate must suit the steep side, so it zigzags there and creeps along the valley. Momentum adds up what keeps its direction and cancels what does not; RMSprop and Adam divide each direction by its own steepness.",
-  saddle: "The origin is a minimum along x and a maximum along y. The gradient vanishes there, and a run that arrives exactly along x stays. Rules that divide by the gradient’s size leave it sooner, and so does a run with a little noise: try the slider.",
+  saddle: "The origin is a minimum along x and a maximum along y. The gradient vanishes there, and a run that arrives exactly along x stays. Rules that divide by the gradient’s size leave it sooner, and so does, with most seeds, a run with a little noise: try the sliders.",
   rosenbrock: "Steep walls lead into a curved, nearly level valley. Finding the valley takes a few steps, following it takes hundreds: memory of past gradients helps.",
   beale: "A plateau with small gradients, between sharp ridges. SGD’s steps are as small as its gradients; rules that divide by the gradient’s size cross the plateau at their own speed.",
   crate: "Many minima, one of them the lowest. Small steps end in the nearest one. Larger steps, momentum or noise carry a run over the edges, and a falling rate lets it come to rest.",
