@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.checks import to_float
+from fastopt.checks import integer, to_float
 from fastopt.errors import SettingError
 from fastopt.kernels.rules.matrixwise import matrixwise
 from fastopt.kernels.rules.rule import require_rule
@@ -133,11 +133,13 @@ class Muon:
 
     def __post_init__(self):
         check(self, lr=NONNEGATIVE, momentum=DECAY_RATE, weight_decay=NONNEGATIVE, eps=POSITIVE)
-        coefficients = tuple(map(to_float, self.ns_coefficients)) if isinstance(self.ns_coefficients, tuple) else ()
-        steps = self.ns_steps
+        for name in ("ns_coefficients", "aux_for"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "ns_steps", integer("ns_steps", self.ns_steps, 1, 100))
+        numbers = tuple(map(to_float, self.ns_coefficients)) if isinstance(self.ns_coefficients, tuple) else ()
         own = {
-            "ns_steps": (type(steps) is int and 1 <= steps <= 99, "an integer from 1 to 99"),
-            "ns_coefficients": (len(coefficients) == 3 and all(x in FINITE for x in coefficients), "three numbers"),
+            "ns_coefficients": (len(numbers) == 3 and all(x in FINITE for x in numbers), "three finite numbers"),
             "adjust_lr_fn": (self.adjust_lr_fn in ADJUSTED, 'None, "original" or "match_rms_adamw"'),
             "ns_dtype": (self.ns_dtype in (None, "bfloat16"), 'None or "bfloat16"'),
             "aux_for": (isinstance(self.aux_for, tuple), "a tuple of patterns of names"),
@@ -145,7 +147,8 @@ class Muon:
         for name, (right, expected) in own.items():
             if not right:
                 got = f"{name}={getattr(self, name)!r}"
-                raise SettingError(f"the setting {name} is not one.", got=got, expected=expected, where="Muon")
+                raise SettingError(f"the setting {name} is out of its range.", got=got, expected=expected, where="Muon")
+        object.__setattr__(self, "ns_coefficients", numbers)
         if self.aux is not None:
             require_rule(self.aux)
         elif self.aux_for:
