@@ -51,21 +51,17 @@ def _bitcast(node: Any, args: Any) -> Text:
 
 
 def _select(node: Any, args: Any) -> Text:
-    condition, a, b = (x.within(SUM) for x in args)
-    return Text(f"{condition} ? {a} : {b}", LOOSE)
+    return Text(f"fastopt_{TYPES[node.dtype.name]}_select({', '.join(args)})")
 
 
 def _or_nan(node: Any, args: Any) -> Text:
     canonical, _ = node.value
-    return Text(f"{args[0].within(SUM)} != {args[0].within(SUM)} ? {canonical:#x}u : {args[1].within(SUM)}", LOOSE)
+    x = args[0].within(SUM)
+    return Text(f"{x} != {x} ? {canonical:#x}u : {args[1].within(SUM)}", LOOSE)
 
 
 def _tile_sum(node: Any, args: Any) -> Text:
     return Text(f"fastopt_{TYPES[node.args[0].dtype.name]}_sum({args[0]}_spill)")
-
-
-def _sequence(node: Any, args: Any) -> Text:
-    return Text(f"{args[0].within(SUM)} + {args[1].within(PREFIX)} * index", SUM)
 
 
 def _of_type(name: str) -> Callable[[Any, Any], Text]:
@@ -92,7 +88,8 @@ C = Target(
         "bitcast": _bitcast,
         "or_nan": _or_nan,
         "tile_sum": _tile_sum,
-        "sequence": _sequence,
+        "sequence": lambda node, args: args[0],
         **_BITWISE,
     },
+    sums_in_loops=True,
 )

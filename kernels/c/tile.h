@@ -74,6 +74,31 @@ FASTOPT_INLINE uint32_t fastopt_word(float x) {
     return bits;
 }
 
+/* Four codes of 8 bits. */
+FASTOPT_INLINE uint32_t fastopt_codes(const uint8_t *codes) {
+    uint32_t word;
+    memcpy(&word, codes, sizeof word);
+    return word;
+}
+
+/* c ? a : b, without a branch: loops with branches are not made of vectors. */
+FASTOPT_INLINE uint32_t fastopt_uint32_t_select(bool c, uint32_t a, uint32_t b) {
+    return b ^ ((a ^ b) & (0u - (uint32_t)c));
+}
+
+FASTOPT_INLINE float fastopt_float_select(bool c, float a, float b) {
+    return fastopt_float(fastopt_uint32_t_select(c, fastopt_word(a), fastopt_word(b)));
+}
+
+FASTOPT_INLINE double fastopt_double_select(bool c, double a, double b) {
+    uint64_t x, y;
+    memcpy(&x, &a, sizeof x);
+    memcpy(&y, &b, sizeof y);
+    return fastopt_double(y ^ ((x ^ y) & (0u - (uint64_t)c)));
+}
+
+FASTOPT_INLINE bool fastopt_bool_select(bool c, bool a, bool b) { return (c & a) | (!c & b); }
+
 /* -1, +0 or 1, and NaN for NaN. */
 FASTOPT_INLINE float fastopt_float_sign(float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x == 0 ? 0.0f : x; }
 

@@ -6,6 +6,7 @@ import re
 import textwrap
 
 from fastopt.kernels.c.language import C
+from fastopt.kernels.c.plain import limits, loops_that_decide, plain_loops, scan
 from fastopt.kernels.compiler.lowering import Loop, Value, lower, printed_names
 from fastopt.kernels.compiler.program import SKIPPED, Buffer, Program
 from fastopt.kernels.compiler.text import SUM
@@ -79,9 +80,21 @@ def tile_function(program: Program, names: dict[str, str]) -> tuple[list[str], l
 
     Returns also the scalars that it takes, which are those that it uses.
     """
+    return _function(program, names, lower(program, names, C), plain=False)
+
+
+def plain_function(program: Program, names: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Print the function that steps a whole tile if it is plain, and else returns false, and has written nothing."""
+    return _function(program, names, plain_loops(program, names), plain=True)
+
+
+def _function(program: Program, names: dict[str, str], loops: list[Loop], *, plain: bool) -> tuple[list[str], list[str]]:
     number = C.types[program.dtype.name]
-    loops = lower(program, names, C)
-    body = [line for loop in loops for line in _print_loop(loop, program, names)]
+    printed = [_print_loop(loop, program, names) for loop in loops]
+    if plain:
+        decided = loops_that_decide(loops)
+        printed = [scan(program, names), *printed[:decided], limits(program, loops), *printed[decided:], ["return true;"]]
+    body = [line for part in printed for line in part]
     spilled = {v.name: C.types[v.dtype.name] for loop in loops for v in loop.spills}
     mentioned = set(re.findall(r"\w+", " ".join(body)))
     before = [f"{kind} {name}_spill[FASTOPT_TILE];" for name, kind in spilled.items()]
@@ -100,10 +113,13 @@ def tile_function(program: Program, names: dict[str, str]) -> tuple[list[str], l
     used = [s for s in program.scalars if names[s] in mentioned]
     scalars = [f"const {number} {names[s]}" for s in used]
     noise = ["const uint32_t key0", "const uint32_t key1", "const uint64_t number"] if program.noise else []
+    kind, count = ("bool", []) if plain else ("void", ["const int count"])
+    if plain:
+        before.insert(0, "const int count = FASTOPT_TILE;")
     lines = [
         *wrapped(
-            f"FASTOPT_INLINE void {spelled_out(program.name)}_tile(",
-            ["const int count", *pointers(program, names), *noise, *scalars],
+            f"FASTOPT_INLINE {kind} {spelled_out(program.name)}_{'plain_' * plain}tile(",
+            [*count, *pointers(program, names), *noise, *scalars],
             ") {",
         ),
         *(f"    {part}" for line in (*before, *body) for part in _continued(line)),
@@ -121,21 +137,27 @@ def tiles_function(program: Program, names: dict[str, str], scalars_type: str) -
     noise = ["const uint32_t *keys", "uint64_t offset"] if program.noise else []
     scalars = [f"const {scalars_type} *scalars"] if program.scalars else []
     tile, used = tile_function(program, names)
+    plain, plain_used = plain_function(program, names) if program.plain is not None else ([], [])
     given = [f"{pointer(b, names)}{_advance(b)}" for b in passed(program)]
     given += ["keys[0]", "keys[1]", "offset / FASTOPT_TILE + first / FASTOPT_TILE"] if noise else []
-    given += [names[s] for s in used]
+    whole = wrapped(f"        {name}_tile(", ["FASTOPT_TILE", *given, *(names[s] for s in used)], ");")
+    if plain:
+        taken = [*given, *(names[s] for s in plain_used)]
+        whole = [*wrapped(f"        if ({name}_plain_tile(", taken, ")) continue;"), *whole]
     return [
+        *plain,
+        *([""] if plain else []),
         *tile,
         "",
         *wrapped(f"FASTOPT_APART void {name}_tiles(", ["size_t n", *arguments, *noise, *scalars], ") {"),
-        *(f"    const {number} {names[s]} = scalars->{names[s]};" for s in used),
+        *(f"    const {number} {names[s]} = scalars->{names[s]};" for s in program.scalars if s in (*used, *plain_used)),
         *(["    (void)scalars;"] if scalars and not used else []),
         "    size_t first = 0;",
         "    for (; n - first >= FASTOPT_TILE; first += FASTOPT_TILE) {",
-        *wrapped(f"        {name}_tile(", ["FASTOPT_TILE", *given], ");"),
+        *whole,
         "    }",
         "    if (first < n) {",
-        *wrapped(f"        {name}_tile(", ["(int)(n - first)", *given], ");"),
+        *wrapped(f"        {name}_tile(", ["(int)(n - first)", *given, *(names[s] for s in used)], ");"),
         "    }",
         "}",
     ]
@@ -171,6 +193,7 @@ def _print_loop(loop: Loop, program: Program, names: dict[str, str]) -> list[str
     for b, text in loop.stores:
         narrow = kinds[b] in ("uint16_t", "uint8_t")
         made.append(f"{names[b]}[i] = {f'({kinds[b]})({text})' if narrow else text};")
+    made += [f"{name} += {step};" for name, _, step in loop.sequences]
     if any(re.search(r"\bindex\b", line) for line in made):
         body.append("const uint32_t index = (uint32_t)i;")
     after = []
@@ -180,6 +203,7 @@ def _print_loop(loop: Loop, program: Program, names: dict[str, str]) -> list[str
         *lines(loop.uniform),
         *(f"*{names[b]} = {text};" for b, text in loop.tile_stores),
         *([f"uint32_t {', '.join(f'{v.name} = 0' for v in loop.maxima)};"] if loop.maxima else []),
+        *(f"uint32_t {name} = {first};" for name, first, _ in loop.sequences),
         *(["for (int i = 0; i < count; ++i) {"] if body or made else []),
         *(f"    {line}" for line in (*body, *made)),
         *(["}"] if body or made else []),
