@@ -81,6 +81,15 @@ FASTOPT_INLINE uint32_t fastopt_codes(const uint8_t *codes) {
     return word;
 }
 
+/* Fetch `bytes` of an array into the cache, from `ahead` bytes further on, which may be beyond its end. */
+FASTOPT_INLINE void fastopt_fetch(const void *array, size_t ahead, size_t bytes) {
+#if defined(__GNUC__)
+    for (size_t k = 0; k < bytes; k += 64) __builtin_prefetch((const void *)((uintptr_t)array + ahead + k));
+#else
+    (void)array, (void)ahead, (void)bytes;
+#endif
+}
+
 /* c ? a : b, without a branch: loops with branches are not made of vectors. */
 FASTOPT_INLINE uint32_t fastopt_uint32_t_select(bool c, uint32_t a, uint32_t b) {
     return b ^ ((a ^ b) & (0u - (uint32_t)c));

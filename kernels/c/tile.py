@@ -10,6 +10,7 @@ from fastopt.kernels.c.plain import limits, loops_that_decide, plain_loops, scan
 from fastopt.kernels.compiler.lowering import Loop, Value, lower, printed_names
 from fastopt.kernels.compiler.program import SKIPPED, Buffer, Program
 from fastopt.kernels.compiler.text import SUM
+from fastopt.kernels.formats import TILE
 
 # Names of the skeleton, of C and C++, and of the headers, which a rule's own names must not hide.
 _SKELETON = "n first count i index number offset keys key0 key1 tile_low tile_high scalars tensors skipped mode t out seed work"
@@ -154,12 +155,24 @@ def tiles_function(program: Program, names: dict[str, str], scalars_type: str) -
         *(["    (void)scalars;"] if scalars and not used else []),
         "    size_t first = 0;",
         "    for (; n - first >= FASTOPT_TILE; first += FASTOPT_TILE) {",
+        *_prefetches(program, names),
         *whole,
         "    }",
         "    if (first < n) {",
         *wrapped(f"        {name}_tile(", ["(int)(n - first)", *given, *(names[s] for s in used)], ");"),
         "    }",
         "}",
+    ]
+
+
+def _prefetches(program: Program, names: dict[str, str]) -> list[str]:
+    """Print the fetching of a later tile, where a tile takes less time than memory does."""
+    if not program.compressed:
+        return []
+    return [
+        f"        fastopt_fetch({names[b.name]} + first, {2 * TILE * b.dtype.itemsize}, {TILE * b.dtype.itemsize});"
+        for b in program.buffers
+        if b.elementwise and b.read
     ]
 
 
