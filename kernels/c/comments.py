@@ -34,14 +34,15 @@ def head_comment(program: Program, rule: Rule, command: str) -> list[str]:
         "",
         f"Rule      {settings_text(rule)}",
         f"Memory    {program.traffic} and step.",
-        "Compile   cc -O3 -march=native -fno-math-errno -c FILE    (C99 or later, or C++11 or later; link with -lm)",
+        "Compile   cc -O3 -march=native -fno-math-errno -c FILE    (C99 or C++11, or later; link with -lm). Without"
+        " -fno-math-errno the bits are the same, but roots are computed one by one.",
         "",
-        "The bits are those of fastopt on every backend, at any level of optimization and with or without AVX2 and FMA, if",
+        "The bits are those of fastopt on every backend, at any level of optimization, with and without AVX2 and FMA, if",
         "  - the compiler keeps to IEEE 754: no -ffast-math nor parts of it, of which those that the compiler shows are"
         " refused below; multiplication and addition are not contracted, for which the pragmas below suffice, but not"
         " against clang's -ffp-contract=fast;",
-        "  - the thread rounds to nearest and keeps subnormal numbers: x86-64 and AArch64 are set so during a step if the"
-        " compiler is GCC or Clang; elsewhere that is the caller's.",
+        "  - the thread rounds to nearest and keeps subnormal numbers: GCC and Clang set x86-64 and AArch64 so during a"
+        " step; elsewhere that is the caller's.",
         "Where NaN is stored as float or double, its sign and payload are the processor's.",
         "",
         "Tiles. 256 consecutive elements are a tile: element i is in tile i / 256. "
@@ -79,15 +80,19 @@ def arguments_comment(program: Program, rule: Rule, names: dict[str, str]) -> li
         ]
         returned = "Returns whether the step was taken: true, where the rule skips none."
         head = [f"One step of all tensors. Memory of a tensor is as said at {name}_tensor.", returned]
-        return [*head, *_table(rows)]
+        return [*head, *argument_table(rows)]
     rows = [("n", "number of elements; 0 is nothing to do")]
     rows += [(names[b.name], buffer_comment(program, rule, b)) for b in passed(program)]
     offset = "number of element 0 among all parameters, a multiple of 256: elements of equal numbers get equal noise"
     rows += [*noise, *([("offset", offset)] if noise else []), *scalars]
-    return ["One step of a tensor, in place. Arrays do not overlap; each is aligned as its type is.", *_table(rows)]
+    return [
+        "One step of a tensor, in place. Arrays do not overlap; each is aligned as its type is.",
+        *argument_table(rows),
+    ]
 
 
-def _table(rows: list[tuple[str, str]]) -> list[str]:
+def argument_table(rows: list[tuple[str, str]]) -> list[str]:
+    """Return lines that say what each argument is."""
     width = max(len(name) for name, _ in rows)
     return [f"  {name:<{width}}  {text}" for name, text in rows]
 
@@ -121,4 +126,3 @@ def buffer_comment(program: Program, rule: Rule, b: Buffer) -> str:
     described = " ".join((type(form).__doc__ or "").split()).split(". ")[0].rstrip(".")
     stored = "" if form.plain or plane.suffix else f", stored as {form.name}: {described}"
     return f"{kind}, {access}: {what}{of}{stored}{start}"
-

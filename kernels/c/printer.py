@@ -20,11 +20,7 @@ from fastopt.kernels.rules.rule import Rule
 def print_export(program: Program, rule: Rule, command: str) -> str:
     """Print the source with which to take the steps of a rule; `command` is what exports it again."""
     names = names_of(program)
-    body = [] if program.scalars == () else [*_scalars_type(program, names), ""]
-    if program.scalars:
-        body += [*print_scalars(program, rule, names, scalars_type(program)), ""]
-    if program.noise:
-        body += [*_keys(program), ""]
+    body = print_host_functions(program, rule, names)
     body += _phases(program, rule, names) if program.phases else _one_pass(program, rule, names)
     return "\n".join(
         [
@@ -47,6 +43,16 @@ def print_export(program: Program, rule: Rule, command: str) -> str:
             "",
         ]
     )
+
+
+def print_host_functions(program: Program, rule: Rule, names: dict[str, str]) -> list[str]:
+    """Print what computes the scalars and the keys of a step."""
+    lines: list[str] = []
+    if program.scalars:
+        lines += [*_scalars_type(program, names), "", *print_scalars(program, rule, names, scalars_type(program)), ""]
+    if program.noise:
+        lines += [*_keys(program), ""]
+    return lines
 
 
 @lru_cache(maxsize=1)
@@ -193,4 +199,3 @@ def _condition(program: Program, names: dict[str, str]) -> list[str]:
         *(f"    const {C.types[v.dtype.name]} {v.name} = {v.text};" for v in lines),
         f"    const bool taken = {lines[-1].name};",
     ]
-

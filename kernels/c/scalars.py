@@ -14,7 +14,7 @@ from fastopt.kernels.compiler.host import (
     Expression,
     Operand,
     Tree,
-    Untraceable,
+    UntraceableError,
     trace_scalars,
 )
 from fastopt.kernels.compiler.plan import host_scalars
@@ -23,8 +23,16 @@ from fastopt.kernels.compiler.text import ATOM, PREFIX, PRODUCT, SUM, Text
 from fastopt.kernels.rules.rule import Rule
 
 _INFIX = {"add": ("+", SUM), "sub": ("-", SUM), "mul": ("*", PRODUCT), "truediv": ("/", PRODUCT)}
-_CALLED = {"pow": "fastopt_pow", "exp": "fastopt_exp", "log": "fastopt_log", "mod": "fmod", "sqrt": "sqrt", "abs": "fabs"}
+_CALLED = {
+    "pow": "fastopt_pow",
+    "exp": "fastopt_exp",
+    "log": "fastopt_log",
+    "mod": "fmod",
+    "sqrt": "sqrt",
+    "abs": "fabs",
+}
 _COMPARED = {"less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">=", "equal": "==", "not_equal": "!="}
+
 
 def print_scalars(program: Program, rule: Rule, names: dict[str, str], kind: str) -> list[str]:
     """Print the function that computes the scalars of step t in float64, as `rule.scalars(t)` does.
@@ -33,13 +41,11 @@ def print_scalars(program: Program, rule: Rule, names: dict[str, str], kind: str
     """
     try:
         made = trace_scalars(program, rule)
-    except Untraceable as error:
+    except UntraceableError as error:
         return _table(program, rule, names, str(error))
     arguments = {name: f"{name}_" if name in RESERVED or name == "scalars" else name for name in made.arguments}
     comment = [f"{kind}_at: the scalars of step t = 1, 2, 3, ..., computed in double as fastopt's {_of(rule)} does."]
-    comment += [
-        f"  {arguments[name]:<8} {_meaning(name, value)}" for name, value in made.arguments.items()
-    ]
+    comment += [f"  {arguments[name]:<8} {_meaning(name, value)}" for name, value in made.arguments.items()]
     comment.append(
         "Its bits are Python's where pow is: both call the C library's. Numbers that Python refuses (a division by zero,"
     )
@@ -66,7 +72,7 @@ def commented(lines: list[str]) -> list[str]:
     wide: list[str] = []
     for line in lines:
         indent = " " * (len(line) - len(line.lstrip()) + 2 * line.startswith("  "))
-        wide += textwrap.wrap(line.replace("*/", "* /"), 114, subsequent_indent=indent) or [""]
+        wide += textwrap.wrap(line.replace("*/", "* /"), 114, subsequent_indent=indent, break_on_hyphens=False) or [""]
     if len(wide) == 1:
         return [f"/* {wide[0]} */"]
     return [f"{'/* ' if k == 0 else '   ' if line else ''}{line}" for k, line in enumerate(wide[:-1])] + [
@@ -81,7 +87,9 @@ def _of(rule: Rule) -> str:
 def _meaning(name: str, value: object) -> str:
     if callable(value):
         return "the value at t of this setting, which follows a schedule: compute it in the caller"
-    return f"the learning rate; {value!r} where this was exported" if name.endswith("lr") else f"{value!r} where exported"
+    return (
+        f"the learning rate; {value!r} where this was exported" if name.endswith("lr") else f"{value!r} where exported"
+    )
 
 
 def number(x: float) -> Text:
@@ -168,6 +176,6 @@ def _table(program: Program, rule: Rule, names: dict[str, str], why: str) -> lis
         "The caller computes them, in double, as that method does, and rounds each once to the type of its field:",
     ]
     lines = [part for line in head for part in textwrap.wrap(line, 114)]
-    return [f"{'/* ' if k == 0 else '   '}{line}" for k, line in enumerate([*lines, *rows[:-1]])] + [f"   {rows[-1]} */"]
-
-
+    return [f"{'/* ' if k == 0 else '   '}{line}" for k, line in enumerate([*lines, *rows[:-1]])] + [
+        f"   {rows[-1]} */"
+    ]

@@ -37,14 +37,13 @@
 
 #endif /* FASTOPT_TILE_H */
 
-/* No multiplication and addition become one operation that is rounded once. GCC, which ignores the standard's pragma,
-   is also told that nobody reads errno or floating-point exceptions, so that it may use vectors; the bits are the same.
-   Clang has no such pragma: with it, -fno-math-errno makes roots faster. */
-#if defined(__clang__)
+/* No multiplication and addition become one operation that is rounded once. GCC ignores the standard's pragma. */
+#if defined(__CUDACC__)
+#elif defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
 #pragma GCC push_options
-#pragma GCC optimize("fp-contract=off", "no-math-errno", "no-trapping-math")
+#pragma GCC optimize("fp-contract=off")
 #elif defined(_MSC_VER)
 #pragma fp_contract(off)
 #else

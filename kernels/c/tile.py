@@ -13,7 +13,9 @@ from fastopt.kernels.compiler.text import SUM
 from fastopt.kernels.formats import TILE
 
 # Names of the skeleton, of C and C++, and of the headers, which a rule's own names must not hide.
-_SKELETON = "n first count i index number offset keys key0 key1 tile_low tile_high scalars tensors skipped mode t out seed work"
+_SKELETON = (
+    "n first count i index number offset keys key0 key1 tile_low tile_high scalars tensors skipped mode t out seed work"
+)
 _LANGUAGE = (
     "alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const constexpr const_cast"
     " continue decltype default delete do double dynamic_cast else enum explicit export extern false float for friend"
@@ -89,12 +91,20 @@ def plain_function(program: Program, names: dict[str, str]) -> tuple[list[str], 
     return _function(program, names, plain_loops(program, names), plain=True)
 
 
-def _function(program: Program, names: dict[str, str], loops: list[Loop], *, plain: bool) -> tuple[list[str], list[str]]:
+def _function(
+    program: Program, names: dict[str, str], loops: list[Loop], *, plain: bool
+) -> tuple[list[str], list[str]]:
     number = C.types[program.dtype.name]
     printed = [_print_loop(loop, program, names) for loop in loops]
     if plain:
         decided = loops_that_decide(loops)
-        printed = [scan(program, names), *printed[:decided], limits(program, loops), *printed[decided:], ["return true;"]]
+        printed = [
+            scan(program, names),
+            *printed[:decided],
+            limits(program, loops),
+            *printed[decided:],
+            ["return true;"],
+        ]
     body = [line for part in printed for line in part]
     spilled = {v.name: C.types[v.dtype.name] for loop in loops for v in loop.spills}
     mentioned = set(re.findall(r"\w+", " ".join(body)))
@@ -151,7 +161,11 @@ def tiles_function(program: Program, names: dict[str, str], scalars_type: str) -
         *tile,
         "",
         *wrapped(f"FASTOPT_APART void {name}_tiles(", ["size_t n", *arguments, *noise, *scalars], ") {"),
-        *(f"    const {number} {names[s]} = scalars->{names[s]};" for s in program.scalars if s in (*used, *plain_used)),
+        *(
+            f"    const {number} {names[s]} = scalars->{names[s]};"
+            for s in program.scalars
+            if s in (*used, *plain_used)
+        ),
         *(["    (void)scalars;"] if scalars and not used else []),
         "    size_t first = 0;",
         "    for (; n - first >= FASTOPT_TILE; first += FASTOPT_TILE) {",

@@ -28,7 +28,7 @@ TRIED = (1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 30, 100, 1000, 10_000, 123_457)
 """Steps at which the expressions are compared with `scalars`."""
 
 
-class Untraceable(FastoptError):
+class UntraceableError(FastoptError):
     """Why `scalars` of a rule does not become expressions."""
 
 
@@ -43,7 +43,7 @@ class Expression:
         self.op, self.args, self.name = op, args, name
 
     def _refuse(self, *_: Any) -> NoReturn:
-        raise Untraceable("scalars turns what depends on t into a number of Python's (float, int, math.…).")
+        raise UntraceableError("scalars turns what depends on t into a number of Python's (float, int, math.…).")
 
     __float__ = __int__ = __index__ = __round__ = __floor__ = __ceil__ = __trunc__ = __complex__ = _refuse
     __iter__ = __len__ = __getitem__ = _refuse
@@ -107,7 +107,7 @@ class _Path:
                 return answer
         self.asked.append(condition)
         if len(self.asked) > MOST_CHOICES:
-            raise Untraceable(f"scalars branches on t or on a setting more than {MOST_CHOICES} times, or loops.")
+            raise UntraceableError(f"scalars branches on t or on a setting more than {MOST_CHOICES} times, or loops.")
         return self.given[len(self.asked) - 1] if len(self.asked) <= len(self.given) else True
 
 
@@ -131,13 +131,13 @@ def operand(x: Any) -> Operand:
         return float(x)
     if isinstance(x, bool | int | float | np.floating | np.integer):
         return float(x)
-    raise Untraceable(f"scalars computes with {type(x).__name__}, which is no number.")
+    raise UntraceableError(f"scalars computes with {type(x).__name__}, which is no number.")
 
 
 def _remainder(a: Expression, b: Any) -> Expression:
     """Return t % b, of which C's fmod is the same; of negative numbers it is not."""
     if a.name != "t" or not operand(b) > 0.0:
-        raise Untraceable("scalars takes a remainder of what is not t, or by what is not positive.")
+        raise UntraceableError("scalars takes a remainder of what is not t, or by what is not positive.")
     return Expression("mod", (a, operand(b)))
 
 
@@ -228,7 +228,7 @@ def trace_scalars(program: Program, rule: Rule) -> HostScalars:
     """Trace `rule.scalars`.
 
     Raises:
-        Untraceable: it does what cannot be followed, or is not what its expressions compute.
+        UntraceableError: it does what cannot be followed, or is not what its expressions compute.
 
     """
     arguments: dict[str, Any] = {}
@@ -238,7 +238,7 @@ def trace_scalars(program: Program, rule: Rule) -> HostScalars:
         nonlocal runs
         runs += 1
         if runs > 2**MOST_CHOICES:
-            raise Untraceable("scalars has too many branches.")
+            raise UntraceableError("scalars has too many branches.")
         path = _Path(given)
         _PATHS.append(path)
         try:
@@ -254,10 +254,10 @@ def trace_scalars(program: Program, rule: Rule) -> HostScalars:
     try:
         _symbolic(rule, arguments, {})
         made = HostScalars(arguments, tree(()))
-    except Untraceable:
+    except UntraceableError:
         raise
     except Exception as error:  # whatever Python's functions raise when a symbol arrives
-        raise Untraceable(f"scalars does what cannot be followed: {type(error).__name__}: {error}") from error
+        raise UntraceableError(f"scalars does what cannot be followed: {type(error).__name__}: {error}") from error
     _compare(made, program, rule)
     return made
 
@@ -268,7 +268,7 @@ def _compare(made: HostScalars, program: Program, rule: Rule) -> None:
         passed = {name: float(x(t) if callable(x) else x) for name, x in made.arguments.items()}
         ours = evaluate(made.tree, {"t": float(t), **passed})
         if any(ours[name] != x for name, x in zip(program.scalars, true(t), strict=True)):
-            raise Untraceable(f"scalars({t}) is not what its expressions compute.")
+            raise UntraceableError(f"scalars({t}) is not what its expressions compute.")
 
 
 def evaluate(tree: Tree, values: dict[str, float]) -> dict[str, float]:
