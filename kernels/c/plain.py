@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from fastopt.kernels.c.language import C
+from fastopt.kernels.compiler.graph import walk
 from fastopt.kernels.compiler.lowering import Loop, expression, lower
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.compiler.text import SUM
@@ -13,7 +14,9 @@ from fastopt.kernels.compiler.text import SUM
 def plain_loops(program: Program, names: dict[str, str]) -> list[Loop]:
     """Return the loops over a plain tile."""
     assert program.plain is not None
-    return lower(program, names, C, (*program.plain.stages, *program.plain.roots), plain=True)
+    ends = (*program.plain.stages, *program.plain.roots)
+    of_elements = [n for n in ends if any(x.op in ("buffer", "index") for x in walk([n]))]  # not roots of totals
+    return lower(program, names, C, of_elements, plain=True)
 
 
 def loops_that_decide(loops: list[Loop]) -> int:

@@ -124,6 +124,10 @@ def _function(
     used = [s for s in program.scalars if names[s] in mentioned]
     scalars = [f"const {number} {names[s]}" for s in used]
     noise = ["const uint32_t key0", "const uint32_t key1", "const uint64_t number"] if program.noise else []
+    mentioned |= set(re.findall(r"\w+", " ".join(before)))
+    taken = [] if plain else ["count"]
+    taken += [*(pointer(b, names) for b in passed(program)), *(x.rsplit(" ", 1)[1] for x in noise)]
+    before += [f"(void){x};" for x in taken if x not in mentioned]
     kind, count = ("bool", []) if plain else ("void", ["const int count"])
     if plain:
         before.insert(0, "const int count = FASTOPT_TILE;")
