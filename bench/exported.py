@@ -2,10 +2,10 @@
 
     python -m fastopt.bench.exported [--compiler gcc] [--rounds 31] [--out FILE]
 
-Both are called from one C loop, by their addresses, on the same arrays, which `fastopt.Optimizer` would place in the
-same way. A round times each once, in turns, for about `MILLISECONDS`; the ratio of a round is C's time over Numba's, and
-the table has the median of the ratios, with their 20th and 80th percentiles, so that other programs on the machine,
-which slow both of a round, matter little. Before they are timed, both must have the same bits.
+Both are called in a loop in C, by their addresses, on the same arrays. A round times each once, in turns, for about
+`MILLISECONDS`; the ratio of a round is C's time over Numba's, and the table has the median of the ratios, with their
+20th and 80th percentiles, so that other programs on the machine, which slow both of a round, matter little. Before they
+are timed, both must have the same bits.
 """
 
 from __future__ import annotations

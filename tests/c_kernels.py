@@ -29,7 +29,7 @@ def compile_c(compiler: str, source: Path, to: Path, *flags: str) -> None:
     strict = STRICT_CXX if compiler.endswith("++") else STRICT
     path = COMPILERS[compiler]
     assert path is not None
-    command = [path, *strict, *flags, str(source), "-o", str(to), "-lm"]
+    command = [path, *strict, *flags, str(source), "-o", str(to), *([] if "-c" in flags else ["-lm"])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[:4000]}"
 

@@ -37,7 +37,7 @@ def head_comment(program: Program, rule: Rule, command: str) -> list[str]:
         "Compile   cc -O3 -march=native -fno-math-errno -c FILE    (C99 or C++11, or later; link with -lm). Without"
         " -fno-math-errno the bits are the same, but roots are computed one by one.",
         "",
-        "The bits are those of fastopt on every backend, at any level of optimization, with and without AVX2 and FMA, if",
+        "The bits are those of fastopt on every backend, at any optimization level, with and without AVX2 and FMA, if",
         "  - the compiler keeps to IEEE 754: no -ffast-math nor parts of it, of which those that the compiler shows are"
         " refused below; multiplication and addition are not contracted, for which the pragmas below suffice, but not"
         " against clang's -ffp-contract=fast;",

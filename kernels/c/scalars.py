@@ -45,11 +45,12 @@ def print_scalars(program: Program, rule: Rule, names: dict[str, str], kind: str
         return _table(program, rule, names, str(error))
     arguments = {name: f"{name}_" if name in RESERVED or name == "scalars" else name for name in made.arguments}
     comment = [f"{kind}_at: the scalars of step t = 1, 2, 3, ..., computed in double as fastopt's {_of(rule)} does."]
-    comment += [f"  {arguments[name]:<8} {_meaning(name, value)}" for name, value in made.arguments.items()]
-    comment.append(
-        "Its bits are Python's where pow is: both call the C library's. Numbers that Python refuses (a division by zero,"
-    )
-    comment.append("an overflow) are infinite or NaN here; fastopt refuses scalars that are not finite.")
+    comment += [f"  {arguments[name]:<8} {_meaning(value)}" for name, value in made.arguments.items()]
+    comment += [
+        "Its bits are Python's where pow, exp and log are, which both take from the C library, and where the thread"
+        " rounds to nearest. What Python refuses (a division by zero, an overflow) is infinite or NaN here; fastopt"
+        " refuses scalars that are not finite."
+    ]
     given = ["int64_t t", *(f"double {x}" for x in arguments.values()), f"{kind} *scalars"]
     known = {"t": "(double)t", **arguments}
     body = _tree(made.tree, program, names, known, 1)
@@ -84,12 +85,10 @@ def _of(rule: Rule) -> str:
     return f"{type(rule).__name__}.scalars(t)"
 
 
-def _meaning(name: str, value: object) -> str:
+def _meaning(value: object) -> str:
     if callable(value):
         return "the value at t of this setting, which follows a schedule: compute it in the caller"
-    return (
-        f"the learning rate; {value!r} where this was exported" if name.endswith("lr") else f"{value!r} where exported"
-    )
+    return f"the learning rate; {value!r} where this was exported"
 
 
 def number(x: float) -> Text:

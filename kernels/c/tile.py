@@ -9,7 +9,6 @@ from fastopt.kernels.c.language import C
 from fastopt.kernels.c.plain import limits, loops_that_decide, plain_loops, scan
 from fastopt.kernels.compiler.lowering import Loop, Value, lower, printed_names
 from fastopt.kernels.compiler.program import SKIPPED, Buffer, Program
-from fastopt.kernels.compiler.text import SUM
 from fastopt.kernels.formats import TILE
 
 # Names of the skeleton, of C and C++, and of the headers, which a rule's own names must not hide.

@@ -194,7 +194,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _symbolic(rule: Any, arguments: dict[str, Any], known: dict[int, FunctionType]) -> Any:
-    """Copy a rule, with symbols for its learning rate and for settings that are callables; `arguments` is told of them."""
+    """Copy a rule, with symbols for its learning rate and for callable settings, which are put into `arguments`."""
     members: dict[str, Any] = {}
     for kind in type(rule).__mro__[:-1]:
         for name, value in vars(kind).items():

@@ -85,17 +85,19 @@ def _head(program: Program, rule: Any, command: str) -> list[str]:
         "",
         f"Rule      {settings_text(rule)}",
         f"Memory    {program.traffic} and step.",
-        "Compile   nvcc -O3 -arch=native -c FILE    (any architecture; or with NVRTC, which sees the kernels alone). Where"
-        " the host's compiler contracts, as GCC does on AArch64, add -Xcompiler -ffp-contract=off: the scalars need it.",
+        "Compile   nvcc -O3 -arch=native -c FILE    (any architecture; or with NVRTC, which sees the kernels alone)."
+        " Where the host's compiler contracts, as GCC does on AArch64, add -Xcompiler -ffp-contract=off for the"
+        " scalars.",
         "",
-        "The bits are those of fastopt on every backend, whatever nvcc's --fmad, --prec-div and --prec-sqrt, but not with"
-        " --ftz=true, which --use_fast_math sets too: subnormal numbers must be kept. Where NaN is stored as float or"
-        " double it is the device's.",
+        "The bits are those of fastopt on every backend, whatever nvcc's --fmad, --prec-div and --prec-sqrt, but not"
+        " with --ftz=true, which --use_fast_math sets too: subnormal numbers must be kept. Where NaN is stored as"
+        " float or double it is the device's.",
         "",
-        "Geometry. A warp steps a tile of 256 consecutive elements, element i being in tile i / 256, each of its lanes 8"
-        " of them; 4 warps are a block, so n elements are (n + 1023) / 1024 blocks of 128 threads; a smaller grid works"
-        " too, and has the same bits. The last tile may have fewer elements, and nothing beyond element n - 1 is read or"
-        " written. Arrays may begin at any element; loads are of 16 bytes where all begin at a multiple of that.",
+        "Geometry. A warp steps a tile of 256 consecutive elements, element i being in tile i / 256, and each of its"
+        " lanes 8 of them. 4 warps are a block, so n elements are (n + 1023) / 1024 blocks of 128 threads; a smaller"
+        " grid works too, and has the same bits. The last tile may have fewer elements, and nothing beyond element n"
+        " - 1 is read or written. Arrays may begin at any element; loads are of 16 bytes where all begin at a"
+        " multiple of that.",
         "",
         f"{entry(program)}_captured finds what depends on t in the next row of a table on the device, for CUDA graphs.",
     ]

@@ -44,18 +44,13 @@ def spelled_out(text: str) -> str:
 
 def print_kernel(program: Program) -> str:
     """Print `program` as a CUDA C++ source that includes tile.cuh; `print_source` returns the same in one piece."""
-    return "\n".join(
-        [
-            f"// {spelled_out(program.name)}: one step on an NVIDIA GPU in {program.dtype.name}. Printed by fastopt; do not edit.",
-            "//",
-            f"// {spelled_out(program.traffic)}.",
-            f"// The bits are those of every backend when compiled with {' '.join(OPTIONS[1:])}.",
-            "",
-            '#include "tile.cuh"',
-            "",
-            print_entries(program),
-        ]
-    )
+    head = [
+        f"// {program.name}: one step on an NVIDIA GPU in {program.dtype.name}. Printed by fastopt; do not edit.",
+        "//",
+        f"// {program.traffic}.",
+        f"// The bits are those of every backend when compiled with {' '.join(OPTIONS[1:])}.",
+    ]
+    return spelled_out("\n".join([*head, "", '#include "tile.cuh"', "", print_entries(program)]))
 
 
 def print_entries(program: Program, target: Target = CUDA) -> str:
