@@ -8,7 +8,7 @@ from typing import Any
 from fastopt.kernels.c.language import C
 from fastopt.kernels.c.tile import names_of, passed, spelled_out
 from fastopt.kernels.compiler.program import Buffer, Program
-from fastopt.kernels.rules.rule import Rule, initial
+from fastopt.kernels.rules.rule import Rule, initial, is_rule
 
 _WHAT = {"p": "the parameter", "g": "the gradient"}
 
@@ -18,7 +18,7 @@ def settings_text(rule: Any) -> str:
     parts = []
     for f in dataclasses.fields(rule):
         value = getattr(rule, f.name)
-        if dataclasses.is_dataclass(value) and hasattr(value, "update"):
+        if is_rule(value):
             parts.append(settings_text(value))
         else:
             shown = [("a schedule" if callable(x) else repr(x)) for x in (value if type(value) is tuple else (value,))]

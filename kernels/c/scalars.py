@@ -52,7 +52,7 @@ def print_scalars(program: Program, rule: Rule, names: dict[str, str], kind: str
         " refuses scalars that are not finite."
     ]
     given = ["int64_t t", *(f"double {x}" for x in arguments.values()), f"{kind} *scalars"]
-    known = {"t": "(double)t", **arguments}
+    known: dict[object, str] = {"t": "(double)t", **arguments}
     body = _tree(made.tree, program, names, known, 1)
     unused = [x for x in ("t", *arguments.values()) if not any(_mentions(line, x) for line in body)]
     return [
@@ -100,7 +100,7 @@ def number(x: float) -> Text:
 
 
 def _text(x: Operand, known: dict[object, str]) -> Text:
-    if isinstance(x, float):
+    if not isinstance(x, Expression):
         return number(x)
     if id(x) in known:
         return Text(known[id(x)])

@@ -136,9 +136,10 @@ def operand(x: Any) -> Operand:
 
 def _remainder(a: Expression, b: Any) -> Expression:
     """Return t % b, of which C's fmod is the same; of negative numbers it is not."""
-    if a.name != "t" or not operand(b) > 0.0:
-        raise UntraceableError("scalars takes a remainder of what is not t, or by what is not positive.")
-    return Expression("mod", (a, operand(b)))
+    divisor = operand(b)
+    if a.name != "t" or isinstance(divisor, Expression) or divisor <= 0.0:
+        raise UntraceableError("scalars takes a remainder of what is not t, or by what is not a positive number.")
+    return Expression("mod", (a, divisor))
 
 
 def _define_operators() -> None:
@@ -280,7 +281,7 @@ def evaluate(tree: Tree, values: dict[str, float]) -> dict[str, float]:
 
 
 def _evaluate(x: Operand, values: dict[str, float]) -> float:
-    if isinstance(x, float):
+    if not isinstance(x, Expression):
         return x
     if x.op == "input":
         return values[x.name]
