@@ -1,6 +1,6 @@
 """The speed of exported C kernels beside the Numba kernels of the same rules, in one thread.
 
-    python -m fastopt.bench.exported [--compiler gcc] [--rounds 31] [--out FILE]
+    python -m fastopt.bench.exported [--compiler gcc] [--compiler clang] [--rounds 31] [--out FILE]
 
 Both are called in a loop in C, by their addresses, on the same arrays. A round times each once, in turns, for about
 `MILLISECONDS`; the ratio of a round is C's time over Numba's, and the table has the median of the ratios, with their
@@ -14,8 +14,8 @@ import csv
 import ctypes
 import platform
 import subprocess
-import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -23,6 +23,7 @@ import numpy as np
 import typer
 
 import fastopt
+from fastopt.demo import machine
 from fastopt.kernels.c.printer import entry, print_export, scalars_type
 from fastopt.kernels.compiler.noise import noise_keys
 from fastopt.kernels.compiler.plan import host_scalars
@@ -34,6 +35,8 @@ RULE = fastopt.Adam(weight_decay=0.01)
 STORAGES = ("f32", "bf16", "8bit")
 SIZES = {"4 Ki": 1 << 12, "16 Mi": 1 << 24}
 MILLISECONDS = 40
+HEADING = ["storage", "parameters", "C ns", "Numba ns", "C / Numba", "20th percentile", "80th percentile", "compiler",
+           "processor", "python", "numba"]  # fmt: skip
 FLAGS = ("-O3", "-march=native", "-fno-math-errno")
 
 
@@ -127,31 +130,27 @@ def _arrays(program: Program, n: int) -> list[np.ndarray]:
 
 
 def main(
-    compiler: Annotated[str, typer.Option(help="the C compiler")] = "gcc",
+    compiler: Annotated[list[str], typer.Option(help="a C compiler; repeat it for several")] = ["gcc", "clang"],  # noqa: B006
     rounds: Annotated[int, typer.Option(help="in which each kernel is timed once")] = 31,
     out: Annotated[Path | None, typer.Option(help="a CSV file to write")] = None,
 ) -> None:
     """Print the times of both kernels, and their ratios."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
-    heading = ["storage", "parameters", "C, ns", "Numba, ns", "C / Numba", "20th", "80th"]
-    rows = []
-    print(version)
-    with tempfile.TemporaryDirectory() as folder:
-        for size, n in SIZES.items():
-            for storage in STORAGES:
-                rows.append([storage, size, *measure(storage, n, compiler, rounds, Path(folder)).row])
-                print("  ".join(f"{x:>10}" for x in rows[-1]), flush=True)
+    rows, about = [], [machine.processor(), platform.python_version(), version("numba")]
+    for name in compiler:
+        named = subprocess.run([name, "--version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
+        print(f"{named}: storage, parameters, C ns, Numba ns, C / Numba, 20th, 80th")
+        with tempfile.TemporaryDirectory() as folder:
+            for size, n in SIZES.items():
+                for storage in STORAGES:
+                    found = [storage, size, *measure(storage, n, name, rounds, Path(folder)).row]
+                    print("  ".join(f"{x:>10}" for x in found), flush=True)
+                    rows.append([*found, f"{named} {' '.join(FLAGS)}", *about])
     if out is not None:
-        from fastopt.demo import machine
-
         with out.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([[*heading, "machine", "compiler", "flags", "python", "numba"]])
-            import numba
-
-            about = [machine.processor(), version, " ".join(FLAGS), platform.python_version(), numba.__version__]
-            writer.writerows([[*row, *about] for row in rows])
+            writer.writerow(HEADING)
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":
-    sys.exit(typer.run(main))
+    typer.run(main)
