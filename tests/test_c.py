@@ -48,6 +48,9 @@ OPTIONS = [
     (level, *vectors) for level in ("-O2", "-O3") for vectors in ((), ("-mavx2", "-mfma"))[: 1 + HAS_FMA]
 ]  # fmt: skip
 MATRIX = [(c, *o) for c, o in product(COMPILERS, OPTIONS)]
+OWN = ("-O3", "-march=native", "-fno-math-errno")
+"""What an exported source asks to be compiled with."""
+MATRIX += [(c, *o) for c, o in product(("gcc", "clang"), (("-O0",), OWN))]
 OFTEN = [row for row in MATRIX if row[0] in ("gcc", "clang") or row[1:] == ("-O2",)]
 """C++ compilers read the same text in another language: the parts that do the work are those of the C compilers."""
 
