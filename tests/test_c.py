@@ -6,6 +6,7 @@ import ctypes
 import re
 import subprocess
 import threading
+from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
 
@@ -31,12 +32,35 @@ from fastopt.kernels.launch import run
 
 needs_gcc = pytest.mark.skipif(COMPILERS["gcc"] is None, reason="needs gcc")
 SIZES = (0, 1, 255, 256, 257, 1003)
+
+
+@dataclass(frozen=True)
+class AwkwardInC:
+    """A rule whose names are those of the printed functions, of the headers, or of C."""
+
+    with_total: bool = False
+
+    def scalars(self, t):
+        names = ("tensor", "taken", "mode", "keys", "scalars", "linux", "sqrtf", "t", "lr", "FASTOPT_TILE", "double",
+                 "_x", "k", "NAN", "fastopt_word")  # fmt: skip
+        return {name: float(k + 1) for k, name in enumerate(names)}
+
+    def update(self, p, g, work, totals, unusual, y0, restrict, tiles, *, tensor, taken, mode, keys, scalars, linux,
+               sqrtf, t, lr, FASTOPT_TILE, double, _x, k, NAN, fastopt_word):  # fmt: skip
+        x = tensor * g + taken * work - mode * totals + keys * unusual / (scalars + y0 * y0) + linux * restrict
+        x = x + sqrtf * tiles + t * lr - FASTOPT_TILE / double + _x * k - NAN * fastopt_word
+        if self.with_total:
+            x = x / (1.0 + fastopt.total(x * x, over="all"))
+        return p - x, work + x, 0.5 * totals, unusual - x, np.abs(y0), x * restrict, tiles + g
+
+
 AT_ONCE = {name: rule for name, rule in CASES.items() if not trace(rule, "f32").totals}
 RULES = {
     **{f"{name}-{storage}": (rule, storage) for name, rule in AT_ONCE.items() for storage in ("f32", "f64")},
     **LAYOUTS,
     **PRESET_CASES,
     **{f"awkward-names-{storage}": (AwkwardNames(), storage) for storage in ("f32", "f64")},
+    **{f"awkward-in-c-{storage}": (AwkwardInC(), storage) for storage in ("f32", "split_8bit")},
 }
 CHOSEN = [
     "adam-amsgrad-l2-f32", "radam-f64", "noise-adam-f32", "rmsprop-centered-momentum-f32", "asgd-f64",
@@ -247,6 +271,7 @@ SKIPPING = {
 def phased(tmp_path_factory):
     rules = [(test_totals.RULES[name], storage) for name, storage in PHASED]
     rules += [(rule, storage) for rule in SKIPPING.values() for storage in ("f32", "bf16_8bit")]
+    rules += [(AwkwardInC(True), "split_8bit")]
     made = {p.name: (p, rule) for p, rule in ((trace(*pair), pair[0]) for pair in rules)}
     return CKernels(made.values(), tmp_path_factory.mktemp("phased"), "gcc", "-O2")
 
@@ -276,6 +301,11 @@ def assert_phases_equal_the_reference(kernels, rule, storage, sizes, change=None
 def test_a_step_in_phases_equals_the_reference(name, storage, phased):
     for sizes in ([1], [255], [256], [257], [70_001], [1000, 0, 1, 256, 257, 3, 0, 511, 40_001, 1], [0, 0, 5], [0]):
         assert_phases_equal_the_reference(phased, test_totals.RULES[name], storage, sizes)
+
+
+@needs_gcc
+def test_names_may_be_those_of_the_function_that_steps_all_tensors(phased):
+    assert_phases_equal_the_reference(phased, AwkwardInC(True), "split_8bit", [300, 0, 1003])
 
 
 @needs_gcc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from c_kernels import COMPILERS
 
 import fastopt
 from fastopt.cli import main
+from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.exports import LANGUAGES
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "export"
@@ -98,8 +100,24 @@ def test_help_teaches_with_examples(monkeypatch, capsys):
 def test_every_rule_is_exported_in_every_language(rule):
     made = rule()
     for language in LANGUAGES:
-        if language == "cuda" and fastopt.kernels.compiler.trace.trace(made, "8bit").totals:
+        if language == "cuda" and trace(made, "8bit").totals:
             continue
         text = fastopt.export_source(made, "8bit", language)
         assert "Printed by `fastopt.export_source`" in text
         assert max(map(len, text.splitlines())) < 400
+
+
+def _bare(text: str) -> str:
+    """Take away what only a definition has, and where lines break."""
+    return re.sub(r"\s+", " ", text.replace("FASTOPT_RESTRICT ", "")).replace("( ", "(")
+
+
+def test_the_declarations_in_the_documentation_are_those_of_the_source():
+    (shown,) = re.findall(r"```c\n(.*?)```", (EXAMPLES.parent / "export.md").read_text(encoding="utf-8"), re.DOTALL)
+    text = _bare(fastopt.export_source(fastopt.Adam(), "8bit"))
+    functions = re.findall(r"^void [^;]*", shown, re.MULTILINE)
+    assert len(functions) == 3
+    for function in functions:
+        assert _bare(function) in text, function
+    fields = re.findall(r"\w+", re.findall(r"float ([^;]*);", shown)[0])
+    assert _bare(" ".join(f"float {name};" for name in fields)) in text

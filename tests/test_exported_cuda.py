@@ -83,7 +83,8 @@ def test_nvcc_compiles_an_exported_source_as_it_stands(name, tmp_path):
 
     others = {"nadam": (fastopt.NAdam(), "f64"), "awkward": (AwkwardNames(), "split_8bit")}
     source = tmp_path / "kernel.cu"
-    source.write_text(fastopt.export_source(*(CHOSEN | others)[name], "cuda"), encoding="utf-8")
+    rule, storage = (CHOSEN | others)[name]
+    source.write_text(fastopt.export_source(rule, storage, "cuda"), encoding="utf-8")
     command = [str(NVCC_PATH), "-O3", "-Werror", "all-warnings", "-c", str(source), "-o", str(tmp_path / "kernel.o")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

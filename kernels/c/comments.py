@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from typing import Any
 
 from fastopt.kernels.c.language import C
@@ -10,6 +11,7 @@ from fastopt.kernels.c.tile import names_of, passed, spelled_out
 from fastopt.kernels.compiler.program import Buffer, Program
 from fastopt.kernels.rules.rule import Rule, initial, is_rule
 
+OFFSET = "number of element 0 among all parameters, a multiple of 256: where it is the same, so are random numbers"
 _WHAT = {"p": "the parameter", "g": "the gradient"}
 
 
@@ -83,8 +85,7 @@ def arguments_comment(program: Program, rule: Rule, names: dict[str, str]) -> li
         return [*head, *argument_table(rows)]
     rows = [("n", "number of elements; 0 is nothing to do")]
     rows += [(names[b.name], buffer_comment(program, rule, b)) for b in passed(program)]
-    offset = "number of element 0 among all parameters, a multiple of 256: elements of equal numbers get equal noise"
-    rows += [*noise, *([("offset", offset)] if noise else []), *scalars]
+    rows += [*noise, *([("offset", OFFSET)] if noise else []), *scalars]
     return [
         "One step of a tensor, in place. Arrays do not overlap; each is aligned as its type is.",
         *argument_table(rows),
@@ -92,22 +93,31 @@ def arguments_comment(program: Program, rule: Rule, names: dict[str, str]) -> li
 
 
 def argument_table(rows: list[tuple[str, str]]) -> list[str]:
-    """Return lines that say what each argument is."""
+    """Return lines that say what each argument is, wrapped."""
     width = max(len(name) for name, _ in rows)
-    return [f"  {name:<{width}}  {text}" for name, text in rows]
+    return [
+        line
+        for name, text in rows
+        for line in textwrap.wrap(
+            text,
+            112,
+            initial_indent=f"  {name:<{width}}  ",
+            subsequent_indent=" " * (width + 4),
+            break_on_hyphens=False,
+        )
+    ]
 
 
-def tensor_comments(program: Program, rule: Rule) -> list[str]:
-    """Return what each field of a tensor is, in their order."""
+def tensor_comment(program: Program, rule: Rule, names: dict[str, str]) -> list[str]:
+    """Return what each field of a tensor is."""
     most = max(len(program.known_after(k)) for k in range(len(program.phases) - 1))
     size = "(n + 255) / 256" if most == 1 else f"{most} * ((n + 255) / 256)"
-    return [
-        "number of elements",
-        *(buffer_comment(program, rule, b) for b in program.buffers),
-        *(["number of element 0 among all parameters, a multiple of 256"] if program.noise else []),
-        f"[{size}], written: scratch memory",
-        "written: the totals of this tensor, in the order in which the rule takes them",
-    ]
+    rows = [("n", "number of elements")]
+    rows += [(names[b.name], buffer_comment(program, rule, b)) for b in program.buffers]
+    rows += [("offset", OFFSET)] if program.noise else []
+    rows += [("work", f"double[{size}], written: scratch memory")]
+    rows += [("totals", "written: the totals of this tensor, in the order in which the rule takes them")]
+    return ["A tensor of a step. Arrays do not overlap; each is aligned as its type is.", *argument_table(rows)]
 
 
 def buffer_comment(program: Program, rule: Rule, b: Buffer) -> str:
@@ -122,7 +132,7 @@ def buffer_comment(program: Program, rule: Rule, b: Buffer) -> str:
         at = initial(rule).get(b.buffer, 0.0)
         start = f"; before the first step each value is {at!r}" if at else "; zero bytes before the first step"
     plane = form.plane_names(b.buffer)[b.name]
-    of = f" (its {plane.suffix})" if plane.suffix else f" as {plane.view}" if plane.view else ""
+    of = f", the plane {plane.suffix}" if plane.suffix else f" as {plane.view}" if plane.view else ""
     described = " ".join((type(form).__doc__ or "").split()).split(". ")[0].rstrip(".")
     stored = "" if form.plain or plane.suffix else f", stored as {form.name}: {described}"
     return f"{kind}, {access}: {what}{of}{stored}{start}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.resources import files
 
-from fastopt.kernels.c.comments import arguments_comment, head_comment, tensor_comments
+from fastopt.kernels.c.comments import arguments_comment, head_comment, tensor_comment
 from fastopt.kernels.c.language import C
 from fastopt.kernels.c.scalars import commented, print_scalars
 from fastopt.kernels.c.tile import element, names_of, passed, pointers, spelled_out, tiles_function, wrapped
@@ -125,12 +125,10 @@ def _phases(program: Program, rule: Rule, names: dict[str, str]) -> list[str]:
     fields = ["size_t n;", *(f"{element(b)} *{names[b.name]};" for b in program.buffers)]
     fields += ["uint64_t offset;"] if program.noise else []
     fields += ["double *work;", f"double totals[{len(program.totals)}];"]
-    comments = tensor_comments(program, rule)
-    width = max(map(len, fields))
     lines += [
-        "/* A tensor of a step. */",
+        *commented(tensor_comment(program, rule, names)),
         "typedef struct {",
-        *(f"    {field:<{width}}  /* {comment} */" for field, comment in zip(fields, comments, strict=True)),
+        *(f"    {field}" for field in fields),
         f"}} {tensor};",
         "",
         *commented(arguments_comment(program, rule, names)),

@@ -14,7 +14,7 @@
 #include <string.h>
 
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) \
-    || defined(__NO_SIGNED_ZEROS__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(_M_FP_FAST)
+    || defined(__NO_SIGNED_ZEROS__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "fastopt: -ffast-math and its parts change the bits; compile this file without them"
 #endif
 #if !defined(FLT_EVAL_METHOD) || (FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16)
@@ -25,14 +25,10 @@
 #define FASTOPT_INLINE static inline __attribute__((always_inline, unused))
 #define FASTOPT_APART static __attribute__((noinline, unused))
 #define FASTOPT_RESTRICT __restrict__
-#elif defined(_MSC_VER)
-#define FASTOPT_INLINE static __forceinline
-#define FASTOPT_APART static __declspec(noinline)
-#define FASTOPT_RESTRICT __restrict
 #else
 #define FASTOPT_INLINE static inline
 #define FASTOPT_APART static
-#define FASTOPT_RESTRICT restrict
+#define FASTOPT_RESTRICT
 #endif
 
 #endif /* FASTOPT_TILE_H */
@@ -44,8 +40,6 @@
 #elif defined(__GNUC__)
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=off")
-#elif defined(_MSC_VER)
-#pragma fp_contract(off)
 #else
 #pragma STDC FP_CONTRACT OFF
 #endif

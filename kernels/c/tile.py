@@ -13,7 +13,8 @@ from fastopt.kernels.formats import TILE
 
 # Names of the skeleton, of C and C++, and of the headers, which a rule's own names must not hide.
 _SKELETON = (
-    "n first count i index number offset keys key0 key1 tile_low tile_high scalars tensors skipped mode t out seed work"
+    "n first count i k index number offset keys key0 key1 tile_low tile_high scalars tensor tensors tiles taken all"
+    " totals work unusual mode t"
 )
 _LANGUAGE = (
     "alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const constexpr const_cast"
