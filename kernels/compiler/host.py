@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
@@ -62,7 +63,7 @@ class Condition:
         self.op, self.a, self.b = op, a, b
 
     def __bool__(self) -> bool:
-        return _PATHS[-1].answer(self)
+        return _PATH.get().answer(self)
 
     def __float__(self) -> float:
         return float(bool(self))
@@ -111,7 +112,7 @@ class _Path:
         return self.given[len(self.asked) - 1] if len(self.asked) <= len(self.given) else True
 
 
-_PATHS: list[_Path] = []
+_PATH: ContextVar[_Path] = ContextVar("_PATH")
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -241,13 +242,13 @@ def trace_scalars(program: Program, rule: Rule) -> HostScalars:
         if runs > 2**MOST_CHOICES:
             raise UntraceableError("scalars has too many branches.")
         path = _Path(given)
-        _PATHS.append(path)
+        before = _PATH.set(path)
         try:
             copy = _symbolic(rule, {}, {})
             found = copy.scalars(Expression("input", name="t"))
             leaf = {name: operand(found[name]) for name in program.scalars}
         finally:
-            _PATHS.pop()
+            _PATH.reset(before)
         if len(path.asked) == len(given):
             return leaf
         return Choice(path.asked[len(given)], tree((*given, True)), tree((*given, False)))
