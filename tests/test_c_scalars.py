@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
@@ -116,6 +116,37 @@ class Logged:
 
     def update(self, p, g, *, lr):
         return p - lr * g
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A rule with a field that is computed from the learning rate, which a change of that alone does not reach."""
+
+    lr: float = 0.1
+    half: float = field(init=False, default=0.0)
+
+    def __post_init__(self):
+        object.__setattr__(self, "half", self.lr / 2)
+
+    def scalars(self, t):
+        return {"lr": self.half}
+
+    def update(self, p, g, *, lr):
+        return p - lr * g
+
+
+def test_what_is_derived_from_the_learning_rate_is_refused():
+    with pytest.raises(UntraceableError, match="not what its expressions compute"):
+        trace_scalars(trace(Derived(), "f32"), Derived())
+
+
+def test_a_schedule_may_end():
+    rule = fastopt.SGD(lr=lambda t: [0.3, 0.2, 0.1][t - 1])
+    made = trace_scalars(trace(rule, "f32"), rule)
+    assert set(made.arguments) == {"lr"}
+    never = fastopt.SGD(lr=lambda t: [][t])
+    with pytest.raises(UntraceableError, match="raises an error at each step"):
+        trace_scalars(trace(never, "f32"), never)
 
 
 @pytest.mark.parametrize("how", ["a table", "other values", "math.sin", "text"])

@@ -261,16 +261,36 @@ def trace_scalars(program: Program, rule: Rule) -> HostScalars:
     except Exception as error:  # whatever Python's functions raise when a symbol arrives
         raise UntraceableError(f"scalars does what cannot be followed: {type(error).__name__}: {error}") from error
     _compare(made, program, rule)
+    if made.arguments:
+        _compare(made, program, _slower(rule))
     return made
 
 
 def _compare(made: HostScalars, program: Program, rule: Rule) -> None:
-    true = host_scalars(program, rule)
+    """Raise an UntraceableError unless the expressions compute what a rule, that differs in its rate alone, does."""
+    true, compared = host_scalars(program, rule), 0
+    arguments: dict[str, Any] = {}
+    _symbolic(rule, arguments, {})
     for t in TRIED:
-        passed = {name: float(x(t) if callable(x) else x) for name, x in made.arguments.items()}
+        try:
+            expected = true(t)
+            passed = {name: float(x(t) if callable(x) else x) for name, x in arguments.items()}
+        except Exception:  # a schedule that ends, or anything else of the user's
+            continue
         ours = evaluate(made.tree, {"t": float(t), **passed})
-        if any(ours[name] != x for name, x in zip(program.scalars, true(t), strict=True)):
+        if any(ours[name] != x for name, x in zip(program.scalars, expected, strict=True)):
             raise UntraceableError(f"scalars({t}) is not what its expressions compute.")
+        compared += 1
+    if not compared:
+        raise UntraceableError("scalars(t) raises an error at each step that was tried.")
+
+
+def _slower(rule: Any) -> Any:
+    """Return a rule with another learning rate, so that what `__post_init__` derives from it differs too."""
+    changed = {f.name: _slower(x) for f in dataclasses.fields(rule) if is_rule(x := getattr(rule, f.name))}
+    if isinstance(rate := getattr(rule, "lr", None), float):
+        changed["lr"] = 0.75 * rate
+    return dataclasses.replace(rule, **changed) if changed else rule
 
 
 def evaluate(tree: Tree, values: dict[str, float]) -> dict[str, float]:
