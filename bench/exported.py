@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import ctypes
 import platform
+import re
 import subprocess
 import tempfile
 from importlib.metadata import version
@@ -127,6 +128,23 @@ def _arrays(program: Program, n: int) -> list[np.ndarray]:
         planes = pack(form, values[b].astype(form.computes), rng.integers(0, 2**32, n, np.uint32))
         made |= dict(zip(form.plane_names(b), planes, strict=True))
     return [np.ascontiguousarray(made[b.name]) for b in program.buffers]
+
+
+def markdown(path: Path) -> list[str]:
+    """Return the table of a file of results: C's time over Numba's, by each compiler."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        ratio = f"{row['C / Numba']} ({row['20th percentile']}–{row['80th percentile']})"
+        found.setdefault((row["storage"], row["parameters"]), []).append(ratio)
+    versions = (re.findall(r"(gcc|clang) .*?(\d+\.\d+\.\d+)(?: |$)", row["compiler"]) for row in rows)
+    names = [" ".join(first) for first in dict.fromkeys(x[0] for x in versions)]
+    return [
+        f"| storage | parameters | {' | '.join(names)} |",
+        "|---|---|" + "---|" * len(names),
+        *(f"| `{storage}` | {size} | {' | '.join(cells)} |" for (storage, size), cells in found.items()),
+    ]
 
 
 def main(

@@ -10,6 +10,7 @@ import pytest
 from c_kernels import COMPILERS
 
 import fastopt
+from fastopt.bench.exported import markdown
 from fastopt.cli import main
 from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.exports import LANGUAGES
@@ -121,3 +122,10 @@ def test_the_declarations_in_the_documentation_are_those_of_the_source():
         assert _bare(function) in text, function
     fields = re.findall(r"\w+", re.findall(r"float ([^;]*);", shown)[0])
     assert _bare(" ".join(f"float {name};" for name in fields)) in text
+
+
+def test_the_table_in_the_documentation_is_that_of_the_newest_results():
+    path = sorted((EXAMPLES.parent.parent / "bench" / "results").glob("c-kernels-*.csv"))[-1]
+    text = (EXAMPLES.parent / "export.md").read_text(encoding="utf-8")
+    assert "\n".join(markdown(path)) in text
+    assert path.name in text

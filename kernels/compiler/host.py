@@ -274,10 +274,10 @@ def _compare(made: HostScalars, program: Program, rule: Rule) -> None:
     for t in TRIED:
         try:
             expected = true(t)
-            passed = {name: float(x(t) if callable(x) else x) for name, x in arguments.items()}
+            passed: dict[str, Any] = {name: x(t) if callable(x) else x for name, x in arguments.items()}
         except Exception:  # a schedule that ends, or anything else of the user's
             continue
-        ours = evaluate(made.tree, {"t": float(t), **passed})
+        ours = evaluate(made.tree, {"t": float(t), **{name: float(x) for name, x in passed.items()}})
         if any(ours[name] != x for name, x in zip(program.scalars, expected, strict=True)):
             raise UntraceableError(f"scalars({t}) is not what its expressions compute.")
         compared += 1
