@@ -155,6 +155,20 @@ def test_without_its_pragmas_a_kernel_would_have_other_bits(compiler, tmp_path):
         assert_equals_the_reference(made, *RULES[name])
 
 
+@pytest.mark.skipif(not HAS_FMA, reason="needs a processor with FMA instructions")
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_what_comes_after_a_kernel_is_compiled_as_without_it(compiler, tmp_path):
+    if COMPILERS[compiler] is None:
+        pytest.skip(f"needs {compiler}")
+    source, assembly = tmp_path / "both.c", tmp_path / "both.s"
+    own = "float own(float a, float b, float c);\nfloat own(float a, float b, float c) { return a * b + c; }\n"
+    source.write_text(fastopt.export_source(fastopt.Adam()) + own)
+    compile_c(compiler, source, assembly, "-O2", "-mfma", "-S", "-c")
+    before, _, after = assembly.read_text().partition("\nown:")
+    assert "vfmadd" in after
+    assert "vfmadd" not in before
+
+
 @needs_gcc
 @pytest.mark.parametrize("flag", ["-ffast-math", "-ffinite-math-only", "-freciprocal-math", "-fno-signed-zeros"])
 def test_options_that_change_bits_are_refused(flag, tmp_path):

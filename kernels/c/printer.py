@@ -39,6 +39,8 @@ def print_export(program: Program, rule: Rule, command: str) -> str:
             "",
             "#if defined(__GNUC__) && !defined(__clang__)",
             "#pragma GCC pop_options",
+            "#else",
+            "#pragma STDC FP_CONTRACT DEFAULT",
             "#endif",
             "",
         ]
