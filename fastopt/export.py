@@ -18,14 +18,15 @@ def export_source(rule: Any, storage: Any = "f32", language: str = "c") -> str:
     numbers, one that computes their keys. Comments say what each argument is. docs/export.md has examples.
 
     Args:
-        rule: any rule, the user's own included.
+        rule: any rule without functions of matrices, the user's own included.
         storage: as for `fastopt.update`.
         language: "c", which is C99 and C++11, or "cuda", which nvcc compiles.
 
     Raises:
         RuleError: this is no rule, or it cannot be traced.
         SettingError: there is no such storage.
-        BackendError: there is no such language; or it is "cuda" and the rule takes totals.
+        BackendError: there is no such language; it is "cuda" and the rule takes totals; or the rule calls functions of
+            whole matrices, as Muon does.
 
     >>> import fastopt
     >>> text = fastopt.export_source(fastopt.Adam(lr=1e-3), "8bit")

@@ -22,4 +22,11 @@ def print_export(language: str, program: Program, rule: Any, command: str) -> st
     if language not in LANGUAGES:
         do = suggest(str(language), list(LANGUAGES))
         raise BackendError("there is no such language.", got=repr(language), expected=", ".join(LANGUAGES), do=do)
+    if program.matrices:
+        raise BackendError(
+            "the rule calls functions of whole matrices, which are no passes over elements.",
+            got=program.rule,
+            expected="a rule whose step is passes over elements, with totals or without, such as adam",
+            do="step it with fastopt.Optimizer",
+        )
     return import_module(LANGUAGES[language]).print_export(program, rule, command)

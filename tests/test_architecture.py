@@ -19,24 +19,29 @@ MAY_IMPORT = {
     "formats": set(),
     "rules": {"errors", "formats"},
     "compiler": {"errors", "formats", "rules"},
-    "launch": {"errors"},
+    "launch": {"errors", "rules"},
     "reference": {"errors", "formats", "rules", "compiler", "launch"},
     "c": {"formats", "rules", "compiler"},
     "cpu": {"errors", "formats", "compiler", "launch"},
     "cuda": {"errors", "formats", "compiler", "launch", "c"},
+    "javascript": {"errors", "compiler"},  # a language only: it prints, and runs nothing
     "backends": {"errors", "compiler", "launch"},  # a table with the names of the three above, imported when used
     "arrays": {"errors", "formats", "launch"},
     "store": {"formats", "compiler", "arrays"},
     "api": {"errors", "formats", "rules", "compiler", "launch", "backends", "arrays", "store"},
     "torch": {"errors", "formats", "rules", "compiler", "launch", "backends", "arrays", "store", "api"},
     "commands": {
-        "errors", "formats", "rules", "compiler", "launch", "c", "cpu", "cuda", "backends", "arrays", "api",
+        "errors", "formats", "rules", "compiler", "launch", "c", "cpu", "cuda", "javascript", "backends", "arrays",
+        "api",
     },
 }  # fmt: skip
 UNIT_OF = {
     "fastopt.errors": "errors",
     "fastopt.checks": "errors",
-    **{f"fastopt.kernels.{name}": name for name in ("formats", "rules", "compiler", "reference", "c", "cpu", "cuda")},
+    **{
+        f"fastopt.kernels.{name}": name
+        for name in ("formats", "rules", "compiler", "reference", "c", "cpu", "cuda", "javascript")
+    },
     "fastopt.kernels.backends": "backends",
     "fastopt.kernels.exports": "backends",
     "fastopt.kernels": "launch",
@@ -56,9 +61,9 @@ HEAVY = {
                                                 "bench.record")},
     "cupy": {"fastopt.kernels.devices"},
     "torch": {"fastopt.arrays.torch"} | {
-        f"fastopt.torch.{name}" for name in ("adapter", "bucket", "buckets", "c_abi", "device_numbers", "flat",
-                                             "gradients", "guards", "in_backward", "offload", "optimizers", "options",
-                                             "requirements", "state", "transfers")
+        f"fastopt.torch.{name}" for name in ("adapter", "averaging", "bucket", "buckets", "c_abi", "device_numbers",
+                                             "flat", "gradients", "guards", "in_backward", "muon", "offload",
+                                             "optimizers", "options", "requirements", "state", "transfers")
     },
     "jax": set(),
     "ml_dtypes": {"fastopt.arrays.numpy"},

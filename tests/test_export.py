@@ -108,6 +108,13 @@ def test_every_rule_is_exported_in_every_language(rule):
         assert max(map(len, text.splitlines())) < 400
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_rule_with_functions_of_matrices_is_refused_by_name(language):
+    with pytest.raises(fastopt.BackendError, match="functions of whole matrices") as caught:
+        fastopt.export_source(fastopt.Muon(), language=language)
+    assert "Muon" in str(caught.value)
+
+
 def _bare(text: str) -> str:
     """Take away what only a definition has, and where lines break."""
     return re.sub(r"\s+", " ", text.replace("FASTOPT_RESTRICT ", "")).replace("( ", "(")

@@ -44,11 +44,12 @@ def c_function(rule: Any, storage: Any = "f32") -> CFunction:
     set for the step and restored. The code lives as long as what is returned.
 
     Args:
-        rule: any rule that takes no totals.
+        rule: any rule that takes no totals and calls no functions of matrices.
         storage: as for `fastopt.update`.
 
     Raises:
-        RuleError: this is no rule; or the rule takes totals, so that a step is several functions.
+        RuleError: this is no rule; or the rule takes totals or calls functions of matrices, so that a step is several
+            functions.
         SettingError: there is no such storage.
 
     >>> import ctypes, numpy as np, fastopt
@@ -67,7 +68,7 @@ def c_function(rule: Any, storage: Any = "f32") -> CFunction:
     program = trace(rule, storage)
     if program.phases:
         raise RuleError(
-            "the step of this rule is no single function, because it takes totals over tensors.",
+            "the step of this rule is no single function, because it takes totals, or calls functions of matrices.",
             got=program.rule,
             do="call fastopt.update, or export the rule as C: fastopt export",
             where="c_function",
