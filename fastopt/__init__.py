@@ -21,6 +21,7 @@ from fastopt.errors import (
     RuleError,
     SettingError,
 )
+from fastopt.export import export_source
 from fastopt.files import load, save
 from fastopt.kernels import rules
 from fastopt.kernels.formats import PRESETS, STORAGES
@@ -135,6 +136,7 @@ __all__ = [
     "StableAdamW",
     "Yogi",
     "ZeroGradients",
+    "export_source",
     "get_threads",
     "load",
     "matrixwise",

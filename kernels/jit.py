@@ -31,9 +31,7 @@ def load(name: str, text: str) -> Any:
         BackendError: Numba is told to compile nothing.
 
     """
-    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-        what = "NUMBA_DISABLE_JIT is set, so Numba compiles nothing."
-        raise BackendError(what, do='unset it, or choose backend="reference"')
+    _require_jit()
     with files.lock:  # two threads, or two programs that print the same text, come for one kernel
         module = _module(f"fastopt_printed_{files.short(name)}_{_hash(text)}", text)
         kernel = getattr(module, name)
@@ -46,9 +44,30 @@ def load(name: str, text: str) -> Any:
     return kernel
 
 
+def load_c_function(name: str, text: str) -> Any:
+    """Return the function `name` of a module with this text, compiled with the calling convention of C.
+
+    It has an `address`, and owns its code.
+
+    Raises:
+        BackendError: Numba is told to compile nothing.
+
+    """
+    _require_jit()
+    with files.lock:
+        module = _module(f"fastopt_printed_{files.short(name)}_{_hash(text)}", text)
+        return numba.cfunc(module.SIGNATURE, error_model="numpy")(getattr(module, name))
+
+
 def load_module(name: str) -> Any:
     """Return the compiled function of a module of fastopt's, which has the module's last name."""
     return load(name.rpartition(".")[2], _source(name))
+
+
+def _require_jit() -> None:
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        what = "NUMBA_DISABLE_JIT is set, so Numba compiles nothing."
+        raise BackendError(what, do='unset it, or choose backend="reference"')
 
 
 class StoredCode:

@@ -21,8 +21,9 @@ MAY_IMPORT = {
     "compiler": {"errors", "formats", "rules"},
     "launch": {"errors", "rules"},
     "reference": {"errors", "formats", "rules", "compiler", "launch"},
-    "cpu": {"formats", "compiler", "launch"},
-    "cuda": {"errors", "formats", "compiler", "launch"},
+    "c": {"formats", "rules", "compiler"},
+    "cpu": {"errors", "formats", "compiler", "launch"},
+    "cuda": {"errors", "formats", "compiler", "launch", "c"},
     "javascript": {"errors", "compiler"},  # a language only: it prints, and runs nothing
     "backends": {"errors", "compiler", "launch"},  # a table with the names of the three above, imported when used
     "arrays": {"errors", "formats", "launch"},
@@ -30,7 +31,8 @@ MAY_IMPORT = {
     "api": {"errors", "formats", "rules", "compiler", "launch", "backends", "arrays", "store"},
     "torch": {"errors", "formats", "rules", "compiler", "launch", "backends", "arrays", "store", "api"},
     "commands": {
-        "errors", "formats", "rules", "compiler", "launch", "cpu", "cuda", "javascript", "backends", "arrays", "api",
+        "errors", "formats", "rules", "compiler", "launch", "c", "cpu", "cuda", "javascript", "backends", "arrays",
+        "api",
     },
 }  # fmt: skip
 UNIT_OF = {
@@ -38,9 +40,10 @@ UNIT_OF = {
     "fastopt.checks": "errors",
     **{
         f"fastopt.kernels.{name}": name
-        for name in ("formats", "rules", "compiler", "reference", "cpu", "cuda", "javascript")
+        for name in ("formats", "rules", "compiler", "reference", "c", "cpu", "cuda", "javascript")
     },
     "fastopt.kernels.backends": "backends",
+    "fastopt.kernels.exports": "backends",
     "fastopt.kernels": "launch",
     "fastopt.arrays": "arrays",
     "fastopt.store": "store",
@@ -68,7 +71,7 @@ HEAVY = {
     "sklearn": {"fastopt.demo.digits"},
     "threadpoolctl": {"fastopt.bench.peers.tensors", "fastopt.bench.quality.__main__", "fastopt.demo.digits"},
     "rich": {"fastopt.bench.quality.__main__", "fastopt.demo.bench", "fastopt.demo.console"},
-    "typer": {"fastopt.bench.peak_memory", "fastopt.demo.commands"},
+    "typer": {"fastopt.bench.exported", "fastopt.bench.peak_memory", "fastopt.demo.commands"},
 }  # fmt: skip
 
 

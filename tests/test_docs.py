@@ -1,4 +1,4 @@
-"""The examples in docstrings, README, CONTRIBUTING and docs/storage.md run and print the output that is shown."""
+"""The examples in docstrings, README, CONTRIBUTING and pages of docs/ run and print the output that is shown."""
 
 import doctest
 import importlib
@@ -50,7 +50,7 @@ def tables():
 
 
 @pytest.mark.usefixtures("tables")
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/storage.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/storage.md", "docs/export.md"])
 def test_python_blocks_of_documents_run_in_order(document, tmp_path, monkeypatch):
     text = (ROOT / document).read_text()
     blocks = re.findall(r"^(?:<!-- needs (a GPU|torch) -->\n)?```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)

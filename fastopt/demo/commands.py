@@ -190,6 +190,59 @@ def show(
 
 
 @app.command()
+@raised_by("fastopt export")
+def export(
+    rule: Annotated[str, typer.Argument(help="An update rule, for example adam.")],
+    storage: Storage = "f32",
+    language: Annotated[
+        str, typer.Option("--language", "-l", metavar="NAME", help="c: C99, which is C++ too; cuda: CUDA C++ for nvcc.")
+    ] = "c",
+    setting: Annotated[
+        list[str],
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the rule; repeat the option for several."),
+    ] = [],  # noqa: B006 — typer copies it
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", dir_okay=False, help="The file to write.  [default: print it]"),
+    ] = None,
+) -> None:
+    """Write a rule's step as one source file that needs no fastopt: a kernel to take away.
+
+    The file has the step as a function over arrays, in place; a function that computes its scalars (bias corrections,
+    step sizes) for a step t; and, for storages that round stochastically, one that computes the keys of their random
+    numbers. Its comments say what each argument is, how scales of 8-bit state lie, and how threads share a step. The
+    results have the same bits as fastopt's, with GCC and Clang at any -O and with any -march.
+
+    The learning rate is an argument of the function that computes scalars, for schedules of your own. Other settings
+    are written into it: choose them by --set. `fastopt.export_source` does the same for rules of your own.
+
+    Try:
+
+        fastopt export adam -o adam.c && cc -O3 -march=native -fno-math-errno -c adam.c
+
+        fastopt export adam --storage 8bit --set weight_decay=0.01 -o adam8.c
+
+        fastopt export lamb -o lamb.c
+
+        fastopt export adam --language cuda -o adam.cu && nvcc -O3 -arch=native -c adam.cu
+    """
+    from fastopt.demo.console import open_console, print_code
+    from fastopt.demo.exporting import command_line, write_source
+    from fastopt.kernels.compiler.trace import trace
+    from fastopt.kernels.exports import print_export
+
+    (name,) = rule_names([rule])
+    made = fastopt.RULES[name](**dict(parse_setting(fastopt.RULES[name], text) for text in setting))
+    command = command_line(name, storage, language, setting)
+    text = print_export(language, trace(made, parse_storage(storage)), made, command)
+    if out is None:
+        print_code(open_console(), text, "c" if language == "c" else "cpp")
+    else:
+        for line in write_source(text, out, language):
+            typer.echo(line)
+
+
+@app.command()
 @raised_by("fastopt info")
 def info(
     storages: Annotated[

@@ -259,7 +259,7 @@ def lower(
                 texts[id(node)] = Text(numbered_name("x"))
                 sequences.append((texts[id(node)], *operands))
                 continue
-            if target.sums_in_loops and node.op == "or_nan":
+            if target.repairs_nan and node.op == "or_nan":
                 quiet[node.value[1]] = operands[0]
             text, once = write(node, operands), id(node) in uniform
             depth = 1 + max([depths.get(id(a), 0) for a in node.args], default=0)

@@ -25,13 +25,14 @@ class Operation(NamedTuple):
 class Target(NamedTuple):
     """A language that programs are printed in.
 
-    With `sums_in_loops` a sequence is a variable to which each element adds its difference, and NaN in 16 bits is made
-    canonical after a loop instead of in it: two things that not every compiler vectorizes otherwise.
+    With `sums_in_loops` a sequence is a variable to which each element adds its difference, with `repairs_nan` NaN in
+    16 bits is made canonical after a loop instead of in it: two things that not every compiler vectorizes otherwise.
     """
 
     types: Mapping[str, str]  # what it calls a NumPy type
     writers: Mapping[str, Writer]
     sums_in_loops: bool = False
+    repairs_nan: bool = False
 
     def write(self, node: Any, operands: Sequence[Text]) -> Text:
         """Write an operation."""

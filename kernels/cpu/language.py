@@ -54,4 +54,5 @@ PYTHON = Target(
         "sequence": lambda node, args: args[0],
     },
     sums_in_loops=True,
+    repairs_nan=True,
 )

@@ -12,6 +12,7 @@ from functools import lru_cache
 from importlib.resources import files
 
 from fastopt.kernels.compiler.lowering import condition_lines
+from fastopt.kernels.compiler.operations import Target
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.cuda.language import CUDA
 from fastopt.kernels.cuda.nvrtc import OPTIONS
@@ -43,6 +44,17 @@ def spelled_out(text: str) -> str:
 
 def print_kernel(program: Program) -> str:
     """Print `program` as a CUDA C++ source that includes tile.cuh; `print_source` returns the same in one piece."""
+    head = [
+        f"// {program.name}: one step on an NVIDIA GPU in {program.dtype.name}. Printed by fastopt; do not edit.",
+        "//",
+        f"// {program.traffic}.",
+        f"// The bits are those of every backend when compiled with {' '.join(OPTIONS[1:])}.",
+    ]
+    return spelled_out("\n".join([*head, "", '#include "tile.cuh"', "", print_entries(program)]))
+
+
+def print_entries(program: Program, target: Target = CUDA) -> str:
+    """Print the entry points for one row, to stand behind tile.cuh."""
     names = buffer_names(program)
     scalars = [names[s] for s in program.scalars]
     number = CUDA.types[program.dtype.name]
@@ -57,17 +69,13 @@ def print_kernel(program: Program) -> str:
     head = 'extern "C" __global__ void __launch_bounds__(THREADS) '
     text = "\n".join(
         [
-            f"// {program.name}: one step on an NVIDIA GPU in {program.dtype.name}. Printed by fastopt; do not edit.",
-            "//",
-            f"// {program.traffic}.",
-            f"// The bits are those of every backend when compiled with {' '.join(OPTIONS[1:])}.",
-            "",
-            '#include "tile.cuh"',
-            "",
             *wrapped("__device__ __forceinline__ void step(", arguments, ") {"),
             *pack_lines(program, names),
             "    for (Index first = first_tile() * TILE; first < n; first += warps_in_grid() * TILE) {",
-            *(f"        {line}" if line and not line.startswith("#") else line for line in tile_lines(program, names)),
+            *(
+                f"        {line}" if line and not line.startswith("#") else line
+                for line in tile_lines(program, names, target)
+            ),
             "    }",
             "}",
             "",

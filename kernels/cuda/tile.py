@@ -6,6 +6,7 @@ import re
 import textwrap
 
 from fastopt.kernels.compiler.lowering import Loop, Value, lower, printed_names
+from fastopt.kernels.compiler.operations import Target
 from fastopt.kernels.compiler.program import SKIPPED, Buffer, Program
 from fastopt.kernels.compiler.text import SUM
 from fastopt.kernels.cuda.language import CUDA
@@ -93,9 +94,9 @@ def pack_lines(program: Program, names: dict[str, str]) -> list[str]:
     ]
 
 
-def tile_lines(program: Program, names: dict[str, str]) -> list[str]:
+def tile_lines(program: Program, names: dict[str, str], target: Target = CUDA) -> list[str]:
     """Print what a warp does to the tile that begins at `first`, `whole` saying whether its buffers are packed."""
-    loops = lower(program, names, CUDA)
+    loops = lower(program, names, target)
     buffers = elementwise(program)
     held: dict[str, list[str]] = {}
     for b in buffers:

@@ -1,0 +1,315 @@
+"""`scalars(t)` of a rule as expressions, for languages other than Python: traced on symbols, or refused with a reason.
+
+A rule's `scalars` is any Python. It is called on a symbol for t, and for each setting that a caller passes; where it
+branches on one, it is called again for the other answer, so that what it computes becomes a tree of choices. What a
+symbol cannot follow (a loop that ends by t, a cache, a function other than `sqrt`, `exp` and `log`) is refused, and so
+is an expression that is not equal to `scalars` where both are tried.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from types import CodeType, FunctionType, SimpleNamespace
+from typing import Any, NamedTuple, NoReturn, TypeAlias
+
+import numpy as np
+
+from fastopt.errors import FastoptError
+from fastopt.kernels.compiler.plan import host_scalars
+from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.rules.rule import Rule, is_rule
+
+MOST_CHOICES = 8
+"""Answers on the way to one set of scalars: a rule that asks more often loops."""
+
+TRIED = (1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 30, 100, 1000, 10_000, 123_457)
+"""Steps at which the expressions are compared with `scalars`."""
+
+
+class UntraceableError(FastoptError):
+    """Why `scalars` of a rule does not become expressions."""
+
+
+class Expression:
+    """A float64 number that depends on t or on settings: an operation and its operands, or the name of an input."""
+
+    __slots__ = ("args", "name", "op")
+    __hash__ = None  # type: ignore[assignment]  # no key: a cache of Python's has nothing for it
+    __array_ufunc__ = None
+
+    def __init__(self, op: str, args: tuple[Operand, ...] = (), name: str = ""):
+        self.op, self.args, self.name = op, args, name
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise UntraceableError("scalars turns what depends on t into a number of Python's (float, int, math.…).")
+
+    __float__ = __int__ = __index__ = __round__ = __floor__ = __ceil__ = __trunc__ = __complex__ = _refuse
+    __iter__ = __len__ = __getitem__ = _refuse
+
+    def __bool__(self) -> bool:
+        return bool(Condition("not_equal", self, 0.0))
+
+
+class Condition:
+    """A comparison of two numbers, which is answered when Python asks."""
+
+    __slots__ = ("a", "b", "op")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, op: str, a: Operand, b: Operand):
+        self.op, self.a, self.b = op, a, b
+
+    def __bool__(self) -> bool:
+        return _PATH.get().answer(self)
+
+    def __float__(self) -> float:
+        return float(bool(self))
+
+    def __int__(self) -> int:
+        return int(bool(self))
+
+
+Operand: TypeAlias = Expression | float
+
+
+class Choice(NamedTuple):
+    """A condition, and what follows where it holds and where it does not."""
+
+    condition: Condition
+    yes: Tree
+    no: Tree
+
+
+Tree: TypeAlias = Choice | dict[str, Operand]
+
+
+class HostScalars(NamedTuple):
+    """What computes the scalars of a step: its arguments besides t, and the tree.
+
+    Arguments are settings by name: the learning rate, and those that are callables of t, whose values a caller passes.
+    """
+
+    arguments: dict[str, float | Callable[[int], float]]
+    tree: Tree
+
+
+class _Path:
+    """The answers to the conditions of one call: given ones first, then yes."""
+
+    def __init__(self, given: tuple[bool, ...]):
+        self.given, self.asked = given, []
+
+    def answer(self, condition: Condition) -> bool:
+        for known, answer in zip(self.asked, (*self.given, *[True] * len(self.asked)), strict=False):
+            if _same(known, condition):
+                return answer
+        self.asked.append(condition)
+        if len(self.asked) > MOST_CHOICES:
+            raise UntraceableError(f"scalars branches on t or on a setting more than {MOST_CHOICES} times, or loops.")
+        return self.given[len(self.asked) - 1] if len(self.asked) <= len(self.given) else True
+
+
+_PATH: ContextVar[_Path] = ContextVar("_PATH")
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Condition) and isinstance(b, Condition):
+        return a.op == b.op and _same(a.a, b.a) and _same(a.b, b.b)
+    if isinstance(a, Expression) and isinstance(b, Expression):
+        same = a.op == b.op and a.name == b.name and len(a.args) == len(b.args)
+        return a is b or (same and all(map(_same, a.args, b.args)))
+    return type(a) is type(b) is float and a == b
+
+
+def operand(x: Any) -> Operand:
+    """Check a number, and return it as a float."""
+    if isinstance(x, Expression):
+        return x
+    if isinstance(x, Condition):
+        return float(x)
+    if isinstance(x, bool | int | float | np.floating | np.integer):
+        return float(x)
+    raise UntraceableError(f"scalars computes with {type(x).__name__}, which is no number.")
+
+
+def _remainder(a: Expression, b: Any) -> Expression:
+    """Return t % b, of which C's fmod is the same; of negative numbers it is not."""
+    divisor = operand(b)
+    if a.name != "t" or isinstance(divisor, Expression) or divisor <= 0.0:
+        raise UntraceableError("scalars takes a remainder of what is not t, or by what is not a positive number.")
+    return Expression("mod", (a, divisor))
+
+
+def _define_operators() -> None:
+    Expression.__mod__ = _remainder  # type: ignore[attr-defined]
+    for name in ("add", "sub", "mul", "truediv", "pow"):
+        setattr(Expression, f"__{name}__", lambda a, b, op=name: Expression(op, (a, operand(b))))
+        setattr(Expression, f"__r{name}__", lambda a, b, op=name: Expression(op, (operand(b), a)))
+    for name in ("neg", "abs"):
+        setattr(Expression, f"__{name}__", lambda a, op=name: Expression(op, (a,)))
+    for name, op in COMPARISONS.items():
+        setattr(Expression, f"__{name}__", lambda a, b, op=op: Condition(op, a, operand(b)))
+
+
+COMPARISONS = {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal",
+               "ne": "not_equal"}  # fmt: skip
+_define_operators()
+
+
+def _function(name: str) -> Callable[[Any], Any]:
+    own = getattr(math, name)
+    return lambda x: Expression(name, (x,)) if isinstance(x, Expression) else own(x)
+
+
+_FUNCTIONS = {name: _function(name) for name in ("sqrt", "exp", "log")}
+_REPLACED = {id(getattr(math, name)): function for name, function in _FUNCTIONS.items()}
+_MATH = SimpleNamespace(**{**vars(math), **_FUNCTIONS})
+
+
+def _rebound(function: FunctionType, known: dict[int, FunctionType]) -> FunctionType:
+    """Copy a function, and those that it calls by name, so that `sqrt` and the like take symbols."""
+    if id(function) in known:
+        return known[id(function)]
+    names = dict(function.__globals__)
+    made = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    made.__kwdefaults__ = function.__kwdefaults__
+    known[id(function)] = made
+    for name in set(_names(function.__code__)) & names.keys():
+        value = names[name]
+        if id(value) in _REPLACED:
+            names[name] = _REPLACED[id(value)]
+        elif value is math:
+            names[name] = _MATH
+        elif isinstance(value, FunctionType):
+            names[name] = _rebound(value, known)
+    return made
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _symbolic(rule: Any, arguments: dict[str, Any], known: dict[int, FunctionType]) -> Any:
+    """Copy a rule, with symbols for its learning rate and for callable settings, which are put into `arguments`."""
+    members: dict[str, Any] = {}
+    for kind in type(rule).__mro__[:-1]:
+        for name, value in vars(kind).items():
+            if name not in members and not name.startswith("__"):
+                if isinstance(value, FunctionType):
+                    members[name] = _rebound(value, known)
+                elif isinstance(value, property) and isinstance(value.fget, FunctionType):
+                    members[name] = property(_rebound(value.fget, known))
+    copy = object.__new__(type(type(rule).__name__, (type(rule),), members))
+
+    def symbol(name: str, value: Any) -> Expression:
+        while name in arguments:
+            name = f"outer_{name}"  # a rule inside comes first
+        arguments[name] = value
+        return Expression("input", name=name)
+
+    fields = sorted(dataclasses.fields(rule), key=lambda f: not is_rule(getattr(rule, f.name)))
+    for name in (f.name for f in fields):
+        value = getattr(rule, name)
+        if is_rule(value):
+            value = _symbolic(value, arguments, known)
+        elif callable(value) or (name == "lr" and isinstance(value, float)):
+            value = symbol(name, value)
+        elif isinstance(value, tuple):
+            value = tuple(symbol(f"{name}_{k}", x) if callable(x) else x for k, x in enumerate(value))
+        object.__setattr__(copy, name, value)
+    return copy
+
+
+def trace_scalars(program: Program, rule: Rule) -> HostScalars:
+    """Trace `rule.scalars`.
+
+    Raises:
+        UntraceableError: it does what cannot be followed, or is not what its expressions compute.
+
+    """
+    arguments: dict[str, Any] = {}
+    runs = 0
+
+    def tree(given: tuple[bool, ...]) -> Tree:
+        nonlocal runs
+        runs += 1
+        if runs > 2**MOST_CHOICES:
+            raise UntraceableError("scalars has too many branches.")
+        path = _Path(given)
+        before = _PATH.set(path)
+        try:
+            copy = _symbolic(rule, {}, {})
+            found = copy.scalars(Expression("input", name="t"))
+            leaf = {name: operand(found[name]) for name in program.scalars}
+        finally:
+            _PATH.reset(before)
+        if len(path.asked) == len(given):
+            return leaf
+        return Choice(path.asked[len(given)], tree((*given, True)), tree((*given, False)))
+
+    try:
+        _symbolic(rule, arguments, {})
+        made = HostScalars(arguments, tree(()))
+    except UntraceableError:
+        raise
+    except Exception as error:  # whatever Python's functions raise when a symbol arrives
+        raise UntraceableError(f"scalars does what cannot be followed: {type(error).__name__}: {error}") from error
+    _compare(made, program, rule)
+    if made.arguments:
+        _compare(made, program, _slower(rule))
+    return made
+
+
+def _compare(made: HostScalars, program: Program, rule: Rule) -> None:
+    """Raise an UntraceableError unless the expressions compute what a rule, that differs in its rate alone, does."""
+    true, compared = host_scalars(program, rule), 0
+    arguments: dict[str, Any] = {}
+    _symbolic(rule, arguments, {})
+    for t in TRIED:
+        try:
+            expected = true(t)
+            passed: dict[str, Any] = {name: x(t) if callable(x) else x for name, x in arguments.items()}
+        except Exception:  # a schedule that ends, or anything else of the user's
+            continue
+        ours = evaluate(made.tree, {"t": float(t), **{name: float(x) for name, x in passed.items()}})
+        if any(ours[name] != x for name, x in zip(program.scalars, expected, strict=True)):
+            raise UntraceableError(f"scalars({t}) is not what its expressions compute.")
+        compared += 1
+    if not compared:
+        raise UntraceableError("scalars(t) raises an error at each step that was tried.")
+
+
+def _slower(rule: Any) -> Any:
+    """Return a rule with another learning rate, so that what `__post_init__` derives from it differs too."""
+    changed = {f.name: _slower(x) for f in dataclasses.fields(rule) if is_rule(x := getattr(rule, f.name))}
+    if isinstance(rate := getattr(rule, "lr", None), float):
+        changed["lr"] = 0.75 * rate
+    return dataclasses.replace(rule, **changed) if changed else rule
+
+
+def evaluate(tree: Tree, values: dict[str, float]) -> dict[str, float]:
+    """Compute what a tree stands for, as Python does."""
+    while isinstance(tree, Choice):
+        a, b = _evaluate(tree.condition.a, values), _evaluate(tree.condition.b, values)
+        tree = tree.yes if bool(getattr(np, tree.condition.op)(a, b)) else tree.no
+    return {name: _evaluate(x, values) for name, x in tree.items()}
+
+
+def _evaluate(x: Operand, values: dict[str, float]) -> float:
+    if not isinstance(x, Expression):
+        return x
+    if x.op == "input":
+        return values[x.name]
+    args = [_evaluate(a, values) for a in x.args]
+    if x.op in _FUNCTIONS:
+        return getattr(math, x.op)(*args)
+    try:
+        return getattr(float, f"__{x.op}__")(*args)
+    except OverflowError:
+        return math.inf  # as C computes it

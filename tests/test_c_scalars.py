@@ -1,0 +1,187 @@
+"""What exported C computes for a step t, scalars and the keys of random numbers, is what fastopt computes."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+import numpy as np
+import pytest
+from c_kernels import COMPILERS, HAS_FMA, CKernels, compile_c
+from cases import CASES, warming
+
+import fastopt
+from fastopt.kernels.c.printer import entry, header, print_export, print_host_functions
+from fastopt.kernels.c.tile import names_of
+from fastopt.kernels.compiler.host import UntraceableError, trace_scalars
+from fastopt.kernels.compiler.noise import noise_keys
+from fastopt.kernels.compiler.plan import host_scalars
+from fastopt.kernels.compiler.trace import trace
+from fastopt.kernels.formats import STORAGES, unpack
+
+needs_gcc = pytest.mark.skipif(COMPILERS["gcc"] is None, reason="needs gcc")
+
+
+TIMES = [*range(1, 400), 1000, 4096, 99_999, 10**6, 2**40]
+RUNNING = (fastopt.NAdam, fastopt.ScheduleFreeSGD, fastopt.ScheduleFreeAdamW)
+"""Rules whose scalars are sums or products over all steps, which are not written in C."""
+WITH_SCALARS = {name: rule for name, rule in CASES.items() if not isinstance(rule, RUNNING)}
+WITH_SCALARS |= {
+    "clip": fastopt.ClipByGlobalNorm(fastopt.Adam(lr=0.01), max_norm=0.5),
+    "max-lr": fastopt.Adam(lr=0.01, max_lr=0.1, weight_decay=0.3),
+    "prodigy-bias-correction": fastopt.Prodigy(bias_correction=True),
+    "scheduled-clip": fastopt.ClipByGlobalNorm(fastopt.SGD(lr=0.1), max_norm=warming),
+}
+
+
+@pytest.fixture(scope="module")
+def scalars_library(tmp_path_factory):
+    """The functions that compute scalars, of each case, compiled with what contracts by default."""
+    folder, parts = tmp_path_factory.mktemp("scalars"), [header()]
+    for (case, rule), storage in product(WITH_SCALARS.items(), ("f32", "f64")):
+        program = trace(rule, storage)
+        text = "\n".join(print_host_functions(program, rule, names_of(program)))
+        parts.append(re.sub(rf"\b{entry(program)}_", f"{_word(case)}_{storage}_", text))
+    (folder / "scalars.c").write_text("\n".join(parts), encoding="utf-8")
+    flags = ["-mfma"] if HAS_FMA else []
+    compile_c("gcc", folder / "scalars.c", folder / "scalars.so", "-shared", "-fPIC", "-O3", *flags)
+    return ctypes.CDLL(str(folder / "scalars.so"))
+
+
+def _word(case):
+    return case.replace("-", "_")
+
+
+def with_rate(rule, rate):
+    """Return a rule with another learning rate."""
+    if hasattr(rule, "rule"):
+        return replace(rule, rule=with_rate(rule.rule, rate))
+    return replace(rule, lr=rate)
+
+
+@needs_gcc
+@pytest.mark.parametrize("storage", ["f32", "f64"])
+@pytest.mark.parametrize("case", WITH_SCALARS)
+def test_the_scalars_of_a_step_are_those_of_the_rule(case, storage, scalars_library):
+    program = trace(WITH_SCALARS[case], storage)
+    function = getattr(scalars_library, f"{_word(case)}_{storage}_scalars_at")
+    for rule in (WITH_SCALARS[case], with_rate(WITH_SCALARS[case], 0.037)):
+        scalars, out = host_scalars(program, rule), np.empty(len(program.scalars), program.dtype)
+        arguments = trace_scalars(program, rule).arguments
+        assert "lr" in arguments
+        if set(arguments) != set(trace_scalars(program, WITH_SCALARS[case]).arguments):
+            continue  # a schedule was replaced by a number
+        for t in TIMES:
+            values = [float(x(t) if callable(x) else x) for x in arguments.values()]
+            function(ctypes.c_int64(t), *map(ctypes.c_double, values), ctypes.c_void_p(out.ctypes.data))
+            assert out.tolist() == np.array(scalars(t), program.dtype).tolist(), f"t = {t}"
+
+
+@pytest.mark.parametrize("case", [case for case, rule in CASES.items() if isinstance(rule, RUNNING)])
+def test_scalars_that_are_running_sums_are_refused_by_name_with_their_first_values(case):
+    rule = CASES[case]
+    program = trace(rule, "f32")
+    with pytest.raises(UntraceableError, match="more than 8 times, or loops"):
+        trace_scalars(program, rule)
+    text = print_export(program, rule, "fastopt export")
+    assert f"{type(rule).__name__}.scalars(t) cannot be written in C" in text
+    assert "_scalars_at(" not in text
+    found = {m[0]: m[1].split() for m in re.findall(r"^     (\w+) +(\S+ +\S+ +\S+)(?: \*/)?$", text, re.MULTILINE)}
+    for k, t in enumerate((1, 2, 3)):
+        expected = dict(zip(program.scalars, host_scalars(program, rule)(t), strict=True))
+        names = names_of(program)
+        assert {name: float(found[names[name]][k]) for name in program.scalars} == expected
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A rule whose scalars do what symbols cannot follow: `how` says what."""
+
+    how: str
+    lr: float = 0.1
+
+    def scalars(self, t):
+        if self.how == "a table":
+            return {"lr": [0.1, 0.2, 0.3][t % 3] if isinstance(t, int) else [0.1][t]}
+        if self.how == "other values":
+            return {"lr": self.lr * (2.0 if type(t) is int else 1.0)}
+        if self.how == "math.sin":
+            return {"lr": math.sin(t)}
+        if self.how == "text":
+            return {"lr": self.lr + len(str(t))}
+        return {"lr": self.lr * math.exp(-math.log(t + 1.0)) + abs(math.sqrt(t) - 3) * (t >= 3)}
+
+    def update(self, p, g, *, lr):
+        return p - lr * g
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A rule with a field that is computed from the learning rate, which a change of that alone does not reach."""
+
+    lr: float = 0.1
+    half: float = field(init=False, default=0.0)
+
+    def __post_init__(self):
+        object.__setattr__(self, "half", self.lr / 2)
+
+    def scalars(self, t):
+        return {"lr": self.half}
+
+    def update(self, p, g, *, lr):
+        return p - lr * g
+
+
+def test_what_is_derived_from_the_learning_rate_is_refused():
+    with pytest.raises(UntraceableError, match="not what its expressions compute"):
+        trace_scalars(trace(Derived(), "f32"), Derived())
+
+
+def test_a_schedule_may_end():
+    rule = fastopt.SGD(lr=lambda t: [0.3, 0.2, 0.1][t - 1])
+    made = trace_scalars(trace(rule, "f32"), rule)
+    assert set(made.arguments) == {"lr"}
+    never = fastopt.SGD(lr=lambda t: [][t])
+    with pytest.raises(UntraceableError, match="raises an error at each step"):
+        trace_scalars(trace(never, "f32"), never)
+
+
+@pytest.mark.parametrize("how", ["a table", "other values", "math.sin", "text"])
+def test_scalars_that_cannot_be_followed_are_refused(how):
+    rule = Logged(how)
+    with pytest.raises(UntraceableError):
+        trace_scalars(trace(rule, "f32"), rule)
+    assert "Logged.scalars(t) cannot be written in C" in fastopt.export_source(rule)
+
+
+@needs_gcc
+def test_scalars_may_use_functions_comparisons_and_truth_values_as_numbers(tmp_path):
+    rule = Logged("formula")
+    program = trace(rule, "f64")
+    made = CKernels([(program, rule)], tmp_path)
+    out = np.empty(1)
+    for t in TIMES:
+        made.library.logged_how_formula_pf64_gf64_scalars_at(
+            ctypes.c_int64(t), ctypes.c_double(0.3), ctypes.c_void_p(out.ctypes.data)
+        )
+        assert out[0] == Logged("formula", 0.3).scalars(t)["lr"]
+
+
+@needs_gcc
+def test_the_keys_of_a_step_are_those_of_fastopt(tmp_path):
+    rule = fastopt.GradientNoise(fastopt.SGD())
+    library = CKernels([(trace(rule, "f32"), rule)], tmp_path).library
+    function, out = library.gradientnoise_sgd_pf32_gf32_keys_at, np.empty(2, np.uint32)
+    for seed, t in product((0, 1, 5, 2**32 - 1, 2**63 + 7), (1, 2, 3, 1000, 2**40)):
+        function(ctypes.c_uint64(seed), ctypes.c_uint64(t), ctypes.c_void_p(out.ctypes.data))
+        assert tuple(out.tolist()) == noise_keys(seed, t)
+
+
+def test_zero_bytes_are_state_that_is_zero():
+    """As the comments of exported sources say that state begins."""
+    for name, form in STORAGES.items():
+        planes = [np.zeros(plane.size(300), plane.dtype) for plane in form.planes if plane.read]
+        assert not unpack(form, planes).any(), name
