@@ -49,9 +49,10 @@ def summary(folder: Path | None, device: Path | None = None) -> str:
     blocks = [
         markdown.summary(runs),
         _pictures(folder, README, "sizes"),
-        f"× is the speed relative to a library: 2 means half the time. Measured on {dates}. {missed} goals are missed, and in {lost} of {len(timed)} cases a peer is faster by more"
-        " than the noise: [docs/benchmark.md](docs/benchmark.md#results) begins with these, and has all tables, the"
-        " method and its limits.",
+        f"× is the speed relative to a library: 2 means half the time. Measured on {dates}. {missed} goals are missed,"
+        f" and in {lost} of {len(timed)} cases a peer is faster by more than the noise:"
+        " [docs/benchmark.md](docs/benchmark.md#results) begins with these, and has all tables, the method and its"
+        " limits.",
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 

@@ -1,0 +1,56 @@
+"""The documentation site: `sphinx-build -W --keep-going docs build/site` builds and checks it, without a network.
+
+The extensions in _ext/ are what Sphinx does not have: docstrings in the style of this project, formulas without a
+script, pictures drawn by the pages' own code, and the check of links and of public names.
+"""
+
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS / "_ext"))
+
+import fastopt  # noqa: E402
+
+project, author, copyright = "fastopt", "fastopt", "Apache-2.0"  # noqa: A001 — the names that Sphinx reads
+version = release = fastopt.__version__
+extensions = [
+    "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon",
+    "docstrings", "mathml", "pictures", "checks",
+]  # fmt: skip
+exclude_patterns = ["_ext", "laboratory", "README.md"]
+templates_path = ["_templates"]
+laboratory = (DOCS / "laboratory" / "index.html").is_file()  # a page of its own, copied as it is
+if laboratory:
+    tags.add("laboratory")  # noqa: F821 — Sphinx defines it
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+myst_links_external_new_tab = False
+html_math_renderer = "mathml"
+default_role = "py:obj"
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 88
+napoleon_use_ivar, napoleon_use_rtype = True, False
+napoleon_numpy_docstring = False
+toc_object_entries = False
+nitpicky = False
+suppress_warnings = ["myst.header"]  # documents that begin with a comment or that are included
+
+html_theme = "furo"
+html_title = f"fastopt {version}"
+html_static_path = ["_static"]
+html_context = {"laboratory": laboratory}
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html", "sidebar/search.html", "sidebar/scroll-start.html", "sidebar/navigation.html",
+        "sidebar/laboratory.html", "sidebar/scroll-end.html",
+    ]
+}  # fmt: skip
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {"navigation_with_keys": True}
+pygments_style, pygments_dark_style = "friendly", "native"
