@@ -46,9 +46,8 @@ def broken(folder: Path) -> list[str]:
     wrong = []
     for path, page in pages.items():
         name = path.relative_to(folder.resolve())
-        for link in sorted(page.loaded):
-            if urlsplit(link).netloc:
-                wrong.append(f"{name} loads {link}, which is not part of the site")
+        outside = [link for link in sorted(page.loaded) if urlsplit(link).netloc]
+        wrong += [f"{name} loads {link}, which is not part of the site" for link in outside]
         for link in sorted(page.links | page.loaded):
             url = urlsplit(link)
             if url.scheme or url.netloc:

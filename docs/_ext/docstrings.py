@@ -8,6 +8,7 @@ import dataclasses
 import re
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 _SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Example|Examples|Note):$")
@@ -17,14 +18,17 @@ _ESCAPED = re.compile(r"(`[^`]*`)|(\*|\||(?<=\w)_(?=\W|$))")
 def convert(lines: list[str]) -> list[str]:
     """Return a docstring with its indented blocks as code blocks and without accidental markup."""
     made: list[str] = []
-    block = section = False
+    block, section = False, ""
     for k, line in enumerate(lines):
         text, indented = line.strip(), line.startswith("    ")
         if text and not indented:
-            section, block = bool(_SECTION.match(text)), False
+            found = _SECTION.match(text)
+            section, block = found[1] if found else "", False
         if indented and not section and not block and not lines[k - 1].strip():
             made += [".. code-block:: text", ""]
             block = True
+        if section == "Raises" and re.match(r"    \w[^:]*$", line) and not lines[k - 1].strip().endswith(","):
+            made, section, line = [*made, ""], "", text  # a sentence about all of them, not one more exception
         example = text.startswith(">>>") or (made and made[-1].lstrip().startswith((">>>", "...")))
         made.append(line if block or example else _ESCAPED.sub(lambda m: m[1] or f"\\{m[2]}", line))
     return made
@@ -50,9 +54,17 @@ def _signature(app: Sphinx, what: str, name: str, thing: Any, options: Any, sign
     return None
 
 
+def _strip(app: Sphinx, doctree: nodes.document) -> None:
+    """Remove the empty line that ends an example in Markdown, where doctest needs it."""
+    for block in doctree.findall(nodes.literal_block):
+        block.children[:] = [nodes.Text(block.astext().rstrip("\n"))]
+        block.rawsource = block.astext()
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Run before napoleon, whose priority is 500."""
     app.connect("autodoc-process-docstring", _process, priority=400)
+    app.connect("doctree-read", _strip)
     app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-signature", _signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
