@@ -4,11 +4,13 @@ The extensions in _ext/ are what Sphinx does not have: docstrings in the style o
 script, pictures drawn by the pages' own code, and the check of links and of public names.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS / "_ext"))
+shutil.rmtree(DOCS / "api" / "generated", ignore_errors=True)  # a page of a name that is gone would stay
 
 import fastopt  # noqa: E402
 
