@@ -6,6 +6,7 @@ script, pictures drawn by the pages' own code, and the check of links and of pub
 
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -22,6 +23,7 @@ extensions = [
 ]  # fmt: skip
 exclude_patterns = ["_ext", "laboratory", "README.md"]
 templates_path = ["_templates"]
+with_torch = find_spec("torch") is not None  # without it the page of fastopt.torch says that it is left out
 laboratory = (DOCS / "laboratory" / "index.html").is_file()  # a page of its own, copied as it is
 if laboratory:
     tags.add("laboratory")  # noqa: F821 — Sphinx defines it
@@ -31,7 +33,7 @@ myst_heading_anchors = 3
 myst_links_external_new_tab = False
 html_math_renderer = "mathml"
 default_role = "py:obj"
-autosummary_generate = True
+autosummary_generate = [f"api/{page.name}" for page in DOCS.glob("api/*.rst") if with_torch or page.name != "torch.rst"]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88

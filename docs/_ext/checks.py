@@ -4,9 +4,10 @@ The laboratory is copied here too, as it is, so that its links are checked with 
 """
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
-from links import broken, undocumented
+from links import MODULES, broken, undocumented
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
@@ -22,11 +23,22 @@ def finish(app: Sphinx, error: Exception | None) -> None:
     if (laboratory / "index.html").is_file():
         shutil.copytree(laboratory, out / "laboratory", dirs_exist_ok=True)
     objects = app.env.get_domain("py").get_objects()
-    for wrong in undocumented({name for name, *_ in objects}) + broken(out):
+    modules = [module for module in MODULES if module != "fastopt.torch" or find_spec("torch")]
+    for wrong in undocumented({name for name, *_ in objects}, modules) + broken(out):
         _LOG.warning(wrong)
+
+
+def leave_out_torch(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Say on the page of fastopt.torch that it is left out where torch, which it imports, is not installed."""
+    if docname == "api/torch" and not find_spec("torch"):
+        _LOG.info("fastopt.torch is left out of the API: torch is not installed here")
+        source[0] = (
+            "fastopt.torch\n=============\n\nLeft out: this site was built without torch. ``pip install torch``\n"
+        )
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Check when all is written."""
+    app.connect("source-read", leave_out_torch)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
