@@ -225,12 +225,11 @@ def test_an_interrupt_finds_the_parameters_restored(surface, interrupt):
     one = time.perf_counter() - start
     rng = np.random.default_rng(0)
     for _ in range(300):
-        with with_gradients():
-            with pytest.raises(KeyboardInterrupt):  # noqa: PT012 — it may be raised at any point in the block
-                interrupt(1e-5 + 3 * one * rng.random())
-                while True:
-                    with opt.averaged():
-                        pass
+        with with_gradients(), pytest.raises(KeyboardInterrupt):  # noqa: PT012 — it may be raised anywhere in it
+            interrupt(1e-5 + 3 * one * rng.random())
+            while True:
+                with opt.averaged():
+                    pass
         assert (values == -2).all()
     take()
     assert (values == -3).all()

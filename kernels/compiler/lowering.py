@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastopt.kernels.compiler.graph import Node, walk
-from fastopt.kernels.compiler.operations import OPERATIONS
+from fastopt.kernels.compiler.operations import Target
 from fastopt.kernels.compiler.program import Program, total_name
 from fastopt.kernels.compiler.text import COMPARE, Text
 
@@ -147,7 +147,7 @@ def _schedules(
     return schedules, uniform, shared
 
 
-def _write(node: Node, operands: list[Text], names: Mapping[str, str], target: str) -> Text:
+def _write(node: Node, operands: list[Text], names: Mapping[str, str], target: Target) -> Text:
     """Write a node whose operands are written."""
     if node.op in ("buffer", "tile"):
         return Text(f"{names[node.value]}_i")
@@ -155,11 +155,13 @@ def _write(node: Node, operands: list[Text], names: Mapping[str, str], target: s
         return Text(names[node.value])
     if node.op in ("key", "tile_number", "index", "codes"):
         return Text(node.value)
-    return OPERATIONS[node.op].writer(target)(node, operands)
+    return target.write(node, operands)
 
 
-def common(program: Program, names: dict[str, str], numbered: dict[str, int]) -> tuple[list[str], dict[int, Text]]:
-    """Return lines of Python that compute, for a tile, what both ways to step it have in common, and its names."""
+def common(
+    program: Program, names: dict[str, str], target: Target, numbered: dict[str, int]
+) -> tuple[list[str], dict[int, Text]]:
+    """Return lines that compute, for a tile, what both ways to step it have in common, and its names."""
     assert program.plain is not None
     graphs = [walk(results.values()) for results in (program.results, program.plain.results)]
     both = set(map(id, graphs[0])) & set(map(id, graphs[1]))
@@ -180,8 +182,8 @@ def common(program: Program, names: dict[str, str], numbered: dict[str, int]) ->
     for node in hashed.values():
         if id(node) not in both:
             continue
-        operands = [texts.get(id(a)) or _write(a, [], names, "python") for a in node.args]
-        text = _write(node, operands, names, "python")
+        operands = [texts.get(id(a)) or _write(a, [], names, target) for a in node.args]
+        text = _write(node, operands, names, target)
         if node.args and uses.get(id(node), 0) > 1:  # twice, or by something that is not in these lines
             numbered["x"] += 1
             name = f"x{numbered['x'] - 1}"
@@ -194,14 +196,14 @@ def common(program: Program, names: dict[str, str], numbered: dict[str, int]) ->
 def lower(
     program: Program,
     names: dict[str, str],
-    target: str,
+    target: Target,
     split_after: Iterable[Node] = (),
     *,
     plain: bool = False,
     numbered: dict[str, int] | None = None,
     known: Mapping[int, Text] | None = None,
 ) -> list[Loop]:
-    """Turn the program's graph into loops of lines in a target's language.
+    """Turn the program's graph into loops of lines in the language of a target.
 
     `names` are those of buffers and scalars, from `printed_names`; after each node of `split_after` a new loop begins.
     With `plain` it is the graph of plain tiles, of which nothing is written before all maxima are known. `numbered`
@@ -253,11 +255,11 @@ def lower(
             if id(node) in fixed:
                 continue
             operands = [text_of(a) for a in node.args]
-            if target == "python" and node.op == "sequence":
+            if target.sums_in_loops and node.op == "sequence":
                 texts[id(node)] = Text(numbered_name("x"))
                 sequences.append((texts[id(node)], *operands))
                 continue
-            if target == "python" and node.op == "or_nan":
+            if target.sums_in_loops and node.op == "or_nan":
                 quiet[node.value[1]] = operands[0]
             text, once = write(node, operands), id(node) in uniform
             depth = 1 + max([depths.get(id(a), 0) for a in node.args], default=0)
@@ -316,7 +318,7 @@ def lower(
     return loops
 
 
-def condition_lines(program: Program, target: str) -> list[Value]:
+def condition_lines(program: Program, target: Target) -> list[Value]:
     """Turn the condition of a program into lines, of which the last is its value: see `Program.condition_inputs`.
 
     Number k of its totals is called totalk, and of its scalars sk.
@@ -333,8 +335,8 @@ def condition_lines(program: Program, target: str) -> list[Value]:
     return lines
 
 
-def expression(node: Node, target: str) -> Text:
+def expression(node: Node, target: Target) -> Text:
     """Write a node of a small graph, whose inputs go by the names that are their values, as one expression."""
     if not node.args and node.op != "constant":
         return Text(node.value)
-    return OPERATIONS[node.op].writer(target)(node, [expression(a, target) for a in node.args])
+    return target.write(node, [expression(a, target) for a in node.args])

@@ -7,6 +7,7 @@ import re
 from fastopt.kernels.compiler.lowering import condition_lines
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.compiler.text import wrapped
+from fastopt.kernels.cpu.language import PYTHON
 from fastopt.kernels.cpu.modules import condition_name, imports
 
 
@@ -16,7 +17,7 @@ def print_condition(program: Program) -> str:
     It is skipped where the condition does not hold, or where the flags at `before_at`, if that is not zero, say so.
     """
     totals, scalars = program.condition_inputs
-    lines, kind = condition_lines(program, "python"), program.dtype.name
+    lines, kind = condition_lines(program, PYTHON), program.dtype.name
     arguments = ["flags_at", "before_at", *(f"total{k}_at" for k in totals), *(f"s{k}" for k in scalars)]
     types = ["intp"] * (len(arguments) - len(scalars)) + ["float64"] * len(scalars)
     body = [

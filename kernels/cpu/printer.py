@@ -10,10 +10,10 @@ import sys
 from itertools import zip_longest
 
 from fastopt.kernels.compiler.lowering import Loop, common, expression, lower, printed_names
-from fastopt.kernels.compiler.operations import PYTHON_TYPES
 from fastopt.kernels.compiler.program import SKIPPED, Program
 from fastopt.kernels.compiler.text import SUM, wrapped
 from fastopt.kernels.cpu.condition import print_condition
+from fastopt.kernels.cpu.language import PYTHON
 from fastopt.kernels.cpu.modules import IMPORTED, function_name, imports
 from fastopt.kernels.cpu.pairs import print_pairs
 from fastopt.kernels.cpu.tuning import HALF, STRETCH, STRIP, ends_after_root
@@ -26,7 +26,7 @@ _SKELETON = (
     " range step mode codes unusual plain far skipped"
 )
 _FROM_NUMBA = frozenset(["float32", "float64", "uint8", "uint16", "uint32", "int32", "intp", "njit", "types"])
-_RESERVED = frozenset([*f"{_SKELETON} {' '.join(IMPORTED.values())}".split(), *_FROM_NUMBA, *PYTHON_TYPES.values()])
+_RESERVED = frozenset([*f"{_SKELETON} {' '.join(IMPORTED.values())}".split(), *_FROM_NUMBA, *PYTHON.types.values()])
 
 
 FIRST_ADDRESS = 2
@@ -47,12 +47,12 @@ def print_source(program: Program) -> str:
     names, numbered = printed_names(program, _RESERVED), {"x": 0, "max": 0}
     plain_loops, of_tile, known = [], [], {}
     if program.plain is not None:
-        of_tile, known = common(program, names, numbered)
+        of_tile, known = common(program, names, PYTHON, numbered)
         stages = (*program.plain.stages, *program.plain.roots)
-        plain_loops = lower(program, names, "python", stages, plain=True, numbered=numbered, known=known)
+        plain_loops = lower(program, names, PYTHON, stages, plain=True, numbered=numbered, known=known)
     ends = program.tiled or (program.noise and program.compressed and ends_after_root())
     stages = (*program.stages, *program.roots) if ends else program.stages
-    loops = lower(program, names, "python", stages, numbered=numbered, known=known)
+    loops = lower(program, names, PYTHON, stages, numbered=numbered, known=known)
     buffers = [names[b.name] for b in program.buffers]
     scalars = [names[s] for s in program.scalars]
     noise = ["key0", "key1", "offset"] if program.noise else []
@@ -185,7 +185,7 @@ def _print_tile(
     for b, node in program.plain.unusual.items():
         codes = f"{names[b]}_codes"
         views.append(f"{codes} = buffer({names[b]}_at, strip // 4, int32, {order[b]}, {count})")
-        flags.append(re.sub(r"\bcodes\b", f"{codes}[i]", expression(node, "python").within(SUM)))
+        flags.append(re.sub(r"\bcodes\b", f"{codes}[i]", expression(node, PYTHON).within(SUM)))
     known = {id(node): v.name for loop in plain_loops for node, v in zip(loop.largest, loop.maxima, strict=False)}
     within = [f"{known[id(node)]} < word({limit})" for node, limit in program.plain.limits]
     decided = 1 + max((k for k, loop in enumerate(plain_loops) if loop.largest), default=0)

@@ -12,8 +12,8 @@ from functools import lru_cache
 from importlib.resources import files
 
 from fastopt.kernels.compiler.lowering import condition_lines
-from fastopt.kernels.compiler.operations import CUDA_TYPES
 from fastopt.kernels.compiler.program import Program
+from fastopt.kernels.cuda.language import CUDA
 from fastopt.kernels.cuda.nvrtc import OPTIONS
 from fastopt.kernels.cuda.tile import buffer_names, pack_lines, pointer, pointers, tile_lines, wrapped
 
@@ -45,7 +45,7 @@ def print_kernel(program: Program) -> str:
     """Print `program` as a CUDA C++ source that includes tile.cuh; `print_source` returns the same in one piece."""
     names = buffer_names(program)
     scalars = [names[s] for s in program.scalars]
-    number = CUDA_TYPES[program.dtype.name]
+    number = CUDA.types[program.dtype.name]
     buffers = [pointer(b, names) for b in program.buffers]
     declared = pointers(program, names)
     noise = ["Word key0", "Word key1", "Index offset"] if program.noise else []
@@ -93,7 +93,7 @@ def print_table_kernel(program: Program, *, own_numbers: bool = False) -> str:
     `table` has a row per tensor (elements, offset, addresses); `tiles` the number of the first tile of each row.
     """
     names = buffer_names(program)
-    declared, number = pointers(program, names), CUDA_TYPES[program.dtype.name]
+    declared, number = pointers(program, names), CUDA.types[program.dtype.name]
     keys = ["Word key0", "Word key1"] if program.noise else []
     scalars = [f"{number} {names[s]}" for s in program.scalars]
     step = ["Index n", "Index first", *declared, *keys, *(["Index offset"] if keys else []), *scalars]
@@ -155,7 +155,7 @@ def print_condition_source(program: Program) -> str:
     point that ends in `_captured` finds the scalars in the next row of a table of steps; without one left, it is taken.
     """
     totals, scalars = program.condition_inputs
-    number, lines = CUDA_TYPES[program.dtype.name], condition_lines(program, "cuda")
+    number, lines = CUDA.types[program.dtype.name], condition_lines(program, CUDA)
     head = 'extern "C" __global__ void __launch_bounds__(THREADS) '
     known = ["double* flags", "const double* before", *(f"const double* total{k}_at" for k in totals)]
     names = [x.rsplit(" ", 1)[1] for x in known]
@@ -167,7 +167,7 @@ def print_condition_source(program: Program) -> str:
             "",
             *wrapped("__device__ __forceinline__ void decide(", given, ") {"),
             *(f"    const {number} total{k} = {number}(*total{k}_at);" for k in totals),
-            *(f"    const {CUDA_TYPES[v.dtype.name]} {v.name} = {v.text};" for v in lines),
+            *(f"    const {CUDA.types[v.dtype.name]} {v.name} = {v.text};" for v in lines),
             f"    const bool skipped = !{lines[-1].name} || (before && before[1] != 0.0);",
             "    if (threadIdx.x != 0) return;",
             "    flags[0] = skipped ? 0.0 : 1.0;",

@@ -6,9 +6,9 @@ import re
 import textwrap
 
 from fastopt.kernels.compiler.lowering import Loop, Value, lower, printed_names
-from fastopt.kernels.compiler.operations import CUDA_TYPES
 from fastopt.kernels.compiler.program import SKIPPED, Buffer, Program
 from fastopt.kernels.compiler.text import SUM
+from fastopt.kernels.cuda.language import CUDA
 
 _NARROW = ("uint16", "uint8")  # a lane holds several in one word
 
@@ -65,7 +65,7 @@ def _continued(line: str) -> list[str]:
 
 def pointers(program: Program, names: dict[str, str]) -> list[str]:
     """Declare the buffers as pointers."""
-    types = [f"{'' if b.written else 'const '}{CUDA_TYPES[b.dtype.name]}*" for b in program.buffers]
+    types = [f"{'' if b.written else 'const '}{CUDA.types[b.dtype.name]}*" for b in program.buffers]
     return [f"{kind} __restrict__ {pointer(b, names)}" for kind, b in zip(types, program.buffers, strict=True)]
 
 
@@ -95,22 +95,22 @@ def pack_lines(program: Program, names: dict[str, str]) -> list[str]:
 
 def tile_lines(program: Program, names: dict[str, str]) -> list[str]:
     """Print what a warp does to the tile that begins at `first`, `whole` saying whether its buffers are packed."""
-    loops = lower(program, names, "cuda")
+    loops = lower(program, names, CUDA)
     buffers = elementwise(program)
     held: dict[str, list[str]] = {}
     for b in buffers:
-        kind, narrow = CUDA_TYPES[b.dtype.name], b.dtype.name in _NARROW
+        kind, narrow = CUDA.types[b.dtype.name], b.dtype.name in _NARROW
         held.setdefault(f"Narrow<{kind}>" if narrow else kind, []).append(
             f"{names[b.name]}_tile{'' if narrow else '[HELD]'}"
         )
     for v in (v for loop in loops for v in loop.spills):
-        held.setdefault(CUDA_TYPES[v.dtype.name], []).append(f"{v.name}_spill[HELD]")
+        held.setdefault(CUDA.types[v.dtype.name], []).append(f"{v.name}_spill[HELD]")
     read = [names[b.name] for b in buffers if b.read]
     narrow = {b.name for b in buffers if b.dtype.name in _NARROW}
     steps = [line for loop in loops for line in _print_loop(loop, names, narrow, sums=program.sums)]
     once = ["const Index tile = first / TILE;"] if program.noise or program.tiled else []
     once += [f"const Word {names[b.name]}_i = {names[b.name]}[tile];" for b in program.buffers if b.tiled and b.read]
-    number = CUDA_TYPES[program.dtype.name]
+    number = CUDA.types[program.dtype.name]
     once += [
         f"const {number} {names[b.name]} = {number}(*{pointer(b, names)});"
         for b in program.buffers
@@ -144,18 +144,18 @@ def _print_loop(loop: Loop, names: dict[str, str], narrow: set[str], *, sums: bo
     """
 
     def lines(values: list[Value]) -> list[str]:
-        return [f"const {CUDA_TYPES[v.dtype.name]} {v.name} = {v.text};" for v in values]
+        return [f"const {CUDA.types[v.dtype.name]} {v.name} = {v.text};" for v in values]
 
-    body = [f"const {CUDA_TYPES[v.dtype.name]} {v.name} = {v.name}_spill[i];" for v in loop.reloads]
+    body = [f"const {CUDA.types[v.dtype.name]} {v.name} = {v.name}_spill[i];" for v in loop.reloads]
     body += [
         f"const {kind} {names[b]}_i = {names[b]}_tile[i];"
-        for b, kind in ((b, CUDA_TYPES[dtype.name]) for b, dtype in loop.loads.items())
+        for b, kind in ((b, CUDA.types[dtype.name]) for b, dtype in loop.loads.items())
     ]
     made = lines(loop.lines)
     for v in loop.maxima:
         made.append(f"{v.name} = larger({v.name}, position<PACK>(i) < count ? {v.text.within(SUM)} : 0u);")
     for v in loop.spills:
-        zero = f"{CUDA_TYPES[v.dtype.name]}(0)"
+        zero = f"{CUDA.types[v.dtype.name]}(0)"
         made.append(f"{v.name}_spill[i] = {f'position<PACK>(i) < count ? {v.name} : {zero}' if sums else v.name};")
     made += [
         f"{names[b]}_tile.set(i, {text});" if b in narrow else f"{names[b]}_tile[i] = {text};"
