@@ -21,7 +21,7 @@ extensions = [
     "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon",
     "docstrings", "mathml", "pictures", "checks",
 ]  # fmt: skip
-exclude_patterns = ["_ext", "laboratory", "README.md"]
+exclude_patterns = ["_ext", "laboratory"]
 templates_path = ["_templates"]
 with_torch = find_spec("torch") is not None  # without it the page of fastopt.torch says that it is left out
 laboratory = (DOCS / "laboratory" / "index.html").is_file()  # a page of its own, copied as it is
@@ -40,7 +40,6 @@ python_maximum_signature_line_length = 88
 napoleon_use_ivar, napoleon_use_rtype = True, False
 napoleon_numpy_docstring = False
 toc_object_entries = False
-nitpicky = False
 suppress_warnings = ["myst.header"]  # documents that begin with a comment or that are included
 
 html_theme = "furo"

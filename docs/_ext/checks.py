@@ -20,8 +20,9 @@ def finish(app: Sphinx, error: Exception | None) -> None:
         return
     out = Path(app.outdir)
     laboratory = Path(app.srcdir) / "laboratory"
+    shutil.rmtree(out / "laboratory", ignore_errors=True)  # of an earlier build
     if (laboratory / "index.html").is_file():
-        shutil.copytree(laboratory, out / "laboratory", dirs_exist_ok=True)
+        shutil.copytree(laboratory, out / "laboratory")
     objects = app.env.get_domain("py").get_objects()
     modules = [module for module in MODULES if module != "fastopt.torch" or find_spec("torch")]
     for wrong in undocumented({name for name, *_ in objects}, modules) + broken(out):
