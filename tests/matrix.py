@@ -1,6 +1,6 @@
 """Try the Pythons of this machine with the oldest and the newest NumPy and Numba that pyproject admits.
 
-    python tests/matrix.py                  # writes docs/versions.md; some three minutes for each line of its table
+    python tests/matrix.py                  # writes docs/versions.md; minutes for each line of its table
 
 It looks for Python 3.11 to 3.14 and the free-threaded 3.14t in PATH, in pyenv and in uv. Each combination is installed
 from wheels into an environment of its own, with an empty kernel cache, and runs the tests in TESTS.
@@ -24,6 +24,9 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "versions.md"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14", "3.14t")
 TESTS = ("update", "optimizer", "vocabulary", "same_bits", "turn", "schedules", "averages", "batches", "files")
+FEWER = (
+    "not same_bits or adam-decoupled or lion or rmsprop-centered-momentum"  # equal bits of a few rules, in all formats
+)
 TOOLS = ("hypothesis", "ml_dtypes", "pytest", "pytest-benchmark", "pytest-xdist", "safetensors")
 _ASK = """
 import sys, sysconfig
@@ -86,7 +89,7 @@ def attempt(version: str, interpreter: str, asked: str, wanted: list[str]) -> Ou
         show = "import numpy, numba; print(numpy.__version__, numba.__version__)"
         shown = subprocess.run([python, "-c", show], capture_output=True, text=True, check=True, env=env).stdout.split()
         files = [str(ROOT / "tests" / f"test_{test}.py") for test in TESTS]
-        command = [python, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", *files]
+        command = [python, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", "-k", FEWER, *files]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
         (summary,) = done.stdout.strip().splitlines()[-1:] or ["no output"]
         if done.returncode:
