@@ -59,14 +59,15 @@ def run(*command: str, cwd: Path, status: int = 0, path: str | None = None) -> s
 def check_contents(wheel: Path) -> int:
     """Require that the wheel has all that the library reads and nothing that needs the checkout; count its files."""
     names = ZipFile(wheel).namelist()
-    missing = [name for name in FILES if f"fastopt/{name}" not in names]
     strange = [name for name in names if any(part in name for part in NOT_FILES)]
-    modules = {
+    wanted = {
         f"fastopt/{'' if folder == 'fastopt' else folder + '/'}{path.relative_to(ROOT / folder).as_posix()}"
         for folder in ("fastopt", "kernels", "bench")
-        for path in (ROOT / folder).rglob("*.py")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
     }
-    missing += sorted(m for m in modules - set(names) if not any(part in m for part in NOT_FILES))
+    wanted = {name for name in wanted if not any(part in name for part in NOT_FILES)}
+    missing = sorted((wanted | {f"fastopt/{name}" for name in FILES}) - set(names))
     if missing or strange:
         raise SystemExit(f"the wheel lacks {missing} and should not have {strange}")
     return len(names)
