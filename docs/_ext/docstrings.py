@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 def _process(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     lines[:] = convert(lines)
     if what == "property":
-        lines.insert(0, "")  # napoleon takes what stands before a colon in the first line for a type
+        lines[:0] = ["..", ""]  # a comment: napoleon takes what stands before a colon in the first line for a type
 
 
 def _skip(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
