@@ -74,12 +74,13 @@ def rules(values: NamedValues) -> str:
     return ", ".join(sorted({describe(group.plan.rule) for group in values.groups}))
 
 
-def assigned(params: Mapping[str, Any], values: NamedValues) -> dict[str, Any]:
-    """Check values for some of the parameters, of the computing precision, or raise a LayoutError."""
-    given = by_name(params, "parameters")
-    own = values.templates()["p"]
-    require_names({**own, **given}, own, "the parameter")
+def assigned(params: Mapping[str, Any], values: NamedValues, buffer: str = "p") -> dict[str, Any]:
+    """Check values for a buffer of some of the parameters, of the computing precision, or raise a LayoutError."""
+    what = "parameter" if buffer == "p" else f"state {buffer!r} of"
+    given = by_name(params, "parameters" if buffer == "p" else f"state {buffer!r}")
+    own = values.templates()[buffer]
+    require_names({**own, **given}, own, f"the {what}")
     arrays = {name: adopt(value, name) for name, value in given.items()}
     for name, array in arrays.items():
-        require_like(array, own[name], f"the parameter {name!r}")
+        require_like(array, own[name], f"the {what} {name!r}")
     return arrays

@@ -11,7 +11,7 @@ from typing import Any
 from fastopt.errors import SettingError, raised_by, suggest
 from fastopt.kernels.compiler.layout import layout
 from fastopt.kernels.compiler.specialization import exact_key
-from fastopt.kernels.rules.rule import Rule, is_rule, require_rule, signature
+from fastopt.kernels.rules.rule import Rule, for_tensor, is_rule, require_rule, signature
 
 
 def own_groups(groups: Any) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def own_groups(groups: Any) -> dict[str, Any]:
     return {p: dict(change) if isinstance(change, Mapping) else change for p, change in groups.items()}
 
 
-def sort(rule: Rule, names: list[str], groups: dict[str, Any]) -> list[tuple[Rule, list[str]]]:
+def sort(rule: Rule, shapes: Mapping[str, tuple[int, ...]], groups: dict[str, Any]) -> list[tuple[Rule, list[str]]]:
     """Sort the parameters by the rule they end up with: each such rule, and the names of its parameters.
 
     Raises:
@@ -35,6 +35,7 @@ def sort(rule: Rule, names: list[str], groups: dict[str, Any]) -> list[tuple[Rul
         RuleError: a group's rule is no rule.
 
     """
+    names = list(shapes)
     order = {pattern: k for k, pattern in enumerate(groups)}
     wild = [pattern for pattern in groups if set(pattern) & set("*?[")]
     fits: dict[str, list[str]] = {}  # of each name, its patterns; most are whole names, of which there may be thousands
@@ -45,6 +46,10 @@ def sort(rule: Rule, names: list[str], groups: dict[str, Any]) -> list[tuple[Rul
     for pattern in groups:
         if pattern not in used:
             raise SettingError(f"the group {pattern!r} fits no parameter.", do=suggest(pattern, names))
+    for pattern in getattr(rule, "patterns", ()):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            what = f"the pattern {pattern!r} of {type(rule).__name__} fits no parameter."
+            raise SettingError(what, do=suggest(pattern, names))
     members: dict[tuple, tuple[Rule, list[str]]] = {}
     for name in names:
         own = rule
@@ -53,6 +58,8 @@ def sort(rule: Rule, names: list[str], groups: dict[str, Any]) -> list[tuple[Rul
             with raised_by(f"Optimizer, group {pattern!r}"):
                 own = changed(own, change) if isinstance(change, dict) else change
                 require_rule(own)
+        with raised_by(f"Optimizer, parameter {name!r}"):
+            own = for_tensor(own, name, shapes[name])
         members.setdefault(exact_key(own), (own, []))[1].append(name)
     return list(members.values())
 

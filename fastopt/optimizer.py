@@ -6,11 +6,12 @@ One class, and over 300 lines because half of them are its documentation: packin
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import starmap
+from contextlib import contextmanager, nullcontext
+from itertools import groupby, starmap
 from operator import call
 from typing import Any
 
@@ -30,8 +31,7 @@ from fastopt.kernels.compiler.layout import layout
 from fastopt.kernels.compiler.plan import plan
 from fastopt.kernels.formats import FULL, STORAGES
 from fastopt.kernels.launch import Rows, only_if, run
-from fastopt.kernels.rules.ema import AVERAGE
-from fastopt.kernels.rules.rule import Rule, require_rule
+from fastopt.kernels.rules.rule import Rule, averages_of, require_rule
 from fastopt.kernels.rules.total import GRADIENTS
 from fastopt.parameters import Group, NamedValues, Views, padded
 from fastopt.store import Store
@@ -108,7 +108,7 @@ class Optimizer:
         device = _device_for(backend, values)
         chosen, library = choose(backend, str(device)), library_on(device)
         groups = own_groups(groups)
-        members = sort(rule, list(values), groups)
+        members = sort(rule, {name: value.shape for name, value in values.items()}, groups)
         rules = [own for own, _ in members]
         if storage is None:
             precision = common_precision(values)
@@ -129,7 +129,7 @@ class Optimizer:
             for b in ("p", "g")
             for name, plane in STORAGES[formats[0][b]].plane_names(b).items()
         }
-        made, offset = [], 0
+        parts, offset = [], 0
         for (own, names), count, chosen_formats in zip(members, counts, formats, strict=True):
             planned = plan(own, tuple(chosen_formats.items()))
             store = Store(
@@ -143,19 +143,25 @@ class Optimizer:
             for b in planned.program.state:
                 store.make(0, b, initial.get(b, 0.0))
             shapes = {name: values[name].shape for name in names}
-            n = sum(values[name].size for name in names)
-            rows = Rows([n], [offset], [store.addresses(0, planned.program)], store, device.number)
-            made.append(Group(planned, shapes, offset, store, bind(chosen, planned.program, rows)))
+            parts.append((planned, shapes, offset, store))
             offset += count
+        made = _bound(chosen, parts, device)
         self._groups, self._on_device = made, device != CPU
-        self._apart = self._on_device or chosen == "reference"  # which have ways of their own to step
-        self._steps = [(g.plan.scalars, g.plan.keys if g.plan.program.noise else None, g.launch.calls) for g in made]
-        self._together = _together(chosen, made)
+        # Of which a part is computed while a step is prepared, so that gradients must be in place before.
+        self._computes = chosen == "reference" or any(group.plan.program.matrices for group in made)
+        self._apart = self._on_device or self._computes  # which have ways of their own to step
+        launched = list({id(group.launch): group for group in made}.values())  # one group of each launch
+        self._steps = [
+            (g.plan.scalars, g.plan.keys if g.plan.program.noise else None, g.launch.calls) for g in launched
+        ]
+        self._together = _together(chosen, launched)
         # Where steps may be skipped: the flags of the last one, and how many were.
         self._flags: Any = getattr(made[-1].launch, "flags", None) if made[-1].plan.program.condition else None
         self._skipped, self._skipped_before = np.zeros(1, np.int64), 0
+        if self._on_device and self._flags is not None:
+            self._require_no_matrices("a device cannot skip steps", "leave out what skips steps, as SkipNonfinite")
         # As most have: one group, of which every step is taken.
-        self._only = self._steps[0] if len(made) == 1 and self._flags is None else None
+        self._only = self._steps[0] if len(launched) == 1 and self._flags is None else None
         self._values = NamedValues(made, values, library, device)
         self.flat_params, self.flat_grads = (_forward(made[0].store, b, flat) for b in ("p", "g"))
         if len(made[0].store.formats["p"].planes) > 1 and not self._on_device:
@@ -187,12 +193,28 @@ class Optimizer:
         """
         self._write({"p": checkpoint.assigned(params, self._values)})
 
+    @raised_by("Optimizer.assign_state")
+    def assign_state(self, name: str, values: Mapping[str, Any]) -> None:
+        """Set one state buffer, as `state` names it, of some parameters to values of the computing precision.
+
+        For state that the caller refreshes, as the curvature of SophiaG. Values are rounded to nearest where they are
+        stored in less; the state of parameters that are not named stays as it is.
+
+        Raises:
+            LayoutError: there is no such state, or a name is unknown, or a value has another shape or type. Nothing is
+                changed then.
+
+        """
+        self._write({name: checkpoint.assigned(values, self._values, self._known_state(name))})
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Put the averages that an EMA keeps in place of the parameters for the block, as for evaluation.
+        """Put the averages that a rule keeps in place of the parameters for the block, as for evaluation.
 
-        After the block all is as it was, bit for bit. No step, load or assignment is possible meanwhile, and no other
-        thread may be in the middle of one. Takes the memory of the parameters once more.
+        They are those of EMA, of the Schedule-Free rules and GPAAdamW, and of a rule of yours that has `averaged`;
+        parameters whose rule keeps none stay as they are. After the block all is as it was, bit for bit. No step, load
+        or assignment is possible meanwhile, and no other thread may be in the middle of one. Takes the memory of the
+        parameters once more.
 
         Raises:
             SettingError: there are no averages, or none yet, or they are in place already.
@@ -210,10 +232,10 @@ class Optimizer:
         """
         with raised_by("Optimizer.averaged"):
             self._require_own_values()
-            if AVERAGE not in self._values.buffers or not self.t:
-                if AVERAGE in self._values.buffers:
-                    raise SettingError("there are no averages yet.", do="take a step; a skipped one is none")
+            if not any(averages_of(group.plan.rule) for group in self._groups):
                 raise SettingError("no rule keeps averages.", do="put fastopt.EMA around the rule")
+            if not self.t:
+                raise SettingError("there are no averages yet.", do="take a step; a skipped one is none")
         library, device = self._values.library, self._values.device
         with library.running(device, None):
             planes = [g.store.planes[0][name] for g in self._groups for name in g.store.formats["p"].plane_names("p")]
@@ -226,9 +248,27 @@ class Optimizer:
                 self._turn.take(lambda t: [*(library.writing(*pair) for pair in kept), (self._turn.end, t)])
 
         with restored_by(restore):
-            self._write({"p": self._values.read(AVERAGE)})
+            self._write({"p": self._averages()})
             self._apart = self._averaged = True
             yield
+
+    def _averages(self) -> dict[str, Any]:
+        """Compute the averages, of the parameters whose rule keeps them."""
+        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
+        for group in self._groups:
+            if (own := averages_of(group.plan.rule)) is not None:
+                averaged, buffers = own
+                values |= {b: self._values.read(b) for b in buffers if b not in values}
+                for name in group.shapes:
+                    found[name] = averaged(*(values[b][name] for b in buffers))
+        return found
+
+    def _require_no_matrices(self, what: str, do: str) -> None:
+        """Raise a SettingError if a library of matrices computes a part of the step, where kernels alone can."""
+        names = [group.plan.program.rule for group in self._groups if group.plan.program.matrices]
+        if names:
+            raise SettingError(f"{what} where a rule has functions of matrices.", got=names[0], do=do)
 
     def _require_own_values(self) -> None:
         """Raise a SettingError while averages are in place of the parameters."""
@@ -344,12 +384,12 @@ class Optimizer:
         return [*only_if(flags, 0, [(end, taken + 1)]), *only_if(flags, 1, [count, (end, taken)])]
 
     def _step_apart(self, grads: Mapping[str, Any] | None, stream: Any) -> None:
-        """Step on a device, or by the reference, which computes while it prepares; not while `averaged`."""
+        """Step on a device, or with what computes while it prepares; not while `averaged`."""
         self._require_own_values()
         if self._on_device or stream is not None:
             self._step_on_device(grads, stream)
             return
-        with _REFERENCE:
+        with _COMPUTING:
             if grads is not None:
                 run(self._gradient_copies(grads))
             run(self._calls(None))
@@ -365,7 +405,11 @@ class Optimizer:
                     "which would replay this step's t and learning rate unchanged.",
                     "call opt.capturable(steps) before the capture: then they advance on the device",
                 )
-                self._turn.take(lambda _: self._calls(grads)[1:])
+                with _COMPUTING if self._computes else nullcontext():
+                    if self._computes and grads is not None:
+                        run(self._gradient_copies(grads))
+                        grads = None
+                    self._turn.take(lambda _: self._calls(grads)[1:])
                 return
             copies = [] if grads is None else self._gradient_copies(grads)
             run([*copies, *self._prepared.calls(self._seed)])
@@ -403,6 +447,7 @@ class Optimizer:
 
     def _prepare(self, steps: int, *, ahead: bool = False) -> None:
         """Let the device count from now on."""
+        self._require_no_matrices("steps are not prepared on a device", "leave out capturable")
         before, skipped = self.t, self.skipped
         prepared = PreparedSteps(self._groups, self._values.library, self._values.device, steps, ahead=ahead)
         prepared.prepare(self._seed, before)
@@ -442,10 +487,14 @@ class Optimizer:
             LayoutError: no group's rule has a buffer of that name.
 
         """
+        return self._copies(self._known_state(name))
+
+    def _known_state(self, name: str) -> str:
+        """Return the name of a state buffer, or raise a LayoutError if there is none."""
         known = sorted(self._values.buffers[1:])
         if name not in known:
             raise LayoutError(f"there is no state {name!r}.", do=suggest(str(name), known))
-        return self._copies(name)
+        return name
 
     def master(self) -> dict[str, Any]:
         """Return the parameters in the computing precision, by name (a copy)."""
@@ -520,9 +569,9 @@ AHEAD = 1000
 
 _ATTRIBUTES = ("params", "grads", "flat_params", "flat_grads")
 
-_REFERENCE = threading.RLock()
+_COMPUTING = threading.RLock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_REFERENCE._at_fork_reinit)  # type: ignore[attr-defined]
+    os.register_at_fork(after_in_child=_COMPUTING._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def _restored(
@@ -543,13 +592,39 @@ def _restored(
 
 
 def _tensor_by_tensor(members: list, formats: list) -> tuple[list, list]:
-    """Make each parameter a group of its own whose rule takes totals of each tensor."""
+    """Make each parameter a group of its own whose rule takes totals of each tensor, or functions of matrices."""
     found: list[tuple] = []
     for (own, names), chosen in zip(members, formats, strict=True):
-        totals = plan(own, tuple(chosen.items())).program.totals
-        parts = [[name] for name in names] if any(node.value[0] == "tensor" for node in totals) else [names]
+        program = plan(own, tuple(chosen.items())).program
+        apart = program.matrices or any(node.value[0] == "tensor" for node in program.totals)
+        parts = [[name] for name in names] if apart else [names]
         found += [((own, part), chosen) for part in parts]
     return [member for member, _ in found], [chosen for _, chosen in found]
+
+
+def _bound(backend: str, parts: list[tuple], device: Device) -> list[Group]:
+    """Bind groups to launches: those of the tensors of one rule to one, on a device only if it takes matrices.
+
+    On a device steps of single rows can be prepared there: see `capture`.
+    """
+    made: list[Group] = []
+    for _, found in groupby(parts, lambda part: id(part[0])):
+        alike = list(found)
+        program = alike[0][0].program
+        several = [alike] if device == CPU or program.matrices else [[part] for part in alike]
+        for together in several:
+            shapes = [shape for _, named, _, _ in together for shape in named.values()]
+            rows = Rows(
+                [sum(map(math.prod, named.values())) for _, named, _, _ in together],
+                [offset for _, _, offset, _ in together],
+                [store.addresses(0, program) for *_, store in together],
+                [store for *_, store in together],
+                device.number,
+                shapes=shapes if program.matrices else None,
+            )
+            launch = bind(backend, program, rows)
+            made += [Group(planned, named, offset, store, launch) for planned, named, offset, store in together]
+    return made
 
 
 def _together(backend: str, groups: list[Group]) -> Callable[[list], list[tuple]] | None:

@@ -108,7 +108,8 @@ def _update(rule: Rule, t: int, buffers: Mapping[str, Any], backend: str, seed: 
         what = "the offset of noise or stochastic rounding is no multiple of a tile."
         raise SettingError(what, got=offset, expected=f"a multiple of {TILE}")
     device = library.device(arrays[0])
-    rows = Rows([arrays[0].size], [offset], [addresses], arrays, device.number)
+    shapes = [given["p"].shape] if program.matrices else None
+    rows = Rows([arrays[0].size], [offset], [addresses], arrays, device.number, shapes=shapes)
     launch = bind(choose(backend, str(device)), program, rows)
     run(launch.calls(planned.keys(seed, t), planned.scalars(t)))
     if (torch := sys.modules.get("torch")) is not None:  # so that autograd refuses to use what it saved of them before

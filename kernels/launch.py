@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from itertools import compress, repeat, starmap
 from operator import call
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+
+from fastopt.errors import SettingError
 
 
 class Rows(NamedTuple):
@@ -30,6 +33,20 @@ class Rows(NamedTuple):
     memory: object = None  # kept alive as long as the launch
     device: int = 0  # number of the device that the addresses are of, where there are several
     own_numbers: bool = False  # whether each has scalars and keys of its own, on the device: see `NumbersOfRows`
+    shapes: Sequence[Sequence[int]] | None = None  # of each tensor, where the program has functions of matrices
+    library: MatrixLibrary | None = None  # of the tensors, where it is not that of the backend's own arrays
+
+
+class MatrixLibrary(Protocol):
+    """The library that computes functions of matrices."""
+
+    def view(self, array: Any) -> Any:
+        """Return its own array in the memory of a backend's, which is of NumPy or CuPy."""
+        ...
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Return a context in which its operations do as they are told, whatever its user has set."""
+        ...
 
 
 class NumbersOfRows(NamedTuple):
@@ -69,6 +86,8 @@ def only_if(flags: np.ndarray, which: int, calls: Sequence[tuple]) -> list[tuple
 class PhasedLaunch(ABC):
     """A step in phases: before the last each writes the sums of tiles, of which the totals are made, row by row.
 
+    Or it writes the arguments of a function of matrices.
+
     `flags` are two numbers in the backend's memory, 1.0 or 0.0: whether the last step was taken, and whether it was
     skipped. On a device keys and scalars may lie there already: then scalars are `NumbersOfRows`, or None for those of
     the next prepared step.
@@ -76,10 +95,14 @@ class PhasedLaunch(ABC):
 
     program: Any
     flags: Any
+    matrices: Any = None  # `Matrices`, where it has functions of matrices
     _launches: list[Any]
 
     def phase(self, number: int, keys: tuple, scalars: Numbers) -> list[tuple]:
         """Prepare one phase."""
+        if self.matrices is not None and not isinstance(scalars, tuple):
+            what = "a function of matrices is not captured into a CUDA graph."
+            raise SettingError(what, do="leave out capturable, or capture another rule")
         if scalars is None:
             return self._launches[number].captured_calls()
         if isinstance(scalars, NumbersOfRows):
@@ -139,7 +162,8 @@ def steps(taken: Sequence[tuple[Any, tuple, Numbers]]) -> list[tuple]:
     """Prepare the step of several launches in phases at once, each with its keys and scalars.
 
     Their programs have the same `over_all`: each of these totals goes on from one launch to the next, and the last has
-    it for all. All of them may be skipped, or none: where the condition of one does not hold, all are.
+    it for all. All of them may be skipped, or none: where the condition of one does not hold, all are. Functions of
+    matrices, and the phases before them, are over when this returns; gradients must be in place by then.
     """
     calls: list[tuple] = []
     last = max(len(launch.program.phases) for launch, _, _ in taken) - 1
@@ -147,6 +171,12 @@ def steps(taken: Sequence[tuple[Any, tuple, Numbers]]) -> list[tuple]:
         reached = [x for x in taken if number < len(x[0].program.phases) - 1]
         for launch, keys, scalars in reached:
             calls += launch.phase(number, keys, scalars)
+        functions = [c for x, *_ in reached for k in x.program.matrices_after(number) for c in x.matrices.calls(k)]
+        if (
+            functions
+        ):  # Python, which may be interrupted or fail: called now, when nothing is written but scratch memory
+            run([*calls, *functions])
+            calls = []
         for at, (launch, _, _) in enumerate(reached):
             for k in launch.program.known_after(number):
                 place = launch.program.place_over_all(k)

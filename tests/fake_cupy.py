@@ -172,6 +172,21 @@ class ndarray:  # noqa: N801 — CuPy's name
         assert method == "__call__"
         return ndarray(ufunc(*(x._host for x in inputs)), self.device.id)
 
+    def __matmul__(self, other: ndarray) -> ndarray:  # all that follows is what functions of matrices do
+        assert self.device == other.device == Device()
+        return ndarray(self._host @ other._host, self.device.id)
+
+    def swapaxes(self, first: int, second: int) -> ndarray:
+        return ndarray(self._host.swapaxes(first, second), self.device.id)
+
+    def __imul__(self, other: Any) -> Any:
+        self._host *= other
+        return self
+
+    def __iadd__(self, other: Any) -> Any:
+        self._host += other._host if isinstance(other, ndarray) else other
+        return self
+
     def copy(self) -> ndarray:
         return ndarray(self._host.copy())  # on the current device, as CuPy does
 

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "formats": set(),
     "rules": {"errors", "formats"},
     "compiler": {"errors", "formats", "rules"},
-    "launch": {"errors"},
+    "launch": {"errors", "rules"},
     "reference": {"errors", "formats", "rules", "compiler", "launch"},
     "cpu": {"formats", "compiler", "launch"},
     "cuda": {"errors", "formats", "compiler", "launch"},
@@ -54,9 +54,9 @@ HEAVY = {
                                                 "bench.record")},
     "cupy": {"fastopt.kernels.devices"},
     "torch": {"fastopt.arrays.torch"} | {
-        f"fastopt.torch.{name}" for name in ("adapter", "bucket", "buckets", "c_abi", "device_numbers", "flat",
-                                             "gradients", "guards", "in_backward", "offload", "optimizers", "options",
-                                             "requirements", "state", "transfers")
+        f"fastopt.torch.{name}" for name in ("adapter", "averaging", "bucket", "buckets", "c_abi", "device_numbers",
+                                             "flat", "gradients", "guards", "in_backward", "muon", "offload",
+                                             "optimizers", "options", "requirements", "state", "transfers")
     },
     "jax": set(),
     "ml_dtypes": {"fastopt.arrays.numpy"},

@@ -76,7 +76,7 @@ def test_adam_reads_at_least_97_percent_of_the_test_images(seed: int):
     assert train("adam", seed=seed).accuracies[-1] >= 0.97
 
 
-@pytest.mark.parametrize("name", fastopt.RULES)
+@pytest.mark.parametrize("name", [*fastopt.RULES, *fastopt.MATRIX_RULES])
 def test_every_rule_trains_well_at_its_own_learning_rate(name: str):
     # Rprop takes the noise of small batches for turns of the gradient: it trains on all images at once.
     settings: dict[str, Any] = {"epochs": 200, "batch_size": 10_000} if name == "rprop" else {}
@@ -252,7 +252,7 @@ def test_pictures_say_what_is_smoothed_and_what_arrived_means(monkeypatch, tmp_p
 
 
 def test_help_lists_every_rule():
-    assert all(name in run("--help") for name in fastopt.RULES)
+    assert all(name in run("--help") for name in (*fastopt.RULES, *fastopt.MATRIX_RULES))
 
 
 # --- show

@@ -75,12 +75,13 @@ CURVATURE, CORNER, QUADRATIC_STEPS = 2.0 ** np.arange(5), np.array([1.0, -1.0, 1
 # Learning rate, and the largest |p| allowed at the end, of 1 at the start. SGD multiplies p by 1 − 0.1·c, at most 0.9
 # in size, for half of the steps: 0.9⁵⁰⁰ = 1e-23. The other rules end at 1e-16 or less by experiment, because near the
 # minimum their steps shrink with the gradient: 1e-12 leaves room and is practically zero. Lion's steps do not shrink:
-# it oscillates around the minimum within about ten of its last steps, of 2e-5, Signum, whose momentum here lasts three
-# times as long, within a hundred. Rprop's shrink by themselves, down to the case's 1e-4. Those of LAMB and LARS are in
-# proportion to p, whose minimum is 0 here; those of NovoGrad shrink slowly, with the average of the norm. Noise of
-# standard deviation σ = √(η/1001^0.55), here 0.015 and 0.08, moves the minimum by σ/c, less what averages out. Slow
-# averages still carry some of the early gradients at the end: ten times what they reach. In schedule-free SGD y lags
-# with the average of all steps, whose oldest are forgotten as 1/t: 1e-6, of 2e-8 by experiment.
+# it oscillates around the minimum within about ten of its last steps, of 2e-5, Signum, whose momentum here lasts
+# three times as long, within a hundred, and so does Sophia, whose curvature nobody refreshes here. Rprop's shrink by
+# themselves, down to the case's 1e-4. Those of LAMB and LARS are in proportion to p, whose minimum is 0 here; those
+# of NovoGrad shrink slowly, with the average of the norm. Noise of standard deviation σ = √(η/1001^0.55), here 0.015
+# and 0.08, moves the minimum by σ/c, less what averages out. Slow averages still carry some of the early gradients at
+# the end: ten times what they reach. In schedule-free SGD y lags with the average of all steps, whose oldest are
+# forgotten as 1/t: 1e-6, of 2e-8 by experiment.
 QUADRATIC = {
     "sgd": (0.1, 1e-12),
     "momentum": (0.1, 1e-12),
@@ -107,6 +108,8 @@ QUADRATIC = {
     "schedulefreesgd": (0.3, 1e-6),
     "schedulefreeadamw": (0.1, 1e-12),
     "laprop": (0.03, 1e-12),
+    "sophiag": (0.01, 2e-3),
+    "gpaadamw": (0.03, 1e-12),
     "signum": (0.01, 2e-3),
     "qhadam": (0.03, 1e-12),
     "madgrad": (0.1, 1e-12),
@@ -188,6 +191,8 @@ VALLEY = {
     "schedulefreesgd": (4e-3, 8000, 1e-2),
     "schedulefreeadamw": (0.1, 6000, 1e-5),
     "laprop": (0.1, 3000, 1e-6),
+    "sophiag": (3e-3, 6000, 2e-5),
+    "gpaadamw": (0.01, 6000, 1e-3),
     "signum": (3e-3, 3000, 2e-5),
     "qhadam": (0.03, 3000, 1e-5),
     "madgrad": (0.01, 6000, 1e-6),

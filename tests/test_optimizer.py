@@ -217,7 +217,7 @@ def test_a_group_with_a_rule_that_is_not_hashable_is_refused():
 
 
 def test_a_pattern_that_equals_a_name_with_brackets_matches_only_that_name():
-    opt = fastopt.Optimizer(fastopt.SGD(), {"w[0]": np.ones(2), "w0": np.ones(3)}, groups={"w[0]": {"lr": 0.5}})
+    opt: Any = fastopt.Optimizer(fastopt.SGD(), {"w[0]": np.ones(2), "w0": np.ones(3)}, groups={"w[0]": {"lr": 0.5}})
     assert [group.plan.rule.lr for group in opt._groups] == [0.5]  # as a shell pattern it would match w0
 
 

@@ -406,7 +406,8 @@ def test_number_settings_share_a_program_and_other_settings_specialize_it():
 BYTES = {"sgd": 12, "momentum": 20, "rmsprop": 20, "rmsprop-centered-momentum": 36, "adam": 28, "adam-amsgrad": 36,
          "adagrad": 20, "adadelta": 28, "adamax": 28, "nadam": 28, "radam": 28, "lion": 20,
          "ademamix": 36, "adan": 44, "schedulefreesgd": 20,
-         "signum": 20, "madgrad": 36, "rprop": 28, "asgd": 20, "grokfast-adam": 36, "lookahead-adam": 36}  # fmt: skip
+         "signum": 20, "sophiag": 24, "gpaadamw": 36, "madgrad": 36, "rprop": 28, "asgd": 20, "grokfast-adam": 36,
+         "lookahead-adam": 36}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BYTES)

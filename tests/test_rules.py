@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rules_table
 from cases import CASES, halving, warming
 
 import fastopt
@@ -29,6 +30,11 @@ def test_every_rule_has_cases():
     assert around - {type(rule) for rule in CASES.values()} == {
         fastopt.ClipByGlobalNorm, fastopt.SkipNonfinite, fastopt.ScaledGradient, fastopt.ZeroGradients,
     }  # fmt: skip
+
+
+def test_the_table_of_rules_is_up_to_date():
+    assert rules_table.FILE.read_text() == rules_table.text(), "run python tests/rules_table.py"
+    assert "—" not in [rules_table.source(rule) for rule in RULES.values()]
 
 
 def test_no_two_cases_are_the_same():

@@ -10,7 +10,6 @@ import pytest
 
 import fastopt
 from fastopt import schedules
-from fastopt.kernels.compiler.trace import trace
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -32,15 +31,6 @@ def test_every_public_name_of_fastopt_torch_is_on_its_page():
     pytest.importorskip("torch", reason="torch is not installed")
     module = importlib.import_module("fastopt.torch")
     assert named("torch.rst") >= set(module.__all__)
-
-
-def test_the_table_of_rules_has_every_rule_with_its_bytes():
-    rows = re.findall(
-        r"^\| (`.*?) \|.*\| ([\d.]+)[^|]*\|$", (DOCS / "rules.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    table = {name: float(moved) for names, moved in rows for name in re.findall(r"`(\w+)`", names)}
-    made = {rule.__name__: round(trace(rule(), "f32").bytes_per_parameter) for rule in fastopt.RULES.values()}
-    assert {name: table.get(name) for name in made} == made
 
 
 def test_an_undocumented_name_is_found():

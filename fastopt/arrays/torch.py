@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, lru_cache
 from typing import Any
 
@@ -115,6 +116,21 @@ def is_dense(tensor: torch.Tensor) -> bool:
             return tensor.numel() == 0
         expected *= size
     return True
+
+
+class TorchMatrices:
+    """Torch as the library of functions of matrices: see `kernels.launch.MatrixLibrary`."""
+
+    def view(self, array: Any) -> torch.Tensor:
+        """Return the tensor that is an array of NumPy or CuPy."""
+        with torch.inference_mode(mode=False):
+            return torch.as_tensor(array)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute without gradients, and in the types that there are, in autocast too."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
 
 
 def same_order(a: torch.Tensor, b: torch.Tensor) -> bool:

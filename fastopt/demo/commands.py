@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import fastopt
-from fastopt.demo.parsing import parse_setting, parse_storage, rule_names
+from fastopt.demo.parsing import all_rules, parse_setting, parse_storage, rule_names
 from fastopt.errors import raised_by
 
 app = typer.Typer(
@@ -41,7 +41,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback(
     help="Fused optimizer steps: train with them, compare them, see the generated source, benchmark them."
-    f"\n\nRules: {', '.join(sorted(fastopt.RULES))}."
+    f"\n\nRules: {', '.join(sorted(all_rules()))}."
 )
 def fastopt_(
     version: Annotated[
@@ -136,7 +136,7 @@ def race(
     from fastopt.demo import race as races
     from fastopt.demo.console import open_console, print_table
 
-    names = rule_names(rule)
+    names = rule_names(rule, matrices=False)
     pictures.require_drawable(out)
     console = open_console()
     found = races.race(names, steps=steps, seed=seed, backend=backend)
@@ -183,7 +183,8 @@ def show(
     from fastopt.kernels.compiler.trace import trace
 
     (name,) = rule_names([rule])
-    made = fastopt.RULES[name](**dict(parse_setting(fastopt.RULES[name], text) for text in setting))
+    kind = all_rules()[name]
+    made = kind(**dict(parse_setting(kind, text) for text in setting))
     text = print_source(backend, trace(made, parse_storage(storage)))
     print_code(open_console(), text, BACKENDS[backend].language)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 import fastopt
 from fastopt import schedules
+from fastopt.demo.parsing import all_rules
 from fastopt.errors import SettingError, suggest
 
 SIZES = (64, 128, 64, 10)
@@ -34,6 +35,7 @@ LEARNING_RATES = {
     "adabelief": 5e-3, "yogi": 1e-2, "ademamix": 3e-3, "adopt": 5e-3, "adan": 1e-2,
     "schedulefreesgd": 1.0, "schedulefreeadamw": 1e-2,
     "laprop": 5e-3, "signum": 1e-3, "qhadam": 5e-3, "madgrad": 1e-2, "rprop": 1e-3, "asgd": 0.3,
+    "muon": 1e-2, "sophiag": 1e-3, "gpaadamw": 2e-2,
 }  # fmt: skip
 """Learning rates at which the rules train well here, with a batch size of 64 and any of the schedules. Rules that are
 not listed use their default."""
@@ -136,7 +138,7 @@ def rate(name: str, lr: float | None) -> float:
     """Return the given learning rate, or if None that of LEARNING_RATES or the rule's default."""
     if lr is not None:
         return lr
-    return LEARNING_RATES[name] if name in LEARNING_RATES else fastopt.RULES[name]().lr
+    return LEARNING_RATES[name] if name in LEARNING_RATES else all_rules()[name]().lr
 
 
 def make_rule(name: str, *, lr: float | None, schedule: str, steps: int, noise: float | None) -> Any:
@@ -149,8 +151,11 @@ def make_rule(name: str, *, lr: float | None, schedule: str, steps: int, noise: 
     if schedule not in SCHEDULES:
         do = suggest(schedule, list(SCHEDULES))
         raise SettingError(f"there is no schedule {schedule!r}.", do=do)
-    rule = fastopt.RULES[name](lr=rate(name, lr))
+    rule = all_rules()[name](lr=rate(name, lr))
     rule = replace(rule, lr=SCHEDULES[schedule](rule.lr, steps))
+    if name in fastopt.MATRIX_RULES:  # biases and the head are for another one
+        rest = fastopt.Adam(lr=SCHEDULES[schedule](LEARNING_RATES["adam"], steps))
+        rule = replace(rule, aux=rest, aux_for=(f"w{len(SIZES) - 1}",))
     return rule if noise is None else fastopt.GradientNoise(rule, eta=noise)
 
 

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fastopt import EWA, RULES
+from fastopt import EWA
 from fastopt.demo.digits import Run
+from fastopt.demo.parsing import all_rules
 from fastopt.demo.race import NEAR, Trajectory
 from fastopt.demo.surfaces import SURFACES, Surface
 from fastopt.errors import SettingError
@@ -48,13 +49,13 @@ _COMPARED = "Momentum has the learning rate of SGD, and dampening=0 (heavy ball)
 
 
 def colour(name: str) -> str:
-    """Return a rule's colour; for a rule without one, one of matplotlib's ten by its index in RULES."""
-    return COLOURS[name] if name in COLOURS else f"C{list(RULES).index(name) % 10}"
+    """Return a rule's colour; for a rule without one, one of matplotlib's ten by its index among all rules."""
+    return COLOURS[name] if name in COLOURS else f"C{list(all_rules()).index(name) % 10}"
 
 
 def title(name: str) -> str:
     """Return the name of the rule's class."""
-    return RULES[name].__name__ if name in RULES else name.replace("sgd", "SGD")
+    return all_rules()[name].__name__ if name in all_rules() else name.replace("sgd", "SGD")
 
 
 def diverged(run: Run) -> bool:

@@ -19,6 +19,7 @@ RATES = {
         "adabelief": 0.2, "yogi": 0.2, "ademamix": 1.0, "adopt": 0.7, "adan": 2.0,
         "schedulefreesgd": 0.2, "schedulefreeadamw": 2.0,
         "laprop": 0.7, "signum": 0.1, "qhadam": 1.0, "madgrad": 0.7, "rprop": 1.0, "asgd": 0.02,
+        "sophiag": 0.07, "gpaadamw": 2.0,
     },
     "saddle": {
         "sgd": 0.05, "momentum": 0.05, "rmsprop": 0.03, "adam": 0.05, "adagrad": 0.15,
@@ -27,6 +28,7 @@ RATES = {
         "adabelief": 0.07, "yogi": 0.2, "ademamix": 0.1, "adopt": 0.07, "adan": 1.0,
         "schedulefreesgd": 2.0, "schedulefreeadamw": 0.7,
         "laprop": 1.0, "signum": 0.02, "qhadam": 0.2, "madgrad": 2.0, "rprop": 0.1, "asgd": 0.05,
+        "sophiag": 0.07, "gpaadamw": 1.0,
     },
     "rosenbrock": {
         "sgd": 1e-3, "momentum": 1e-3, "rmsprop": 7e-3, "adam": 0.1, "adagrad": 1.0,
@@ -35,6 +37,7 @@ RATES = {
         "adabelief": 2.0, "yogi": 1.0, "ademamix": 0.4, "adopt": 2.0, "adan": 0.02,
         "schedulefreesgd": 7e-3, "schedulefreeadamw": 0.2,
         "laprop": 0.7, "signum": 4e-3, "qhadam": 0.04, "madgrad": 0.01, "rprop": 2e-3, "asgd": 1e-3,
+        "sophiag": 7e-3, "gpaadamw": 2.0,
     },
     "beale": {
         "sgd": 3.5e-3, "momentum": 3.5e-3, "rmsprop": 0.02, "adam": 0.1, "adagrad": 0.5,
@@ -43,6 +46,7 @@ RATES = {
         "adabelief": 0.2, "yogi": 0.2, "ademamix": 0.7, "adopt": 1.0, "adan": 2.0,
         "schedulefreesgd": 0.07, "schedulefreeadamw": 0.7,
         "laprop": 0.2, "signum": 0.01, "qhadam": 0.2, "madgrad": 0.2, "rprop": 2.0, "asgd": 3.5e-3,
+        "sophiag": 0.02, "gpaadamw": 2.0,
     },
 }  # fmt: skip
 """Learning rates that suit each rule. SGD's is near the largest stable one, and momentum has the same, to compare them.

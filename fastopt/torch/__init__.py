@@ -17,6 +17,10 @@ arguments each takes
     ema              decay of an average of the parameters, as 0.999, kept in the same pass: see `fastopt.EMA`. It is
                      `optimizer.state[p]["ema"]`, and in place of the parameters within `with optimizer.averaged():`
 
+Rules that torch does not have are classes of the same names with their own settings, and `Fused` takes any other, or
+yours. ScheduleFreeSGD, ScheduleFreeAdamW and GPAAdamW have `train()` and `eval()`. `Muon` takes `aux=`, another rule
+for all that is no matrix.
+
 `in_backward` makes one whose steps happen in the backward pass, so that gradients need no memory; `offload` makes one
 whose state lies in the CPU's memory, where it steps.
 
@@ -24,6 +28,31 @@ Import it by name; `import fastopt` alone does not import torch.
 """
 
 from fastopt.torch.in_backward import in_backward
+from fastopt.torch.muon import Muon
+from fastopt.torch.of_rules import (
+    ADOPT,
+    ASGD,
+    LAMB,
+    LARS,
+    MADGRAD,
+    MARS,
+    AdaBelief,
+    Adan,
+    AdEMAMix,
+    GPAAdamW,
+    LaProp,
+    Lion,
+    NovoGrad,
+    Prodigy,
+    QHAdam,
+    Rprop,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
+    Signum,
+    SophiaG,
+    StableAdamW,
+    Yogi,
+)
 from fastopt.torch.offload import offload
 from fastopt.torch.optimizers import (
     SGD,
@@ -33,24 +62,45 @@ from fastopt.torch.optimizers import (
     Adamax,
     AdamW,
     Fused,
-    Lion,
     NAdam,
     RAdam,
     RMSprop,
 )
 
 __all__ = [
+    "ADOPT",
+    "ASGD",
+    "LAMB",
+    "LARS",
+    "MADGRAD",
+    "MARS",
     "SGD",
+    "AdEMAMix",
+    "AdaBelief",
     "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Adan",
     "Fused",
+    "GPAAdamW",
+    "LaProp",
     "Lion",
+    "Muon",
     "NAdam",
+    "NovoGrad",
+    "Prodigy",
+    "QHAdam",
     "RAdam",
     "RMSprop",
+    "Rprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
+    "Signum",
+    "SophiaG",
+    "StableAdamW",
+    "Yogi",
     "in_backward",
     "offload",
 ]

@@ -27,17 +27,18 @@ from torch.optim.optimizer import (  # pyright: ignore[reportMissingImports]
 from fastopt.arrays.torch import CPU, gradient_type, is_distributed, running
 from fastopt.checks import DECAY_RATE, POSITIVE, choice, number, seed_number
 from fastopt.errors import BackendError, FastoptError, LayoutError, SettingError, raised_by
+from fastopt.kernels.compiler.plan import plan
+from fastopt.kernels.compiler.specialization import exact_key
 from fastopt.kernels.launch import run
 from fastopt.kernels.rules import EMA, ClipByGlobalNorm, SkipNonfinite
-from fastopt.kernels.rules.ema import AVERAGE
-from fastopt.kernels.rules.rule import Rule
+from fastopt.kernels.rules.rule import Rule, averages_of, for_tensor
 from fastopt.torch.bucket import Regroup
-from fastopt.torch.buckets import Buckets, labels_of, require_loadable
+from fastopt.torch.buckets import Buckets, labels_of, names_of, require_loadable
 from fastopt.torch.device_numbers import DeviceScale, not_prepared
 from fastopt.torch.guards import Outcome, guard_kind
 from fastopt.torch.observed import Changes, ObservedState, ParameterState
 from fastopt.torch.options import GroupRules, numbers
-from fastopt.torch.requirements import formats_for, is_steppable, may_wait, require_parameter
+from fastopt.torch.requirements import formats_for, is_steppable, may_wait, require_parameter, require_rows
 from fastopt.torch.state import Settings, StateNames
 from fastopt.turn import restored_by
 
@@ -156,12 +157,21 @@ class Adapter(torch.optim.Optimizer):
 
     def _require_group(self, k: int) -> None:
         group, settings = self.param_groups[k], self._settings
-        rule = self._rule_of(group)
-        for p, label in zip(group["params"], labels_of(self.param_groups, k), strict=True):
+        rule, labels, takes_matrices = self._rule_of(group), labels_of(self.param_groups, k), {}
+        for p, label, name in zip(group["params"], labels, names_of(group), strict=True):
             if may_wait(p) and not is_steppable(p):
                 continue
             require_parameter(p, label)
-            formats_for(rule, settings.storage, p.dtype, gradient_type(p))
+            own = for_tensor(rule, name, tuple(p.shape))
+            formats = formats_for(own, settings.storage, p.dtype, gradient_type(p))
+            kind = p.dtype, gradient_type(p), None if own is rule else exact_key(own)
+            if kind not in takes_matrices:
+                takes_matrices[kind] = bool(plan(own, tuple(formats.items())).program.matrices)
+            if takes_matrices[kind]:
+                require_rows(p, label)
+                if group.get("capturable"):
+                    what = f"{type(self).__name__} computes with a library of matrices, which is not captured."
+                    raise SettingError(what, do="leave capturable=False")
             if settings.flatten and is_distributed(p):
                 what = f"{label} is distributed: its memory is not ours to move."
                 raise LayoutError(what, got=type(p).__name__, do="leave flatten=False")
@@ -218,44 +228,68 @@ class Adapter(torch.optim.Optimizer):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Put the averages of the parameters (`ema=`) in their place for the block, as for evaluation.
+        """Put the averages of the parameters in their place for the block, as for evaluation.
 
-        A parameter that has not been stepped stays as it is. No step can be taken meanwhile, nor state saved or loaded;
-        after the block all is as it was, bit for bit. Takes the memory of the parameters once more.
+        They are those of `ema=`, or of a rule that keeps some, as ScheduleFreeAdamW. A parameter that has not been
+        stepped stays as it is. No step can be taken meanwhile, nor state saved or loaded; after the block all is as it
+        was, bit for bit. Takes the memory of the parameters once more.
 
         Raises:
             SettingError: there are no averages, or they are in place already.
 
         """
         with raised_by(f"{type(self).__name__}.averaged"), self._lock, torch.no_grad():
-            self._require_own_values()
-            params = [p for group in self.param_groups for p in group["params"]]
-            having = [p for p in params if AVERAGE in self.state.get(p, ()) and float(self.state[p].get("step", 0))]
-            if not having:
+            kept = self._averages()
+            if not kept:
                 do = "build the optimizer with ema=0.999, for example, and take a step"
                 raise SettingError("there are no averages of these parameters.", do=do)
-            kept = [(p, p.detach().clone(), self.state[p][AVERAGE]) for p in having]
-
-        def restore() -> None:
-            with self._lock, torch.no_grad():
-                for p, own, _ in kept:
-                    if p.shape == own.shape and p.dtype == own.dtype and p.device == own.device:
-                        p.copy_(own)
-                    else:  # someone has replaced it within the block
-                        p.data = own
-                self._averaged = False
-
-        with restored_by(restore):
-            with self._lock, torch.no_grad():
-                self._averaged = True
-                for p, _, average in kept:
-                    p.copy_(average)
+        with restored_by(lambda: self._put_back(kept)):
+            self._put_averages(kept)
             yield
+
+    def _averages(self) -> list[tuple[Any, Any, Any]]:
+        """Return parameters, copies of their values, and their averages."""
+        self._require_own_values()
+        kept = []
+        for bucket in self._buckets or ():
+            if (found := averages_of(bucket.plan.rule)) is None:
+                continue
+            averaged, buffers = found
+            for p in bucket.params:
+                state = self.state.get(p, {})
+                if state and float(state.get("step", 0)):
+                    precise = state["master"] if "master" in state else p.detach()
+                    values = [precise if b == "p" else state[self.names.of_value(b)] for b in buffers]
+                    own = {x.dtype for x in values if x.is_floating_point()}
+                    computes = torch.float64 if torch.float64 in own else torch.float32
+                    kept.append((p, p.detach().clone(), averaged(*(x.to(computes) for x in values))))
+        return kept
+
+    def _put_averages(self, kept: list[tuple[Any, Any, Any]]) -> None:
+        """Put averages in place of the parameters."""
+        with self._lock, torch.no_grad():
+            self._averaged = True
+            for p, _, average in kept:
+                p.copy_(average)
+
+    def _put_back(self, kept: list[tuple[Any, Any, Any]]) -> None:
+        """Put parameters back in place of their averages."""
+        with self._lock, torch.no_grad():
+            for p, own, _ in kept:
+                if p.shape == own.shape and p.dtype == own.dtype and p.device == own.device:
+                    p.copy_(own)
+                else:  # someone has replaced it meanwhile
+                    p.data = own
+            self._averaged = False
 
     def _require_own_values(self) -> None:
         """Raise a SettingError while averages are in place of the parameters."""
         if self._averaged:
-            raise SettingError("the averages of the parameters are in their place.", do="do it after the block")
+            raise SettingError("the averages of the parameters are in their place.", do=self._where_to_train())
+
+    def _where_to_train(self) -> str:
+        """Say how the parameters come back."""
+        return "do it after the block"
 
     # Buckets.
 
@@ -496,6 +530,9 @@ class Adapter(torch.optim.Optimizer):
     def _load(self, state: Mapping[Any, Any], groups: list[dict[str, Any]]) -> None:
         """Take groups and state from torch's `load_state_dict`, all or nothing."""
         given = {p: x.entries if isinstance(x, _Loaded) else x for p, x in state.items()}
+        for group in groups:  # of torch's optimizer of the same name, which has no options of ours
+            for name in self._options:
+                group.setdefault(name, self.defaults[name])
         require_loadable(given, groups, self._rule_of, self.names, self._settings.storage)
         if self._buckets is None:
             self._build()

@@ -16,6 +16,7 @@ import torch  # pyright: ignore[reportMissingImports]
 from torch.autograd.graph import increment_version  # pyright: ignore[reportMissingImports]
 
 from fastopt.arrays.torch import (
+    TorchMatrices,
     element_type,
     first_element,
     gradient_type,
@@ -31,7 +32,7 @@ from fastopt.kernels.compiler.specialization import specialization_key
 from fastopt.kernels.formats import STORAGES, TILE
 from fastopt.kernels.launch import Launch, NumbersOfRows, Rows
 from fastopt.kernels.rules.ema import AVERAGE
-from fastopt.kernels.rules.rule import Rule
+from fastopt.kernels.rules.rule import Rule, for_tensor
 from fastopt.store import Extents
 from fastopt.torch.device_numbers import (
     Advance,
@@ -48,6 +49,7 @@ from fastopt.torch.requirements import (
     require_capturable,
     require_gradient,
     require_parameter,
+    require_rows,
     require_unchanged,
 )
 from fastopt.torch.state import ParamState, Settings, StateNames
@@ -107,6 +109,7 @@ class ParamBucket:
         capturable: bool = False,
     ):
         self.params, self.labels, self.kind = list(params), list(labels), kind_of(params[0])
+        self._given, rule = rule, self._own(rule)
         self._dtype, self.device, self._gradients, self._distributed = self.kind
         self._storage, self.capturable, self._apart, self.group = settings.storage, capturable, settings.apart, 0
         self._numbers: tuple[Rule, DeviceNumbers] | None = None
@@ -140,8 +143,9 @@ class ParamBucket:
 
     def follow(self, rule: Rule) -> None:
         """Take another rule, or the same again."""
-        if rule is self.plan.rule:
+        if rule is self._given:
             return
+        self._given, rule = rule, self._own(rule)
         key = specialization_key(rule)
         if key == self._key:  # numbers alone have changed, as a scheduler changes them at each step
             self.plan = make_plan(self.plan.program, rule)
@@ -161,8 +165,14 @@ class ParamBucket:
         if program.writes_gradients:
             what = f"{program.rule} sets gradients to zero, which here are others' and only read."
             raise SettingError(what, do="call zero_grad()")
-        if not program.totals:
+        if not (program.totals or program.matrices):
             return
+        if program.matrices:
+            for p, label in zip(self.params, self.labels, strict=True):
+                require_rows(p, label)
+            if self.capturable:
+                what = f"{program.rule} computes with a library of matrices, which is not captured."
+                raise SettingError(what, do="leave capturable=False")
         if program.condition is not None and self.device.type != "cpu" and not self.capturable:
             what = f"{program.rule} skips steps, and on a device only that knows which."
             raise SettingError(what, do="pass capturable=True")
@@ -177,6 +187,10 @@ class ParamBucket:
         lacking = program.noise or program.condition is not None or AVERAGE in program.state  # without a count
         self.state.shows_step = self.state.names.counted or lacking
         self._gradient_column = next(k for k, b in enumerate(planned.program.buffers) if b.buffer == "g")
+
+    def _own(self, rule: Rule) -> Rule:
+        """Return what the group's rule is for these parameters."""
+        return for_tensor(rule, self.labels[0].rpartition(" of group ")[0], tuple(self.params[0].shape))
 
     # What has changed since the last step.
 
@@ -316,10 +330,13 @@ class ParamBucket:
         cohorts = []
         for counted, alike in equal.items():
             rows, lengths = np.array(alike), sizes[alike]
-            if self.flat is not None and not program.totals:  # which are of tensors
+            if self.flat is not None and not (program.totals or program.matrices):  # which are of tensors
                 rows = rows[lengths > 0]
                 rows, lengths = self.flat.merged(rows, which, in_place, sizes, gaps=not program.tiled)
             row_set = Rows(lengths, self._noise_offsets[which[rows]], addresses[rows], None, self.device.index or 0)
+            if program.matrices:
+                shapes = [tuple(self.params[i].shape) for i in which[rows].tolist()]
+                row_set = row_set._replace(shapes=shapes, library=TorchMatrices())
             members = slice(None) if len(alike) == len(self.params) else which[alike]
             with running(self.device):  # CuPy reuses memory that was freed on a stream on that stream
                 launch = bind(self.backend, program, row_set)
@@ -346,7 +363,7 @@ class ParamBucket:
         """Prepare the calls of a step, of counting it, and of telling autograd that parameters are written.
 
         What has totals over all parameters is put into `together` instead: the program, its launch, keys and scalars,
-        and what is to be called after a step that was taken.
+        and what is to be called after a step that was taken. Functions of matrices are computed here.
         """
         calls: list[tuple] = [(increment_version, arranged.versioned)]
         vectors, planned = self.state.counts.vectors, self.plan
@@ -359,6 +376,9 @@ class ParamBucket:
             ends.append((setattr, cohort, "counted", counted))
             if planned.program.over_all:
                 together.append((planned.program, cohort.launch, planned.keys(seed, t), scalars(t), ends))
+            elif planned.program.matrices:
+                with running(self.device):
+                    calls += cohort.launch.calls(planned.keys(seed, t), scalars(t)) + ends
             else:
                 calls += cohort.launch.calls(planned.keys(seed, t), scalars(t)) + ends
         return calls

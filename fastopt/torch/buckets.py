@@ -11,9 +11,10 @@ import torch  # pyright: ignore[reportMissingImports]
 from fastopt.arrays.torch import element_type
 from fastopt.errors import LayoutError
 from fastopt.kernels.backends import require_together, steps
+from fastopt.kernels.compiler.specialization import exact_key
 from fastopt.kernels.formats import STORAGES
 from fastopt.kernels.launch import only_if
-from fastopt.kernels.rules.rule import Rule
+from fastopt.kernels.rules.rule import Rule, for_tensor
 from fastopt.kernels.rules.total import GRADIENTS
 from fastopt.torch.bucket import ParamBucket, Regroup, kind_of, running
 from fastopt.torch.device_numbers import Advance
@@ -32,11 +33,14 @@ from fastopt.torch.requirements import (
 from fastopt.torch.state import Settings, StateNames, is_beside
 
 
+def names_of(group: dict[str, Any]) -> list[str]:
+    """Return the names of a group's parameters, by which a rule may choose; those that have none are numbered."""
+    return group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
+
+
 def labels_of(groups: Sequence[dict[str, Any]], k: int) -> list[str]:
     """Return what errors call the parameters of group k."""
-    group = groups[k]
-    names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
-    return [f"{name} of group {k}" for name in names]
+    return [f"{name} of group {k}" for name in names_of(groups[k])]
 
 
 class OnDevice:
@@ -79,8 +83,9 @@ class Buckets:
                 if may_wait(p) and not is_steppable(p):
                     self._waiting.append((p, labels[i]))
                 else:
-                    kind = kind_of(p)
-                    kinds.setdefault((kind, i) if settings.apart else (kind,), []).append(i)
+                    kind, own = kind_of(p), for_tensor(rule, names_of(group)[i], tuple(p.shape))
+                    apart = (i,) if settings.apart else ()
+                    kinds.setdefault((kind, None if own is rule else exact_key(own), *apart), []).append(i)
             for (kind, *_), members in kinds.items():
                 params = [group["params"][i] for i in members]
                 bucket, capturable = known.get(tuple(map(id, params))), self._capturable[k]
@@ -265,12 +270,14 @@ def require_loadable(
     """Raise a LayoutError unless this is state of these groups' parameters, in values."""
     for k, group in enumerate(groups):
         rule, formats = rule_of(group), {}
-        for p, label in zip(group["params"], labels_of(groups, k), strict=True):
+        for p, label, name in zip(group["params"], labels_of(groups, k), names_of(group), strict=True):
             if may_wait(p) and not is_steppable(p):
                 continue
-            if p.dtype not in formats:  # once, and not for each of a model's tensors
-                formats[p.dtype] = formats_for(rule, storage, p.dtype)
-            _require_state(given.get(p, {}), p, formats[p.dtype], names, storage, label)
+            own = for_tensor(rule, name, tuple(p.shape))
+            kind = p.dtype, None if own is rule else exact_key(own)
+            if kind not in formats:  # once, and not for each of a model's tensors
+                formats[kind] = formats_for(own, storage, p.dtype)
+            _require_state(given.get(p, {}), p, formats[kind], names, storage, label)
 
 
 def _require_state(given: Any, p: Any, formats: Mapping[str, str], names: StateNames, storage: Any, label: str) -> None:

@@ -113,6 +113,8 @@ class OffloadedOptimizer(torch.optim.Optimizer):
         self.optimizer = optimizer_class([host_group for host_group, _ in made], **options)
         if accumulate is not None:
             self.optimizer.step_apart(None)
+        if len(self.optimizer.param_groups) > len(groups):  # by a class that divides them
+            groups = self._divided([hosts for _, hosts in made], 0)
         super().__init__(groups, self.optimizer.defaults)
         for _, hosts in made:
             self._adopt(hosts)
@@ -130,13 +132,22 @@ class OffloadedOptimizer(torch.optim.Optimizer):
             (group,) = _Groups([param_group], {}).param_groups
             host_group, hosts = self._with_hosts(group, k)
             self.optimizer.add_param_group(host_group)
+            own = [group] if len(self.optimizer.param_groups) == k + 1 else self._divided([hosts], k)
             try:
-                super().add_param_group(group)
+                for part in own:
+                    super().add_param_group(part)
                 self._adopt(hosts)
             except BaseException:
                 del self.param_groups[k:], self.optimizer.param_groups[k:]
                 raise
-            self._listed.append(list(group["params"]))
+            self._listed += [list(part["params"]) for part in own]
+
+    def _divided(self, made: list[dict[Any, tuple[Any, str]]], first: int) -> list[dict[str, Any]]:
+        """Return the groups of the optimizer from `first` on, with the parameters in place of their copies."""
+        owners = {host: p for hosts in made for p, (host, _) in hosts.items()}
+        return [
+            {**group, "params": [owners[h] for h in group["params"]]} for group in self.optimizer.param_groups[first:]
+        ]
 
     def _with_hosts(self, group: dict[str, Any], k: int) -> tuple[dict[str, Any], dict[Any, tuple[Any, str]]]:
         """Return a group with copies in place of the parameters, and parameter → copy and name. They have no values."""

@@ -18,7 +18,7 @@ from fastopt.torch.adapter import Adapter
 from fastopt.torch.device_numbers import Symbol
 from fastopt.torch.state import StateNames
 
-_MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
+MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
 
 
 class SGD(Adapter, torch.optim.SGD):
@@ -46,7 +46,7 @@ class RMSprop(Adapter, torch.optim.RMSprop):
 class Adam(Adapter, torch.optim.Adam):
     """torch.optim.Adam: weight decay is L2 unless decoupled_weight_decay=True."""
 
-    names: ClassVar = StateNames(_MOMENTS)
+    names: ClassVar = StateNames(MOMENTS)
 
     def _rule(self, options: dict[str, Any]) -> Any:
         decoupled = options.pop("decoupled_weight_decay", False)
@@ -56,7 +56,7 @@ class Adam(Adapter, torch.optim.Adam):
 class AdamW(Adapter, torch.optim.AdamW):
     """torch.optim.AdamW: weight decay is decoupled, 0.01 by default."""
 
-    names: ClassVar = StateNames(_MOMENTS)
+    names: ClassVar = StateNames(MOMENTS)
 
     def _rule(self, options: dict[str, Any]) -> Any:
         decoupled = options.pop("decoupled_weight_decay", True)  # an option of torch's from 2.7 on
@@ -106,7 +106,7 @@ NAdamAfter.__name__ = "NAdam"  # in errors and in names of kernels
 class NAdam(Adapter, torch.optim.NAdam):
     """torch.optim.NAdam, whose product of momenta is state: betas and momentum_decay may change on the way."""
 
-    names: ClassVar = StateNames(_MOMENTS, {"mu_product": 1.0})
+    names: ClassVar = StateNames(MOMENTS, {"mu_product": 1.0})
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return NAdamAfter(**options)
@@ -135,41 +135,10 @@ def _with_inner(rule: Any, inner: Any) -> Any:
 class RAdam(Adapter, torch.optim.RAdam):
     """torch.optim.RAdam."""
 
-    names: ClassVar = StateNames(_MOMENTS)
+    names: ClassVar = StateNames(MOMENTS)
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return rules.RAdam(**options)
-
-
-class Lion(Adapter):
-    """Lion, which torch.optim does not have: every element moves by lr. See `fastopt.Lion`.
-
-    Args:
-        params: parameters, or groups of them, as for torch's optimizers.
-        lr, betas, weight_decay: as in `fastopt.Lion`; weight decay is decoupled.
-        maximize: climb instead of descend.
-        own: flatten, storage, seed, max_norm, skip_nonfinite, ema, and capturable for steps that a CUDA graph can
-            repeat.
-
-    """
-
-    names: ClassVar = StateNames({"m": "exp_avg"})
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Any = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        **own: Any,
-    ):
-        options = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(params, options, **own)
-
-    def _rule(self, options: dict[str, Any]) -> Any:
-        return rules.Lion(**options)
 
 
 class Fused(Adapter):
@@ -192,7 +161,7 @@ class Fused(Adapter):
         with raised_by("Fused"):
             require_rule(rule)
             self._own_rule = rule
-            options = {name: value for name, value in settings_of(rule).items() if _is_option(value)}
+            options = {name: value for name, value in settings_of(rule).items() if is_option(value)}
             if taken := {"params", "maximize"} & options.keys():
                 what = f"a setting of the rule is called {min(taken)!r}, which means something else in a group."
                 raise SettingError(what, do="rename it")
@@ -205,7 +174,8 @@ class Fused(Adapter):
         return {"_own_rule": self._own_rule, **super().__getstate__()}
 
 
-def _is_option(value: Any) -> bool:
+def is_option(value: Any) -> bool:
+    """Whether a setting of a rule can be an option of a group."""
     if isinstance(value, tuple):
-        return all(map(_is_option, value))
+        return all(map(is_option, value))
     return value is None or (isinstance(value, Real | str) and not is_rule(value))

@@ -19,10 +19,11 @@ from fastopt.arrays.torch import (
     local,
     same_order,
 )
-from fastopt.errors import LayoutError, SettingError
+from fastopt.errors import LayoutError, SettingError, raised_by
 from fastopt.kernels.compiler.layout import layout
 from fastopt.kernels.formats import FULL, STORAGES, Format
 from fastopt.kernels.rules.ema import AVERAGE
+from fastopt.kernels.rules.matrixwise import matrix_shape
 from fastopt.kernels.rules.rule import Rule, signature
 
 
@@ -66,6 +67,19 @@ def is_steppable(p: Any) -> bool:
     except LayoutError:
         return False
     return True
+
+
+def require_rows(p: torch.Tensor, label: str) -> None:
+    """Raise a LayoutError unless a parameter is a matrix whose rows lie one after the other.
+
+    Of a tensor of more dimensions the order within a row is that of its memory.
+    """
+    with raised_by(label):
+        matrix_shape(p.shape)
+    own = local(p)
+    if own.numel() and own.stride(0) != own.numel() // own.shape[0] and own.shape[0] > 1:
+        what = f"the rows of {label} do not lie one after the other, as its matrix is to be."
+        raise LayoutError(what, got=f"strides {list(own.stride())}", do="make it contiguous, or give it another rule")
 
 
 def require_parameter(p: Any, name: str) -> None:

@@ -70,6 +70,7 @@ class Trace:
         self.where = where
         self.totals: list[Node] = []  # each time that one was taken
         self.conditions: list[Node] = []  # without which the step is skipped
+        self.matrices: list[Node] = []  # each call of a function of matrices
         self._nodes: dict[tuple, Node] = {}
 
     def node(self, op: str, dtype: np.dtype, args: tuple[Node, ...] = (), value: Any = None) -> Node:
@@ -96,6 +97,11 @@ class Trace:
         """Make the node of a total, whose value says over what it is, and of what."""
         self.totals.append(self.node("total", x.dtype, (x,), (over, of)))
         return self.totals[-1]
+
+    def matrix(self, x: Node, function: Any) -> Node:
+        """Make the node of a function of matrices."""
+        self.matrices.append(self.node("matrix", x.dtype, (x,), function))
+        return self.matrices[-1]
 
     def fail(self, what: str, **more: Any) -> NoReturn:
         """Raise the RuleError that says what is wrong with the rule."""

@@ -1,8 +1,8 @@
 """Phases: a program whose rule takes totals, cut into one program for each pass over memory.
 
-A total must be known before anything that depends on it, so what it sums is computed in a pass before. Passes before
-the last write nothing but the sums of tiles; what they computed is computed again where it is needed, from the same
-buffers.
+A total must be known before anything that depends on it, so what it sums is computed in a pass before. So is the
+argument of a function of matrices. Passes before the last write nothing but the sums of tiles and these arguments; what
+they computed is computed again where it is needed, from the same buffers.
 """
 
 from __future__ import annotations
@@ -12,27 +12,31 @@ import dataclasses
 import numpy as np
 
 from fastopt.kernels.compiler.graph import Node, walk
-from fastopt.kernels.compiler.program import SKIPPED, Buffer, Plain, Program, sum_name, total_name
+from fastopt.kernels.compiler.program import SKIPPED, Buffer, Plain, Program, matrix_name, sum_name, total_name
 
 _SUM = np.dtype(np.float64)
 
 
-def cut(program: Program, plain_totals: list[Node]) -> Program:
-    """Return the program with its phases; `plain_totals` are those of its plain graph that stand for its `totals`."""
-    totals = program.totals
+def cut(program: Program, plain_cuts: list[Node]) -> Program:
+    """Return the program with its phases; `plain_cuts` are what in its plain graph are its totals and matrices."""
+    totals, matrices = program.totals, program.matrices
     inputs = [Node("total", node.dtype, value=total_name(k)) for k, node in enumerate(totals)]
-    known = {id(node): new for node, new in zip(totals, inputs, strict=True)}
-    known |= {id(node): new for node, new in zip(plain_totals, inputs, strict=False)}
-    level: dict[int, int] = {}  # how many totals come before a node, one after the other
-    numbers = {id(node) for node in totals}
-    for node in walk(totals):
-        level[id(node)] = max((level[id(a)] for a in node.args), default=0) + (id(node) in numbers)
+    inputs += [Node("buffer", node.dtype, value=matrix_name(k)) for k, node in enumerate(matrices)]
+    known = {id(node): new for node, new in zip((*totals, *matrices), inputs, strict=True)}
+    known |= {id(node): new for node, new in zip(plain_cuts, inputs, strict=True)}
+    level: dict[int, int] = {}  # how many phases come before a node is known, one after the other
+    cuts = {id(node) for node in (*totals, *matrices)}
+    for node in walk([*totals, *matrices]):
+        level[id(node)] = max((level[id(a)] for a in node.args), default=0) + (id(node) in cuts)
     phases = []
-    for depth in range(1, 1 + max(level[id(node)] for node in totals)):
-        own = {k: node for k, node in enumerate(totals) if level[id(node)] == depth}
-        summed = {sum_name(k): _copied(node.args[0], known) for k, node in own.items()}
+    for depth in range(1, 1 + max(level[i] for i in cuts)):
+        summed = {sum_name(k): _copied(x.args[0], known) for k, x in enumerate(totals) if level[id(x)] == depth}
         results = {name: Node("tile_sum", _SUM, (Node("term", node.dtype, (node,)),)) for name, node in summed.items()}
-        phases.append(_phase(program, f"{program.name}_totals{depth}", results, known))
+        if results:
+            phases.append(_phase(program, f"{program.name}_totals{depth}", results, known))
+        results = {matrix_name(k): _copied(x.args[0], known) for k, x in enumerate(matrices) if level[id(x)] == depth}
+        if results:
+            phases.append(_phase(program, f"{program.name}_matrices{depth}", results, known))
     values, results = ({b: _copied(n, known) for b, n in graph.items()} for graph in (program.values, program.results))
     plain = program.plain
     if plain is not None:
@@ -50,7 +54,7 @@ def cut(program: Program, plain_totals: list[Node]) -> Program:
     last = dataclasses.replace(
         program,
         name=f"{program.name}_step",
-        buffers=(*program.buffers, *_totals(graph), *skipped),
+        buffers=(*program.buffers, *_matrices(graph, program.dtype), *_totals(graph), *skipped),
         stages=tuple(_copied(n, known) for n in program.stages),
         roots=tuple(_copied(n, known) for n in program.roots),
         values=values,
@@ -58,6 +62,7 @@ def cut(program: Program, plain_totals: list[Node]) -> Program:
         plain=plain,
         totals=(),
         condition=None,
+        matrices=(),
     )
     return dataclasses.replace(program, condition=condition, phases=(*phases, last))
 
@@ -73,7 +78,8 @@ def _phase(program: Program, name: str, results: dict[str, Node], known: dict[in
         name=name,
         buffers=(
             *(b._replace(read=True, written=False) for b in program.buffers if b.name in read),
-            *(Buffer(b, b, _SUM, read=False, written=True, tiled=True, view="") for b in results),
+            *_matrices(graph, program.dtype),
+            *(Buffer(b, b, x.dtype, False, True, x.op == "tile_sum", "") for b, x in results.items()),
             *_totals(graph),
         ),
         noise=any(node.op in ("key", "tile_number", "index") for node in graph),
@@ -84,7 +90,14 @@ def _phase(program: Program, name: str, results: dict[str, Node], known: dict[in
         plain=None,
         totals=(),
         condition=None,
+        matrices=(),
     )
+
+
+def _matrices(graph: list[Node], dtype: np.dtype) -> list[Buffer]:
+    """List the buffers of the values of functions of matrices that a graph reads."""
+    read = sorted({n.value for n in graph if n.op == "buffer" and n.value.startswith(matrix_name(0)[:-1])})
+    return [Buffer(b, b, dtype, read=True, written=False, tiled=False, view="") for b in read]
 
 
 def _totals(graph: list[Node]) -> list[Buffer]:

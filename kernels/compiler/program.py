@@ -46,6 +46,11 @@ def total_name(k: int) -> str:
     return f"total {k}"
 
 
+def matrix_name(k: int) -> str:
+    """Return the name of the buffer that holds the argument of function of matrices number k, and then its value."""
+    return f"matrix {k}"
+
+
 def sum_name(k: int) -> str:
     """Return the name of the buffer that holds the sums of each tile."""
     return f"sum {k}"
@@ -94,6 +99,7 @@ class Program:
     totals: tuple[Node, ...] = ()  # in the order in which the rule takes them
     total_calls: tuple[int | None, ...] = ()  # each time it takes one: which, or None if nothing depends on it
     condition: Node | None = None  # without which the step is skipped; of a program with phases, of known totals
+    matrices: tuple[Node, ...] = ()  # functions of matrices, in the order in which the rule calls them
     phases: tuple[Program, ...] = ()  # one for each pass over memory, where there are totals: see `phases.cut`
 
     @property
@@ -129,6 +135,10 @@ class Program:
     def known_after(self, phase: int) -> list[int]:
         """Return the numbers of the totals that are known after a phase."""
         return [k for k in range(len(self.totals)) if sum_name(k) in self.phases[phase].results]
+
+    def matrices_after(self, phase: int) -> list[int]:
+        """Return the numbers of the functions of matrices whose arguments are known after a phase."""
+        return [k for k in range(len(self.matrices)) if matrix_name(k) in self.phases[phase].results]
 
     @cached_property
     def kinds_over_all(self) -> list[tuple[int, str]]:

@@ -81,8 +81,11 @@ def specialized(field: dataclasses.Field, value: Any) -> Any:
     """Return what a specialization has of the value of a field.
 
     What is a number is the field's to say, because 2 and 2.0 are equal and so are the rules that have them: any real
-    number where the annotation or the default is a float, none where the annotation is int, elsewhere a float.
+    number where the annotation or the default is a float, none where the annotation is int or the field's metadata
+    say that it is a choice, elsewhere a float.
     """
+    if field.metadata.get("choice"):
+        return value
     defaults = field.default if isinstance(field.default, tuple) else (field.default,)
     if "float" in str(field.type) or any(isinstance(x, float) for x in defaults):
         return _specialized(field.name, value, numbers.Real)

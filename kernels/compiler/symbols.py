@@ -142,6 +142,13 @@ class Symbol:
             self._trace.fail("a total is of values of floating point, one for each element.", got=got)
         return Symbol(self._trace, self._trace.total(self._node, over, of), False)
 
+    def _matrixwise(self, function: Any) -> Symbol:
+        """Add the node of `matrixwise`."""
+        if not self._array or self.dtype.kind != "f":
+            got = f"{self.dtype.name}, {'an array' if self._array else 'a number'}"
+            self._trace.fail("a function of matrices takes values of floating point, one for each element.", got=got)
+        return Symbol(self._trace, self._trace.matrix(self._node, function), True)
+
     def _skip_unless(self) -> None:
         """Add a condition of the step."""
         if self._array or self.dtype != bool:

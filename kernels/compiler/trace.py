@@ -80,7 +80,7 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
             kind = plane.dtype if plane.dtype.kind == "f" else _WORD
             zeros[name] = call.tracing.constant(0, kind)
     results |= zeros
-    plain, plain_totals = None, []
+    plain, plain_totals, plain_matrices = None, call.totals, call.matrices
     if any(isinstance(form, Scaled) for form in formats.values()):
         fast = _Call(rule, formats, absent, plain=True, tracing=call.tracing)
         now = {b: fast.after[b] for b in values}
@@ -88,7 +88,7 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
         for b, node in now.items():
             made |= fast.encode(b, node)
         made |= zeros
-        plain_totals = fast.totals
+        plain_totals, plain_matrices = fast.totals, fast.matrices
         plain = Plain(now, made, fast.unusual, fast.limits, fast.stages, _roots(fast.stages, made))
     buffers = [
         Buffer(name, b, plane.dtype, plane.read, name in results, plane.tiled, plane.view)
@@ -97,9 +97,8 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
     ]
     condition = _condition(call.conditions, call.tracing)
     graph = walk([*results.values(), *([condition] if condition else [])])
-    needed = {id(node) for node in graph if node.op == "total"}
-    order = {id(node): k for k, node in reversed(list(enumerate(call.totals))) if id(node) in needed}
-    chosen_totals = sorted(order.values())
+    order, matrices = _first_calls(call.totals, graph), _first_calls(call.matrices, graph)
+    chosen_totals, chosen_matrices = sorted(order.values()), sorted(matrices.values())
     program = Program(
         name=_name(rule, formats),
         specialization=rule,
@@ -116,8 +115,17 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
         totals=tuple(call.totals[k] for k in chosen_totals),
         total_calls=tuple(chosen_totals.index(order[id(node)]) if id(node) in order else None for node in call.totals),
         condition=condition,
+        matrices=tuple(call.matrices[k] for k in chosen_matrices),
     )
-    return cut(program, [plain_totals[k] for k in chosen_totals if plain_totals]) if chosen_totals else program
+    if not (chosen_totals or chosen_matrices):
+        return program
+    return cut(program, [plain_totals[k] for k in chosen_totals] + [plain_matrices[k] for k in chosen_matrices])
+
+
+def _first_calls(called: list[Node], graph: list[Node]) -> dict[int, int]:
+    """Return by identity the nodes that a graph needs, and which call of the rule made each first."""
+    needed = set(map(id, graph))
+    return {id(node): k for k, node in reversed(list(enumerate(called))) if id(node) in needed}
 
 
 def _condition(conditions: list[Node], tracing: Trace) -> Node | None:
@@ -183,9 +191,10 @@ class _Call:
             x = centred(random_bits(self._tile_bits(), self._input("index", "index", _WORD, array=True)))
             s = radius(x)
             inputs["noise"], self.stages = stretched(x, s).astype(self.dtype), (x._node, s._node)
-        first, before = len(self.tracing.totals), len(self.tracing.conditions)
+        noted = self.tracing.totals, self.tracing.conditions, self.tracing.matrices
+        before = [len(nodes) for nodes in noted]
         returned = self._run(rule, [buffers.get(b) for b in names], inputs)
-        self.totals, self.conditions = self.tracing.totals[first:], self.tracing.conditions[before:]
+        self.totals, self.conditions, self.matrices = (nodes[n:] for nodes, n in zip(noted, before, strict=True))
         values = returned if isinstance(returned, tuple) else (returned,)
         targets = [b for b in names if b != "g"]
         if len(values) != len(targets):
@@ -212,7 +221,7 @@ class _Call:
             return False
         decoded = set(map(id, walk(self.before.values())))
         added = [n for n in walk(n for n in self.after.values() if n is not None) if id(n) not in decoded]
-        return not any(n.op in ("bitcast", "cast") for n in added)
+        return not any(n.op in ("bitcast", "cast", "matrix") for n in added)
 
     def _input(self, op: str, name: str, dtype: np.dtype, *, array: bool) -> Symbol:
         """Make the symbol of a buffer's element, a scalar or an index."""

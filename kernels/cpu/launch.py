@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastopt.kernels.cache import short
-from fastopt.kernels.compiler.program import SKIPPED, Program, sum_name, total_name
+from fastopt.kernels.compiler.program import SKIPPED, Program, matrix_name, sum_name, total_name
 from fastopt.kernels.cpu import tuning
 from fastopt.kernels.cpu.condition import print_condition
 from fastopt.kernels.cpu.modules import condition_name, function_name
@@ -23,7 +23,11 @@ from fastopt.kernels.cpu.printer import FIRST_ADDRESS, JOB_WORDS, print_source, 
 from fastopt.kernels.formats import TILE
 from fastopt.kernels.jit import entry_point, load, load_module
 from fastopt.kernels.launch import Launch, Numbers, PhasedLaunch, Rows, only_if
+from fastopt.kernels.matrices import Matrices
 from fastopt.kernels.threads import WORKERS
+
+MATRICES = 1 << 19
+"""Most elements of a batch of matrices, so that what a function makes of several small ones stays in the cache."""
 
 
 @lru_cache(maxsize=512)
@@ -140,7 +144,11 @@ class TotalsLaunch(PhasedLaunch):
             own[total_name(k)] = _address(self._totals) + 8 * (k * (count + 1) + read)
         given = np.asarray(rows.addresses, np.int64).reshape(count, -1)
         own |= {b.name: given[:, k] for k, b in enumerate(program.buffers)}
-        self._memory = rows.memory, self._sums, self._totals, self.flags
+        if program.matrices:
+            self.matrices = Matrices(program, rows, lambda n: np.empty(n, program.dtype), MATRICES)
+            for k, memory in enumerate(self.matrices.memory):
+                own[matrix_name(k)] = _address(memory) + program.dtype.itemsize * self.matrices.starts
+        self._memory = rows.memory, self._sums, self._totals, self.flags, self.matrices
         self._launches = [
             bind(
                 phase,

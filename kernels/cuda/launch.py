@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.kernels.compiler.program import SKIPPED, Program, sum_name, total_name
+from fastopt.kernels.compiler.program import SKIPPED, Program, matrix_name, sum_name, total_name
 from fastopt.kernels.cuda.nvrtc import function
 from fastopt.kernels.cuda.printer import (
     FIRST_ADDRESS,
@@ -27,12 +27,16 @@ from fastopt.kernels.cuda.printer import (
 from fastopt.kernels.devices import load_cupy
 from fastopt.kernels.formats import TILE
 from fastopt.kernels.launch import Launch, Numbers, NumbersOfRows, PhasedLaunch, Rows, steps
+from fastopt.kernels.matrices import Matrices
 
 THREADS = 128
 """Threads of a block, 4 warps; as in tile.cuh. Twice as many are slower, most so where there is much arithmetic."""
 
 MOST_BLOCKS = 2**31 - 1
 """Blocks that a grid can have. Below this a warp works on one tile, and the device is never short of blocks."""
+
+MATRICES = 1 << 25
+"""Most elements of a batch of matrices: what a function makes of them takes several times their memory."""
 
 PIECE = 1 << 16
 """Bytes that CUDA copies from pageable memory without waiting for the stream."""
@@ -225,6 +229,11 @@ class TotalsLaunch(PhasedLaunch):
             own[total_name(k)] = self._totals[k].data.ptr + 8 * read
         given = np.asarray(rows.addresses, np.int64).reshape(count, -1)
         own |= {b.name: given[:, k] for k, b in enumerate(program.buffers)}
+        if program.matrices:
+            with cupy.cuda.Device(rows.device):
+                self.matrices = Matrices(program, rows, lambda n: cupy.empty((n,), program.dtype), MATRICES)
+            for k, memory in enumerate(self.matrices.memory):
+                own[matrix_name(k)] = memory.data.ptr + program.dtype.itemsize * self.matrices.starts
         self._gradients = self.gradients(rows)
         self._counts, self._rows = [int(at[-1]) for at in starts], np.int64(count)
         self._launches = [

@@ -14,6 +14,7 @@ from fastopt.kernels.compiler.powers import Values
 from fastopt.kernels.compiler.program import Buffer, Program
 from fastopt.kernels.formats import NEAREST, pack, unpack
 from fastopt.kernels.launch import Rows
+from fastopt.kernels.rules.matrixwise import SHAPE
 from fastopt.kernels.rules.rule import signature
 from fastopt.kernels.rules.skip import LISTENER as CONDITIONS
 from fastopt.kernels.rules.total import LISTENER
@@ -41,9 +42,15 @@ class ReferenceLaunch:
 
     def found(self, keys: tuple[int, ...], scalars: tuple[float, ...]) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
         """Compute the new elements of each row."""
-        for n, offset, addresses in zip(self._rows.sizes, self._rows.offsets, self._addresses, strict=True):
+        rows = zip(self._rows.sizes, self._rows.offsets, self._addresses, strict=True)
+        for row, (n, offset, addresses) in enumerate(rows):
             arrays = [_array(at, b, int(n)) for at, b in zip(addresses, self.program.buffers, strict=True)]
-            yield _step(self.program, arrays, int(n), keys, int(offset), scalars)
+            before = SHAPE.set(self._rows.shapes[row] if self._rows.shapes is not None else None)
+            try:
+                found = _step(self.program, arrays, int(n), keys, int(offset), scalars)
+            finally:
+                SHAPE.reset(before)
+            yield found
 
 
 def steps(launches: Sequence[tuple[ReferenceLaunch, tuple, tuple]]) -> list[tuple]:

@@ -12,6 +12,7 @@ from fastopt.kernels.rules.asgd import ASGD
 from fastopt.kernels.rules.cautious import Cautious
 from fastopt.kernels.rules.clip import ClipByGlobalNorm, ClipByValue
 from fastopt.kernels.rules.ema import EMA
+from fastopt.kernels.rules.gpa import GPAAdamW
 from fastopt.kernels.rules.gradient_noise import GradientNoise
 from fastopt.kernels.rules.grokfast import Grokfast
 from fastopt.kernels.rules.lamb import LAMB
@@ -21,7 +22,9 @@ from fastopt.kernels.rules.lion import Lion
 from fastopt.kernels.rules.lookahead import Lookahead
 from fastopt.kernels.rules.madgrad import MADGRAD
 from fastopt.kernels.rules.mars import MARS
+from fastopt.kernels.rules.matrixwise import matrixwise
 from fastopt.kernels.rules.momentum import Momentum
+from fastopt.kernels.rules.muon import Muon
 from fastopt.kernels.rules.nadam import NAdam
 from fastopt.kernels.rules.novograd import NovoGrad
 from fastopt.kernels.rules.prodigy import Prodigy
@@ -34,6 +37,7 @@ from fastopt.kernels.rules.schedule_free import ScheduleFreeAdamW, ScheduleFreeS
 from fastopt.kernels.rules.sgd import SGD
 from fastopt.kernels.rules.signum import Signum
 from fastopt.kernels.rules.skip import SkipNonfinite, skip_unless
+from fastopt.kernels.rules.sophia import SophiaG
 from fastopt.kernels.rules.stableadamw import StableAdamW
 from fastopt.kernels.rules.total import total
 from fastopt.kernels.rules.yogi import Yogi
@@ -45,10 +49,13 @@ RULES: dict[str, type] = {
     for rule in (
         *(SGD, Momentum, RMSprop, Adam, Adagrad, Adadelta, Adamax, NAdam, RAdam, Lion),
         *(AdaBelief, Yogi, AdEMAMix, ADOPT, Adan, ScheduleFreeSGD, ScheduleFreeAdamW, LaProp, Signum, QHAdam),
-        *(MADGRAD, Rprop, ASGD),
+        *(MADGRAD, Rprop, ASGD, SophiaG, GPAAdamW),
         *(LAMB, LARS, StableAdamW, MARS, NovoGrad, Prodigy),
     )
 }
+
+MATRIX_RULES: dict[str, type] = {"muon": Muon}
+"""Those for matrices, with another rule for all else, as their setting `aux`."""
 
 __all__ = [
     "ADOPT",
@@ -58,6 +65,7 @@ __all__ = [
     "LARS",
     "MADGRAD",
     "MARS",
+    "MATRIX_RULES",
     "RULES",
     "SGD",
     "AdEMAMix",
@@ -70,12 +78,14 @@ __all__ = [
     "Cautious",
     "ClipByGlobalNorm",
     "ClipByValue",
+    "GPAAdamW",
     "GradientNoise",
     "Grokfast",
     "LaProp",
     "Lion",
     "Lookahead",
     "Momentum",
+    "Muon",
     "NAdam",
     "NovoGrad",
     "Prodigy",
@@ -88,9 +98,11 @@ __all__ = [
     "ScheduleFreeSGD",
     "Signum",
     "SkipNonfinite",
+    "SophiaG",
     "StableAdamW",
     "Yogi",
     "ZeroGradients",
+    "matrixwise",
     "skip_unless",
     "total",
 ]

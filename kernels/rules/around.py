@@ -1,11 +1,12 @@
 """What the rules around another rule share: its state, and its update with a changed gradient, or with more state."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 from fastopt.errors import RuleError, raised_by
-from fastopt.kernels.rules.rule import initial, require_rule
+from fastopt.kernels.rules.rule import for_tensor, initial, require_rule
 
 
 class Around:
@@ -37,9 +38,24 @@ class Around:
         """Whether the gradient is zero afterwards, which is so if the inner rule says so."""
         return getattr(self.rule, "zero_gradients", False)
 
+    @property
+    def averaged(self) -> Callable[..., Any]:
+        """The inner rule's average, if it has one."""
+        return self.rule.averaged
+
     def initial(self):
         """Return the inner rule's initial state."""
         return initial(self.rule)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns of names by which the inner rule chooses another one for some tensors."""
+        return getattr(self.rule, "patterns", ())
+
+    def for_tensor(self, name: str, shape: tuple[int, ...]) -> Any:
+        """Return this rule around what the inner one is for a tensor."""
+        own = for_tensor(self.rule, name, shape)
+        return self if own is self.rule else dataclasses.replace(self, rule=own)  # type: ignore[type-var]
 
     def around(self, gradient: Callable[..., Any]) -> Callable[..., Any]:
         """Return the inner rule's update on `gradient(g, *added)`; the signature gains what is added."""

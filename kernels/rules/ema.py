@@ -57,6 +57,15 @@ class EMA(Around):
         return {**self.rule.scalars(t), "ema_weight": weight}
 
     @property
+    def averaged(self):
+        """What stands for the parameters in an evaluation: the average."""
+
+        def averaged(ema):
+            return ema
+
+        return averaged
+
+    @property
     def update(self):
         """The inner rule's update, and the average of what it returns for p."""
 

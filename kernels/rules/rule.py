@@ -22,8 +22,10 @@ class Rule(Protocol):
     """An instance of a frozen dataclass with `scalars` and `update`.
 
     It may also have `unsigned`, names of state that is never negative; `exact`, names of state of which it takes
-    differences; `zero_gradients`, whether g is to be zero afterwards; and `initial()`, the values at which state starts
-    that does not start at zero.
+    differences; `zero_gradients`, whether g is to be zero afterwards; `initial()`, the values at which state starts
+    that does not start at zero; and `for_tensor(name, shape)`, the rule for one tensor, as for those that are no
+    matrices, with `patterns`, those of names by which it chooses; and `averaged(p, <state>)`, which returns from p, or
+    state, or both, what stands for the parameters in an evaluation.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -115,6 +117,21 @@ def signature(rule: Rule) -> Signature:
     return Signature(tuple(names), frozenset(optional), tuple(s for s in scalars if s != "noise"), noise)
 
 
+def for_tensor(rule: Rule, name: str, shape: tuple[int, ...]) -> Rule:
+    """Return the rule for a tensor of this name and shape, which for most rules is the rule itself.
+
+    Raises:
+        RuleError: `for_tensor` of the rule returns no rule.
+
+    """
+    choose = getattr(rule, "for_tensor", None)
+    if choose is None:
+        return rule
+    own = choose(name, tuple(shape))
+    require_rule(own)
+    return own
+
+
 def initial(rule: Rule) -> dict[str, float]:
     """Return the values at which state buffers start, by name; those not named start at zero.
 
@@ -131,6 +148,12 @@ def initial(rule: Rule) -> dict[str, float]:
             where=f"{type(rule).__name__}.initial",
         )
     return {name: to_float(value) for name, value in values.items()}
+
+
+def averages_of(rule: Rule) -> tuple[Callable[..., Any], tuple[str, ...]] | None:
+    """Return a rule's `averaged` and the buffers that it takes, or None if it has none."""
+    averaged = getattr(rule, "averaged", None)
+    return None if averaged is None else (averaged, tuple(inspect.signature(averaged).parameters))
 
 
 def named_state(rule: Rule, attribute: str) -> tuple[str, ...]:

@@ -11,7 +11,13 @@ from fastopt.checks import Interval
 from fastopt.errors import SettingError
 from fastopt.kernels.rules.settings import DECAY_RATE, FINITE, NONNEGATIVE, Setting, check
 
-_SHARE = Interval(0.0, 1.0, low_open=True)  # of x in y: at 0, x could not be computed from y and z
+SHARE = Interval(0.0, 1.0, low_open=True)
+"""Of x in y: at 0, x could not be computed from y and z."""
+
+
+def average(y, z, share):
+    """Return the average x, of which and z the point y is made: y = (1 − share) z + share x."""
+    return y + (1 - 1 / share) * (z - y)
 
 
 class _ScheduleFree:
@@ -60,7 +66,7 @@ class _ScheduleFree:
         Both are arrays of any shape, or numbers; x is computed in their precision and has p's units. There is no x
         before the first step, which sets z.
         """
-        return p + (1 - 1 / self._beta()) * (z - p)
+        return average(p, z, self._beta())
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,8 @@ class ScheduleFreeSGD(_ScheduleFree):
         x ← (1 − c) x + c z                 c = wₜ / (w₁ + … + wₜ),  wₜ = t^r · min(1, t/warmup_steps)^weight_lr_power
         y ← (1 − β) z + β x
 
-    x is not stored: y and z determine it. `rule.averaged(p, z)` computes it, for evaluation and for the final model:
-
-        x = {name: rule.averaged(p, opt.state("z")[name]) for name, p in opt.params.items()}
+    x is not stored: y and z determine it. `rule.averaged(p, z)` computes it, for evaluation and for the final model;
+    `with opt.averaged():` puts it in place of the parameters.
 
     Buffer: z is in units of the parameter; the first step starts it at p. x is a difference of p and z, so presets
     store z in the computing precision. Settings: lr, weight_decay, warmup_steps ≥ 0; momentum in (0, 1]; r and
@@ -112,7 +117,7 @@ class ScheduleFreeSGD(_ScheduleFree):
 
     def __post_init__(self):
         numbers = dict.fromkeys(("lr", "weight_decay", "warmup_steps"), NONNEGATIVE)
-        check(self, momentum=_SHARE, r=FINITE, weight_lr_power=FINITE, **numbers)
+        check(self, momentum=SHARE, r=FINITE, weight_lr_power=FINITE, **numbers)
         self._check_constant()
 
     def _beta(self):

@@ -56,6 +56,19 @@ def test_the_bits_are_those_of_the_cpu(case, dtype, flatten):
             assert torch.equal(value, ours[name].cpu()), name
 
 
+@flatten_or_not
+def test_muon_with_torchs_products_on_the_device_is_near_that_of_the_cpu(flatten):
+    shapes, kind = ((30, 70), (70, 30), (30, 70), (9,)), torch.nn.Parameter
+    both = [[kind(torch.ones(s, dtype=torch.float64, device=d)) for s in shapes] for d in ("cpu", "cuda")]
+    opts = [fastopt.torch.Muon(ps, lr=0.02, aux=fastopt.Adam(lr=0.01), flatten=flatten) for ps in both]
+    for step in range(10):
+        for params, opt in zip(both, opts, strict=True):
+            cpu_tests.set_gradients(params, step)
+            opt.step()
+    for p, q in zip(*both, strict=True):
+        torch.testing.assert_close(q.cpu(), p, rtol=0, atol=1e-11)
+
+
 STORED = [("f32", None), ("f32", "8bit"), ("f32", {"m": "bf16_sr", "v": "bf16_sr"}), ("bf16", "split_8bit"),
           ("bf16", "bf16_8bit"), ("bf16", "bf16_kahan"), ("bf16", "split"), ("f16", "mixed_f16")]  # fmt: skip
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
