@@ -1,5 +1,6 @@
 """Fixtures that several files of tests use."""
 
+import subprocess
 import sys
 
 import pytest
@@ -49,3 +50,33 @@ def kind(request, monkeypatch):
     elif c_abi.functions() is None:
         pytest.skip("torch's C functions are not available here")
     return request.param
+
+
+@pytest.fixture(scope="session")
+def page(tmp_path_factory):
+    """Write the page as the documented command does."""
+    out = tmp_path_factory.mktemp("laboratory") / "new" / "index.html"
+    command = [sys.executable, "-m", "fastopt.demo.laboratory", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == f"{out}: {out.stat().st_size / 1000:.0f} kB\n"
+    return out
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    """Start one browser for all tests of a process, with an empty profile."""
+    import browser
+
+    found = browser.Browser(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.quit()
+
+
+@pytest.fixture
+def lab(chromium, page):
+    """Open the page anew; at the end it must not have reported an error."""
+    chromium.resize(1400)
+    chromium.open(page)
+    chromium.errors()
+    yield chromium
+    assert chromium.errors() == []

@@ -23,19 +23,23 @@ MAY_IMPORT = {
     "reference": {"errors", "formats", "rules", "compiler", "launch"},
     "cpu": {"formats", "compiler", "launch"},
     "cuda": {"errors", "formats", "compiler", "launch"},
+    "javascript": {"errors", "compiler"},  # a language only: it prints, and runs nothing
     "backends": {"errors", "compiler", "launch"},  # a table with the names of the three above, imported when used
     "arrays": {"errors", "formats", "launch"},
     "store": {"formats", "compiler", "arrays"},
     "api": {"errors", "formats", "rules", "compiler", "launch", "backends", "arrays", "store"},
     "torch": {"errors", "formats", "rules", "compiler", "launch", "backends", "arrays", "store", "api"},
     "commands": {
-        "errors", "formats", "rules", "compiler", "launch", "cpu", "cuda", "backends", "arrays", "api",
+        "errors", "formats", "rules", "compiler", "launch", "cpu", "cuda", "javascript", "backends", "arrays", "api",
     },
 }  # fmt: skip
 UNIT_OF = {
     "fastopt.errors": "errors",
     "fastopt.checks": "errors",
-    **{f"fastopt.kernels.{name}": name for name in ("formats", "rules", "compiler", "reference", "cpu", "cuda")},
+    **{
+        f"fastopt.kernels.{name}": name
+        for name in ("formats", "rules", "compiler", "reference", "cpu", "cuda", "javascript")
+    },
     "fastopt.kernels.backends": "backends",
     "fastopt.kernels": "launch",
     "fastopt.arrays": "arrays",

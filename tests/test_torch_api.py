@@ -52,7 +52,7 @@ OWN = ["flatten", "storage", "seed", "max_norm", "skip_nonfinite", "ema"]
 """Arguments that torch's classes do not have."""
 
 
-@pytest.mark.parametrize("name", [n for n in fastopt.torch.__all__ if hasattr(torch.optim, n)])
+@pytest.mark.parametrize("name", [n for n in fastopt.torch.__all__ if hasattr(torch.optim, n) and n != "Muon"])
 def test_arguments_and_defaults_are_torchs(name):
     ours, theirs = getattr(fastopt.torch, name), getattr(torch.optim, name)
     found = list(inspect.signature(ours).parameters.values())
@@ -68,6 +68,14 @@ def test_arguments_and_defaults_are_torchs(name):
     ]
     assert issubclass(ours, theirs)
     assert ours([parameter(2)]).defaults == theirs([parameter(2)]).defaults
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_muons_arguments_begin_with_torchs():
+    """It is no subclass: torch's refuses tensors of other than two dimensions, which are stepped here."""
+    theirs = inspect.signature(torch.optim.Muon).parameters
+    found = list(inspect.signature(fastopt.torch.Muon).parameters.values())
+    assert [(p.name, p.default) for p in found[: len(theirs)]] == [(p.name, p.default) for p in theirs.values()]
 
 
 def test_invalid_settings_are_refused():

@@ -31,7 +31,6 @@ from fastopt.torch.in_backward import in_backward
 from fastopt.torch.muon import Muon
 from fastopt.torch.of_rules import (
     ADOPT,
-    ASGD,
     LAMB,
     LARS,
     MADGRAD,
@@ -45,7 +44,6 @@ from fastopt.torch.of_rules import (
     NovoGrad,
     Prodigy,
     QHAdam,
-    Rprop,
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
     Signum,
@@ -55,6 +53,7 @@ from fastopt.torch.of_rules import (
 )
 from fastopt.torch.offload import offload
 from fastopt.torch.optimizers import (
+    ASGD,
     SGD,
     Adadelta,
     Adagrad,
@@ -65,6 +64,7 @@ from fastopt.torch.optimizers import (
     NAdam,
     RAdam,
     RMSprop,
+    Rprop,
 )
 
 __all__ = [

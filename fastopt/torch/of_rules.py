@@ -1,4 +1,4 @@
-"""Optimizers that torch does not have, or has without fastopt's storages: each has the settings of its rule."""
+"""Optimizers that torch does not have: each has the settings of its rule."""
 
 from __future__ import annotations
 
@@ -96,15 +96,6 @@ class QHAdam(OfRule):  # noqa: D101
 
 class MADGRAD(OfRule):  # noqa: D101
     rule = rules.MADGRAD
-
-
-class Rprop(OfRule):  # noqa: D101
-    rule = rules.Rprop
-    names: ClassVar = StateNames({"previous": "prev", "size": "step_size"})
-
-
-class ASGD(OfRule):  # noqa: D101
-    rule = rules.ASGD
 
 
 class LAMB(OfRule):  # noqa: D101

@@ -141,6 +141,22 @@ class RAdam(Adapter, torch.optim.RAdam):
         return rules.RAdam(**options)
 
 
+class Rprop(Adapter, torch.optim.Rprop):
+    """torch.optim.Rprop."""
+
+    names: ClassVar = StateNames({"previous": "prev", "size": "step_size"})
+
+    def _rule(self, options: dict[str, Any]) -> Any:
+        return rules.Rprop(**options)
+
+
+class ASGD(Adapter, torch.optim.ASGD):
+    """torch.optim.ASGD, without the entries "eta" and "mu" in its state, which follow from the step."""
+
+    def _rule(self, options: dict[str, Any]) -> Any:
+        return rules.ASGD(**options)
+
+
 class Fused(Adapter):
     """Any rule of fastopt's, or the user's own, as a torch optimizer.
 
