@@ -24,11 +24,8 @@ extensions = [
 exclude_patterns = ["_ext", "laboratory"]
 templates_path = ["_templates"]
 with_torch = find_spec("torch") is not None  # without it the page of fastopt.torch says that it is left out
-laboratory = (DOCS / "laboratory" / "index.html").is_file()  # a page of its own, copied as it is
-if laboratory:
-    tags.add("laboratory")  # noqa: F821 — Sphinx defines it
 
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 html_math_renderer = "mathml"
@@ -45,7 +42,6 @@ suppress_warnings = ["myst.header"]  # documents that begin with a comment or th
 html_theme = "furo"
 html_title = f"fastopt {version}"
 html_static_path = ["_static"]
-html_context = {"laboratory": laboratory}
 html_sidebars = {
     "**": [
         "sidebar/brand.html", "sidebar/search.html", "sidebar/scroll-start.html", "sidebar/navigation.html",

@@ -1,9 +1,8 @@
 """The check of the built site: `sphinx-build -W` fails for whatever `links` finds.
 
-The laboratory is copied here too, as it is, so that its links are checked with the others.
+The laboratory is made here too, a page of its own, so that its links are checked with the others.
 """
 
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,18 +10,19 @@ from links import MODULES, broken, undocumented
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
+from fastopt.demo.laboratory.page import build
+
 _LOG = logging.getLogger(__name__)
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:
-    """Copy the laboratory, if there is one, and check the site."""
+    """Make the laboratory, and check the site."""
     if error or app.builder.name != "html":
         return
     out = Path(app.outdir)
-    laboratory = Path(app.srcdir) / "laboratory"
-    shutil.rmtree(out / "laboratory", ignore_errors=True)  # of an earlier build
-    if (laboratory / "index.html").is_file():
-        shutil.copytree(laboratory, out / "laboratory")
+    (out / "laboratory").mkdir(exist_ok=True)
+    page = build(Path(app.srcdir) / "laboratory")
+    (out / "laboratory" / "index.html").write_text(page, encoding="utf-8")
     objects = app.env.get_domain("py").get_objects()
     modules = [module for module in MODULES if module != "fastopt.torch" or find_spec("torch")]
     for wrong in undocumented({name for name, *_ in objects}, modules) + broken(out):
