@@ -1,4 +1,4 @@
-"""README's tables in Markdown: rules, small steps, storages, fastopt.torch, scaling, first steps and memory."""
+"""The tables of docs/benchmark.md and README in Markdown, one function for each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fastopt.bench import first, goals, record
-from fastopt.bench.cases import MAIN, SMALL
+from fastopt.bench.cases import LARGE, MAIN, SMALL
 from fastopt.bench.peers import DROP_INS, PEERS
 from fastopt.bench.record import Results
 from fastopt.bench.report import (
@@ -28,6 +28,38 @@ from fastopt.bench.report import (
 def timed(results: Results) -> list[Record]:
     """Return the records with a time of fastopt's step."""
     return [r for r in results.records if "versus" in r and r["seconds"].get("fastopt")]
+
+
+def link(folder: Path) -> str:
+    """Return a link from docs/ to the results in a folder."""
+    file, home = folder / record.FILE, record.ROOT
+    return f"[{os.path.relpath(file, home)}]({os.path.relpath(file, home / 'docs')})"
+
+
+def summary(runs: Sequence[Results]) -> str:
+    """Return README's table: AdamW, large and small, on each of the machines."""
+    rows = []
+    for results in runs:
+        machine = (results.device or results.machine)["name" if results.device else "cpu"]
+        on = machine if results.device else f"{machine}, {results.runs[0]['threads']} threads"
+        default = "torch foreach" if results.device else "torch for-loop"
+        for part, size, storage, what in (
+            ("sizes", LARGE, "f32", f"{LARGE} parameters, float32"),
+            ("storages", LARGE, "bf16", f"{LARGE}, bfloat16"),
+            ("storages", LARGE, "8bit", f"{LARGE}, float32 with 8-bit state"),
+            ("tensors", SMALL, "f32", "100 tensors of 10 to 1,000, float32"),
+            ("sizes", "1000", "f32", "one tensor of 1,000, float32"),
+        ):
+            wanted = {"size": size, "storage": storage, "rule": "adam-decoupled"}
+            for r in (r for r in timed(results) if r["part"] == part and wanted.items() <= r["case"].items()):
+                peers = {name: times[1] for name, times in r["versus"].items() if name in PEERS}
+                fastest = min(peers, key=lambda name: peers[name], default=None)
+                cells = [digits(peers[name]) if name in peers else NOTHING for name in (default, "torch fused")]
+                cells.append(f"{digits(peers[fastest])} ({fastest})" if fastest else NOTHING)
+                share = f"{r['share'][1]:.0%}" if beyond_cache(r) else NOTHING
+                rows.append([f"{on}: {what}", duration(r["seconds"]["fastopt"][1]), share, *cells])
+    headings = ["AdamW", "time per step", "share of the memory's speed"]
+    return _table([*headings, "× torch's default", "× torch fused", "× the fastest of all peers"], rows)
 
 
 def rules(results: Results) -> str:
@@ -107,10 +139,8 @@ def by_vectors(runs: Mapping[str, tuple[Path, Results]]) -> str:
         large = {r["case"]["storage"]: r for r in adams if beyond_cache(r)}
         cached = {r["case"]["storage"]: r for r in adams if not beyond_cache(r)}
         columns.append((vectors, large, cached))
-        run, where = results.runs[0], os.path.relpath(folder, record.ROOT)
-        notes.append(
-            f"{vectors}: {results.machine['cpu']}, {run['date'][:10]}, commit {run['commit']}, [{where}]({where})"
-        )
+        run = results.runs[0]
+        notes.append(f"{vectors}: {results.machine['cpu']}, {run['date'][:10]}, commit {run['commit']}, {link(folder)}")
     one = case_of(next(iter(columns[0][1].values())))
     known = [s for s in columns[0][1] if all(s in large for _, large, _ in columns)]
     rows = []
@@ -146,12 +176,7 @@ def drop_in(results: Results, folder: Path) -> str:
                 words = [NOTHING if x is None else f"**{digits(x)}**" if x < 0.95 else digits(x) for x in speeds]
                 title = f"{case.rule}, {case.size}, flatten={name.endswith('flat')}"
                 rows.append([title, duration(r["seconds"][name][1]), *words])
-    where = os.path.relpath(source, record.ROOT)
-    note = (
-        ""
-        if source == folder
-        else f"Measured at commit {found.runs[0]['commit']}; results in [{where}]({where}/{record.FILE})."
-    )
+    note = "" if source == folder else f"Measured at commit {found.runs[0]['commit']}; results in {link(source)}."
     missed = [g for g in goals.evaluate(records) if not g.met]
     note += " Missed goals: " * bool(missed) + "; ".join(f"{g.words}: {g.found}" for g in missed)
     headings = ["fastopt.torch, float32", "time per step", *_headings(peers)]
@@ -171,12 +196,12 @@ def around(found: tuple[Path, Results] | None) -> str:
         words = [NOTHING if x is None else digits(x) for x in speeds]
         rows.append([f"{case.rule}, {case.size}", duration(seconds["fastopt"][1]), _share(r), *words])
     shares = [x for r in results.of_part("around") if (x := relative_speed(r, "norm alone", "reading alone"))]
-    run, machine, where = results.runs[0], results.machine, os.path.relpath(folder, record.ROOT)
+    run, machine = results.runs[0], results.machine
     note = (
         "What surrounds a step, in the step: AdamW with clipping; with unscaling, a look for what is not finite,"
         " clipping, an average and zeroing, beside torch's passes (`GradScaler`, `clip_grad_norm_`, fused AdamW,"
         " `AveragedModel`, `zero_grad`); and LAMB, beside torch's operations."
-        f" {machine['cpu']}, {machine['vectors']}, {run['date'][:10]}, commit {run['commit']}, [{where}]({where})."
+        f" {machine['cpu']}, {machine['vectors']}, {run['date'][:10]}, commit {run['commit']}, {link(folder)}."
     )
     if shares:
         note += f" The norm alone is {shares[0]:.0%} as fast as a loop that only reads the gradients."

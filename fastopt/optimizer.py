@@ -62,7 +62,8 @@ class Optimizer:
         params: name → view into the flat parameter buffer, in the type that a forward pass reads. Assign into it,
             `opt.params["w"][...] = value`; where the format stores more than that, it is read-only: use `assign`.
         grads: name → view into the flat gradient buffer, zero at first. A step reads it and leaves it as it is.
-        flat_params, flat_grads: the buffers themselves, in the groups' order, padded to whole tiles with zeros.
+        flat_params: the buffer of all parameters, in the groups' order, padded to whole tiles with zeros.
+        flat_grads: the buffer of all gradients, in the same order.
         t: steps taken.
         grad_norm: with ClipByGlobalNorm, or SkipNonfinite with a bound, the norm of all gradients at the last step.
         skipped: steps that were not taken because of their gradients, as with SkipNonfinite; `t` does not count them.

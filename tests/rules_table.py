@@ -22,7 +22,8 @@ HEAD = """\
 
 Every rule is one file in `kernels/rules/`, whose docstring has the formula, what each setting means, and where other
 libraries differ. All run on every backend and in every storage. Bytes are those read and written per parameter and
-step; `fastopt.torch` has a class of the same name for each, but for Momentum, which is SGD there.
+step; `fastopt.torch` has a class of the same name for each, but for Momentum, which is SGD there. What settings have in
+common, and what PyTorch and optax call the buffers, is in [settings and names](names.md).
 
 | rule | bytes in float32 | in bf16_8bit | state | settings | source |
 |---|---|---|---|---|---|

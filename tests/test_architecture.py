@@ -48,7 +48,7 @@ UNIT_OF = {
     "fastopt.arrays": "arrays",
     "fastopt.store": "store",
     "fastopt.torch": "torch",
-    **{f"fastopt.{name}": "commands" for name in ("bench", "demo", "cli")},
+    **{f"fastopt.{name}": "commands" for name in ("bench", "demo", "cli", "__main__")},
     "fastopt": "api",
 }
 # package that is slow to import or optional → the modules that import it

@@ -168,14 +168,43 @@ def test_pictures_are_drawn_of_what_there_is(tmp_path):
     assert pictures.draw(record.read(tmp_path / "few"), tmp_path) == []
 
 
-# ---------------------------------------------------------------- README
+# ---------------------------------------------------------------- docs/benchmark.md and README
 
 
-def test_readme_is_what_the_command_makes_of_the_newest_run():
-    text, newest = readme.README.read_text(), record.newest()
-    assert readme.written(text, newest) == text
-    for picture in re.findall(r"\]\((bench/results/[^)]*\.png)\)", text):
-        assert (readme.README.parent / picture).is_file()
+@pytest.mark.parametrize(("document", "make"), [(readme.PAGE, readme.text), (readme.README, readme.summary)])
+def test_documents_are_what_the_command_makes_of_the_newest_runs(document, make):
+    text, generated = document.read_text(), make(record.newest(), record.newest(device=True))
+    assert readme.written(text, generated) == text
+    found = re.findall(r"\]\(([^)]*bench/results/[^)]*)\)", generated)
+    assert found
+    for linked in found:
+        assert (document.parent / linked).is_file()
+
+
+def test_readme_has_one_table_and_one_picture_of_both_runs(tmp_path):
+    save(
+        tmp_path / "cpu", made("sizes", versus=0.8), made("storages", storage="8bit", share=0.6),
+        made("sizes", size="1000"), made("tensors", size=cases.SMALL, versus=12.0), made("sizes", size="1Mi"),
+        made("storages", rule="lion"), threads=2,
+    )  # fmt: skip
+    pictures.draw(record.read(tmp_path / "cpu"), tmp_path / "cpu")
+    device = {"device": {"name": "GPU"}}
+    save(tmp_path / "gpu", *({**made("sizes", size=size, backend="cuda"), **device} for size in ("64Mi", "1000")))
+    text = readme.summary(tmp_path / "cpu", tmp_path / "gpu")
+    rows = [line for line in text.splitlines() if line.startswith("|")][2:]
+    cpu = record.conditions()["machine"]["cpu"]
+    assert [row.split(" | ")[0] for row in rows] == [
+        f"| {cpu}, 2 threads: 64Mi parameters, float32",
+        f"| {cpu}, 2 threads: 64Mi, float32 with 8-bit state",
+        f"| {cpu}, 2 threads: 100 tensors of 10 to 1,000, float32",
+        f"| {cpu}, 2 threads: one tensor of 1,000, float32",
+        "| GPU: 64Mi parameters, float32",
+        "| GPU: one tensor of 1,000, float32",
+    ]
+    assert "| 50.0 ms | 100% | – | 0.80 | 0.80 (torch fused) |" in rows[0]
+    assert "| 60% |" in rows[1]
+    assert text.count(".png)") == 1
+    assert "in 1 of 8 cases a peer is faster" in text
 
 
 def test_a_run_becomes_tables_with_its_losses_first(tmp_path):
@@ -198,13 +227,13 @@ def test_a_run_becomes_tables_with_its_losses_first(tmp_path):
     ):  # fmt: skip
         assert words in text, words
     assert text.index("falls short") < text.index("| `lion` |") < text.index("| `sgd` |")
-    assert text in readme.written(f"# x\n{readme.BEGIN}old\n{readme.END}rest\n", tmp_path)
+    assert readme.written(f"# x\n{readme.BEGIN}old\n{readme.END}rest\n", text).endswith(f"{text}\n{readme.END}rest\n")
     with pytest.raises(SystemExit, match="does not contain the marks"):
-        readme.written("# x\n", tmp_path)
+        readme.written("# x\n", text)
 
 
-def test_readme_says_so_if_there_are_no_results():
-    assert readme.NO_RUN in readme.written(f"{readme.BEGIN}{readme.END}", None)
+def test_documents_say_so_if_there_are_no_results():
+    assert readme.text(None) == readme.summary(None) == readme.NO_RUN
 
 
 # ---------------------------------------------------------------- comparing

@@ -432,6 +432,13 @@ def test_version_is_printed_without_the_extra_and_without_anything_heavy(tmp_pat
     assert result.stderr == ""
 
 
+def test_python_m_fastopt_is_the_command(tmp_path: Path):
+    command = [sys.executable, "-m", "fastopt", "show", "sgd"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stdout == run("show", "sgd")
+
+
 def test_a_narrow_encoding_is_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     result = start("from fastopt.cli import main; main()", "train --help", tmp_path)

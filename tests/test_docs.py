@@ -1,4 +1,4 @@
-"""The examples in docstrings, README, CONTRIBUTING and pages of docs/ run and print the output that is shown."""
+"""The examples in docstrings, README, CONTRIBUTING and docs/ run and print the output that is shown."""
 
 import doctest
 import importlib
@@ -9,6 +9,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import examples
 import fake_cupy
 import numpy as np
 import pytest
@@ -49,39 +50,53 @@ def tables():
     arrays.LIBRARIES[:] = libraries
 
 
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+WITH_CODE = [name for name in DOCUMENTS if examples.blocks((ROOT / name).read_text())]
+CHAPTERS = [name for name in WITH_CODE if name.startswith("docs/guide/")]
+
+
 @pytest.mark.usefixtures("tables")
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/storage.md", "docs/export.md"])
+@pytest.mark.parametrize("document", WITH_CODE)
 def test_python_blocks_of_documents_run_in_order(document, tmp_path, monkeypatch):
     text = (ROOT / document).read_text()
-    blocks = re.findall(r"^(?:<!-- needs (a GPU|torch) -->\n)?```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert blocks
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": document}
-    for needs, block in blocks:
+    for needs, code in examples.blocks(text):
         if needs == "torch" and importlib.util.find_spec("torch") is None:
-            continue  # the other blocks still run; test_the_torch_example_is_not_skipped reports this one as skipped
+            continue  # the other blocks still run; test_the_torch_examples_are_not_skipped reports these as skipped
         if needs == "a GPU":
             with pytest.MonkeyPatch.context() as patch:  # the fake CuPy runs kernels on the host
                 patch.setitem(sys.modules, "cupy", fake_cupy.install())
                 patch.setattr(cache, "folder", lambda kind: tmp_path)
                 nvrtc.function.cache_clear()
-                exec(compile(block, document, "exec"), namespace)
+                examples.run(code, namespace, document)
                 assert namespace["opt"].t == 2
                 nvrtc.function.cache_clear()
             continue
-        if ">>>" in block:
-            test = doctest.DocTestParser().get_doctest(block, namespace, document, document, 0)
-            runner = doctest.DocTestRunner()
-            runner.run(test, clear_globs=False)
-            assert runner.failures == 0
-            namespace.update(test.globs)
-        else:
-            exec(compile(block, document, "exec"), namespace)
+        examples.run(code, namespace, document)
+    shown = re.findall(r"^!\[(.*)\]\(([\w-]+\.svg)\)$", text, re.MULTILINE)
+    assert {picture for _, picture in shown} == {path.name for path in tmp_path.glob("*.svg")}
+    assert all(len(alt) >= 40 for alt, _ in shown), "a picture is described in words, for those who do not see it"
 
 
-def test_the_torch_example_is_not_skipped():
-    pytest.importorskip("torch", reason="torch is not installed: the example for torch in README was skipped")
-    assert "<!-- needs torch -->" in (ROOT / "README.md").read_text()
+def test_documents_with_code_are_found():
+    assert {"README.md", "CONTRIBUTING.md", "docs/storage.md", "docs/recipes.md", "docs/start/torch.md"} <= set(
+        WITH_CODE
+    )
+    assert len(CHAPTERS) == 8
+    assert all(".svg)" in (ROOT / chapter).read_text() for chapter in CHAPTERS)
+
+
+def test_the_torch_examples_are_not_skipped():
+    pytest.importorskip("torch", reason="torch is not installed: the examples for torch in documents were skipped")
+    marked = {name for name in WITH_CODE if "<!-- needs torch -->" in (ROOT / name).read_text()}
+    assert marked == {"README.md", "docs/start/torch.md"}
+
+
+def test_an_example_that_prints_something_else_fails(capsys):
+    with pytest.raises(AssertionError, match="something else"):
+        examples.run(">>> 1 + 1\n3\n", {}, "page.md")
+    assert "Got:\n    2" in capsys.readouterr().out
 
 
 def test_an_mmap_is_refused_as_bytes_and_updated_in_place_as_floats():
