@@ -16,7 +16,7 @@ from cases import CASES, halving, warming
 import fastopt
 from fastopt.kernels import rules
 from fastopt.kernels.compiler.trace import trace
-from fastopt.kernels.rules import RULES, nadam
+from fastopt.kernels.rules import RULES, madgrad, nadam
 from fastopt.kernels.rules.around import Around
 from fastopt.kernels.rules.settings import follow
 
@@ -35,6 +35,23 @@ def test_every_rule_has_cases():
 def test_the_table_of_rules_is_up_to_date():
     assert rules_table.FILE.read_text() == rules_table.text(), "run python tests/rules_table.py"
     assert "—" not in [rules_table.source(rule) for rule in RULES.values()]
+
+
+@pytest.mark.parametrize("first", [0x3F800000, 0x00000001, 0x00700000, 0x7F000000, 0x00800000, 0x3F000000])
+def test_a_cube_root_is_near_the_exact_one(first):
+    """Of a million numbers from each of these bits on: three octaves, the smallest, the largest."""
+    bits = np.arange(first, min(first + 0x2000000, 0x7F800000), 31, dtype=np.uint32)
+    x = bits.view(np.float32)
+    exact = np.cbrt(x.astype(float))
+    error = np.abs(madgrad.cube_root(x).astype(float) - exact) / np.spacing(exact.astype(np.float32)).astype(float)
+    assert error.max() < 1.5
+
+
+def test_the_roots_of_zero_infinity_and_nan_are_themselves():
+    for dtype in (np.float32, np.float64):
+        with np.errstate(all="ignore"):
+            found = madgrad.cube_root(np.array([0, np.inf, np.nan], dtype))
+        assert np.array_equal(found, np.array([0, np.inf, np.nan], dtype), equal_nan=True)
 
 
 def test_no_two_cases_are_the_same():
