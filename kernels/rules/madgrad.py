@@ -74,7 +74,9 @@ class MADGRAD:
 
 
 def cube_root(x):
-    """Compute ∛x of x ≥ 0 from operations that are rounded correctly, with an error of at most 1.5 ulp in float32, 3 in float64.
+    """Compute ∛x of x ≥ 0 from operations that are rounded correctly.
+
+    The error is at most 1.5 ulp in float32 and 3 in float64.
 
     >>> cube_root(np.array([0.125, 27.0, 1e300]))
     array([5.e-001, 3.e+000, 1.e+100])
