@@ -117,6 +117,22 @@ def test_torchs_state_is_taken(name, options):
         np.testing.assert_allclose(p.detach(), q.detach(), rtol=0, atol=5 * 2.0**-23)
 
 
+@pytest.mark.parametrize("storage", [None, "8bit"])
+def test_sophias_curvature_is_refreshed_in_the_state(storage):
+    p, rule = parameters()[0], fastopt.SophiaG(lr=0.05, rho=0.5)
+    opt = fastopt.torch.SophiaG([p], lr=0.05, rho=0.5, storage=storage)
+    other = fastopt.Optimizer(rule, {"p": p.detach().numpy()}, storage=storage)
+    for t in range(1, 9):  # the last step stores what was written before it
+        step(opt, [p], t)
+        other.step({"p": gradient(0, t, (3, 4))})
+        if t % 3 == 1:
+            found = gradient(0, 100 + t, (3, 4))
+            opt.state[p]["h"] = rule.refreshed(opt.state[p]["h"], torch.from_numpy(found))
+            other.assign_state("h", {"p": rule.refreshed(other.state("h")["p"], found)})
+    assert np.array_equal(p.detach().numpy(), other.params["p"])
+    assert np.array_equal(opt.state[p]["h"].numpy(), other.state("h")["p"])
+
+
 # --- train() and eval()
 
 
