@@ -78,12 +78,12 @@ class Buckets:
         self.on_device: OnDevice | None = None if former is None else former.on_device
         for k, (group, rule) in enumerate(zip(groups, rules, strict=True)):
             kinds: dict[tuple, list[int]] = {}
-            labels, buckets = labels_of(groups, k), []
+            labels, called, buckets = labels_of(groups, k), names_of(group), []
             for i, p in enumerate(group["params"]):
                 if may_wait(p) and not is_steppable(p):
                     self._waiting.append((p, labels[i]))
                 else:
-                    kind, own = kind_of(p), for_tensor(rule, names_of(group)[i], tuple(p.shape))
+                    kind, own = kind_of(p), for_tensor(rule, called[i], tuple(p.shape))
                     apart = (i,) if settings.apart else ()
                     kinds.setdefault((kind, None if own is rule else exact_key(own), *apart), []).append(i)
             for (kind, *_), members in kinds.items():
