@@ -44,6 +44,10 @@ class MatrixLibrary(Protocol):
         """Return its own array in the memory of a backend's, which is of NumPy or CuPy."""
         ...
 
+    def assign(self, batch: Any, found: Any) -> None:
+        """Put values, which may lie in the same memory, in the place of others."""
+        ...
+
     def computing(self) -> AbstractContextManager[Any]:
         """Return a context in which its operations do as they are told, whatever its user has set."""
         ...

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.kernels.launch import Rows
+from fastopt.kernels.launch import MatrixLibrary, Rows
 from fastopt.kernels.rules.matrixwise import applied, matrix_shape
 
 
@@ -27,11 +27,10 @@ class Matrices:
         self.starts = np.empty(len(shapes), np.int64)  # of the first element of each row
         self.starts[order] = ends[:-1]
         self.memory = [allocate(int(ends[-1])) for _ in program.matrices]
-        library = rows.library
-        view, self._computing = (library.view, library.computing) if library else (lambda array: array, _quiet)
+        self._library = rows.library or Own()
         self._batches: list[list[tuple[Any, Any]]] = []
         for node, memory in zip(program.matrices, self.memory, strict=True):
-            own, batches, k = view(memory), [], 0
+            own, batches, k = self._library.view(memory), [], 0
             while k < len(order):
                 shape = shapes[order[k]]
                 alike = k + 1
@@ -44,14 +43,26 @@ class Matrices:
 
     def calls(self, k: int) -> list[tuple]:
         """Prepare the calls of function number k, which are Python."""
-        return [(_replace, function, batch, self._computing) for function, batch in self._batches[k]]
+        return [(_replace, function, batch, self._library) for function, batch in self._batches[k]]
 
 
-def _quiet() -> Any:
-    return np.errstate(all="ignore")
+class Own:
+    """The library of the backend's own arrays, NumPy or CuPy: see `MatrixLibrary`."""
+
+    def view(self, array: Any) -> Any:
+        """Return the array itself."""
+        return array
+
+    def assign(self, batch: Any, found: Any) -> None:
+        """Put values in the place of others; NumPy and CuPy see to it where both lie in the same memory."""
+        batch[...] = found
+
+    def computing(self) -> Any:
+        """Ignore infinities and NaN."""
+        return np.errstate(all="ignore")
 
 
-def _replace(function: Callable[[Any], Any], batch: Any, computing: Callable[[], Any]) -> None:
+def _replace(function: Callable[[Any], Any], batch: Any, library: MatrixLibrary) -> None:
     """Call a function of matrices, and put its values in the place of its argument."""
-    with computing():
-        batch[...] = applied(function, batch)
+    with library.computing():
+        library.assign(batch, applied(function, batch))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,62 @@ class Failing(Cubed):
 
     def update(self, p, g, m, *, lr, half):
         return p - lr * half * fastopt.matrixwise(g, shortened if self.wrong else fails), m + g
+
+
+def transposed(x: Any) -> Any:
+    return x.swapaxes(-1, -2)
+
+
+def writes(x: Any) -> Any:
+    x *= 2
+    return x
+
+
+@dataclass(frozen=True)
+class Transposed(Cubed):
+    """A rule whose function returns a view of its argument, or writes to it."""
+
+    wrong: bool = False
+
+    def update(self, p, g, m, *, lr, half):
+        return p - lr * half * fastopt.matrixwise(g, writes if self.wrong else transposed), m + g
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_function_may_return_a_view_and_may_not_write(backend):
+    g = np.arange(9, dtype=np.float32).reshape(3, 3)
+    opt = fastopt.Optimizer(Transposed(lr=1.0), {"w": np.zeros((3, 3), np.float32)}, backend=backend)
+    opt.step({"w": g})
+    assert np.array_equal(opt.params["w"], -0.5 * g.T)
+    opt = fastopt.Optimizer(Transposed(wrong=True), {"w": np.zeros((3, 3), np.float32)}, backend=backend)
+    with pytest.raises(ValueError, match="read-only"):
+        opt.step({"w": g})
+    assert not opt.params["w"].any()
+
+
+def test_a_view_is_right_in_torch_too():
+    torch: Any = pytest.importorskip("torch", reason="torch is not installed")
+    adapter: Any = import_module("fastopt.torch")
+    p = torch.nn.Parameter(torch.zeros(3, 3))
+    p.grad = torch.arange(9.0).reshape(3, 3)
+    adapter.Fused([p], Transposed(lr=1.0)).step()
+    assert torch.equal(p.detach(), -0.5 * p.grad.T)
+
+
+@dataclass(frozen=True)
+class OfNothing(Cubed):
+    hashable: bool = True
+
+    def update(self, p, g, m, *, lr, half):
+        return p - lr * half * fastopt.matrixwise(g, None if self.hashable else {}), m + g  # type: ignore[arg-type]
+
+
+def test_what_is_no_function_of_matrices_is_refused():
+    for rule, message in ((OfNothing(), "no function of matrices"), (OfNothing(hashable=False), "not hashable")):
+        with pytest.raises(RuleError, match=message):
+            fastopt.Optimizer(rule, {"w": np.ones((2, 2))})
+    with pytest.raises(RuleError, match="returned no array"):
+        fastopt.matrixwise(np.ones((2, 2)), lambda x: None)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -175,6 +175,9 @@ def test_a_group_may_have_a_rule_of_its_own():
     [
         ({"ns_steps": 0}, "ns_steps"),
         ({"ns_steps": 2.0}, "ns_steps"),
+        ({"ns_steps": 100}, "from 1 to 99"),
+        ({"aux_for": (3,), "aux": fastopt.Adam()}, "aux_for"),
+        ({"aux": Muon()}, "Muon is for matrices"),
         ({"ns_coefficients": (1.0, 2.0)}, "ns_coefficients"),
         ({"ns_coefficients": (1.0, 2.0, float("nan"))}, "ns_coefficients"),
         ({"adjust_lr_fn": "rms"}, "adjust_lr_fn"),

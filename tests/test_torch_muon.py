@@ -125,6 +125,30 @@ def test_groups_are_divided_and_have_options_of_their_own():
     assert opt.param_groups[2]["betas"] == (0.9, 0.999)
 
 
+def test_only_groups_of_aux_have_its_options():
+    net = network()
+    opt: Any = Muon(net.named_parameters(), lr=0.02, momentum=0.95, aux=AUX)
+    assert "betas" not in opt.param_groups[0]
+    assert opt.param_groups[1]["betas"] == (0.9, 0.999)
+    torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=10, base_momentum=0.5, max_momentum=0.8)
+    assert opt.param_groups[0]["momentum"] == 0.8
+    opt.param_groups[1]["betas"] = (0.5, 0.5)
+    train(net, opt, range(1))
+    assert opt._buckets.groups[1][0].plan.rule.betas == (0.5, 0.5)
+
+
+def test_a_group_says_by_a_truth_value_whether_it_is_for_aux():
+    matrix, vector = torch.nn.Parameter(torch.ones(3, 3)), torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(SettingError, match="there is none"):
+        Muon([{"params": [matrix], "aux": True}])
+    with pytest.raises(SettingError, match="there is none"):
+        Muon([{"params": [matrix], "aux": "yes"}], aux=AUX)
+    with pytest.raises(LayoutError, match="fewer than two dimensions"):
+        Muon([{"params": [vector], "aux": False}], aux=AUX)
+    opt = Muon([{"params": [matrix], "aux": True, "lr": 0.5}], aux=AUX)
+    assert [(g["aux"], g["lr"]) for g in opt.param_groups] == [(True, 0.5)]
+
+
 def test_it_is_saved_loaded_copied_and_resumed():
     nets = [network() for _ in range(4)]
 
@@ -163,10 +187,10 @@ def test_any_rule_with_functions_of_matrices_is_fused():
     assert set(again.state[net[3].bias]) == {"step", "m", "v"}
 
 
-def test_in_backward_and_offloaded_steps_are_the_same():
+@pytest.mark.parametrize("options", [{"lr": 0.02, "aux": AUX}, {"lr": 0.02, "aux": AUX, "aux_for": ("5.*",)}])
+def test_in_backward_and_offloaded_steps_are_the_same(options):
     nets = [network() for _ in range(3)]
-    options = {"lr": 0.02, "aux": AUX}
-    train(nets[0], Muon(nets[0].parameters(), **options), range(4))
+    train(nets[0], Muon(nets[0].named_parameters(), **options), range(4))
     for net, wrap in zip(nets[1:], (fastopt.torch.in_backward, fastopt.torch.offload), strict=True):
         opt = wrap(net, Muon, **options)
         train(net, opt, range(4))

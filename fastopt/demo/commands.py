@@ -232,7 +232,8 @@ def export(
     from fastopt.kernels.exports import print_export
 
     (name,) = rule_names([rule])
-    made = fastopt.RULES[name](**dict(parse_setting(fastopt.RULES[name], text) for text in setting))
+    kind = all_rules()[name]
+    made = kind(**dict(parse_setting(kind, text) for text in setting))
     command = command_line(name, storage, language, setting)
     text = print_export(language, trace(made, parse_storage(storage)), made, command)
     if out is None:

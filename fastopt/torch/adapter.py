@@ -56,6 +56,7 @@ class Adapter(torch.optim.Optimizer):
     """torch's Optimizer whose `step` is one call of a compiled kernel per group, whatever the number of tensors."""
 
     names: ClassVar[StateNames] = StateNames()
+    _optional: frozenset[str] = frozenset()  # options that only some of the groups have
     _observed_state: Any = None
 
     def __init__(
@@ -188,7 +189,7 @@ class Adapter(torch.optim.Optimizer):
 
     def _rule_of(self, group: dict[str, Any]) -> Rule:
         """Make the rule of a group's options."""
-        return self._whole_rule(numbers({**self.defaults, **group}, self._options, type(self).__name__))
+        return self._whole_rule(numbers({**self.defaults, **group}, self._options, type(self).__name__, self._optional))
 
     def _whole_rule(self, options: dict[str, Any]) -> Any:
         """Make the rule of these options, with what fastopt puts around it."""
@@ -276,9 +277,9 @@ class Adapter(torch.optim.Optimizer):
         """Put parameters back in place of their averages."""
         with self._lock, torch.no_grad():
             for p, own, _ in kept:
-                if p.shape == own.shape and p.dtype == own.dtype and p.device == own.device:
+                if p.shape == own.shape:  # also where it was converted meanwhile, as by model.to(torch.bfloat16)
                     p.copy_(own)
-                else:  # someone has replaced it meanwhile
+                else:
                     p.data = own
             self._averaged = False
 
@@ -296,7 +297,7 @@ class Adapter(torch.optim.Optimizer):
     @torch.no_grad()
     def _build(self) -> None:
         """Sort the parameters of each group into buckets, with the state that they have."""
-        self._rules = GroupRules(self._options, len(self.param_groups), type(self).__name__)
+        self._rules = GroupRules(self._options, len(self.param_groups), type(self).__name__, self._optional)
         rules = self._current_rules(None)
         self._buckets = Buckets(self.param_groups, rules, self.names, self._settings, self._buckets)
         self._reread(self._buckets)
@@ -531,7 +532,7 @@ class Adapter(torch.optim.Optimizer):
         """Take groups and state from torch's `load_state_dict`, all or nothing."""
         given = {p: x.entries if isinstance(x, _Loaded) else x for p, x in state.items()}
         for group in groups:  # of torch's optimizer of the same name, which has no options of ours
-            for name in self._options:
+            for name in self.defaults.keys() & set(self._options):
                 group.setdefault(name, self.defaults[name])
         require_loadable(given, groups, self._rule_of, self.names, self._settings.storage)
         if self._buckets is None:
@@ -541,12 +542,12 @@ class Adapter(torch.optim.Optimizer):
         try:
             super().__setstate__({"state": defaultdict(dict), "param_groups": groups})
             self._observe({p: x for p, x in given.items() if not isinstance(p, torch.Tensor)})
-            self._rules = GroupRules(self._options, len(groups), type(self).__name__)
+            self._rules = GroupRules(self._options, len(groups), type(self).__name__, self._optional)
             self._buckets.follow(self._current_rules(None))
             self._buckets.load(given, self.state)
         except BaseException:
             self.param_groups, self.state, self._observed_state = former
-            self._rules = GroupRules(self._options, len(self.param_groups), type(self).__name__)
+            self._rules = GroupRules(self._options, len(self.param_groups), type(self).__name__, self._optional)
             raise
 
     def __repr__(self) -> str:

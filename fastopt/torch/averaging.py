@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
 
-from fastopt.errors import raised_by
+from fastopt.errors import LayoutError, raised_by
 from fastopt.torch.adapter import Adapter
 
 TRAINED = "trained"
@@ -53,7 +54,7 @@ class Averaging(Adapter):
                 self._averaged = True
             order = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
             for p, own, _ in self._kept:
-                saved["state"][order[p]] = {**saved["state"][order[p]], TRAINED: own.clone()}
+                saved["state"][order[p]] = {**saved["state"].get(order[p], {}), TRAINED: own.clone()}
             return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -63,15 +64,29 @@ class Averaging(Adapter):
         """
         with self._lock:
             params = [p for group in self.param_groups for p in group["params"]]
-            state = {i: dict(entries) for i, entries in state_dict["state"].items()}
-            trained = {i: entries.pop(TRAINED) for i, entries in state.items() if TRAINED in entries}
+            state = dict(state_dict.get("state", {}))
+            trained: dict[int, Any] = {}
+            for i, entries in state.items():
+                if isinstance(entries, Mapping) and TRAINED in entries:
+                    trained[i] = entries[TRAINED]
+                    state[i] = {name: x for name, x in entries.items() if name != TRAINED}
+            kept = []
+            for i, x in trained.items():
+                with raised_by(f"{type(self).__name__}.load_state_dict"):
+                    kept.append((params[i], _value_in_training(x, params[i], i), None))
             before, self._averaged = self._averaged, False
             try:
                 super().load_state_dict({**state_dict, "state": state})
             except BaseException:
                 self._averaged = before
                 raise
-            self._kept = None
-            if trained:
-                own = [(params[i], x.to(params[i].device, params[i].dtype, copy=True)) for i, x in trained.items()]
-                self._kept, self._averaged = [(p, x, None) for p, x in own], True
+            self._kept, self._averaged = kept or None, bool(kept)
+
+
+def _value_in_training(value: Any, p: Any, i: int) -> Any:
+    """Return a copy of a parameter's saved value in training, or raise a LayoutError."""
+    if not isinstance(value, torch.Tensor) or value.shape != p.shape or not value.is_floating_point():
+        got = f"{value.dtype}{list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)[:60]
+        what = f"the state {TRAINED!r} of parameter {i} is not a value of the parameter."
+        raise LayoutError(what, got=got, expected=f"{p.dtype}{list(p.shape)}", do="load what state_dict() returned")
+    return value.detach().to(p.device, p.dtype, copy=True)

@@ -52,7 +52,9 @@ def in_backward(module: Any, optimizer_class: type[Adapter], **options: Any) -> 
             what = "the norm of all gradients is known only after the backward pass."
             raise SettingError(what, got=name, do="use the optimizer by itself")
     require_complete(module)
-    params: Any = module.parameters() if isinstance(module, torch.nn.Module) else module
+    params: Any = module
+    if isinstance(module, torch.nn.Module):
+        params = module.named_parameters() if options.get("aux_for") else module.parameters()
     optimizer = optimizer_class(params, **options)
     optimizer.step_apart(BackwardSteps(optimizer))
     return optimizer

@@ -78,11 +78,14 @@ class Muon(Adapter):
         with raised_by("Muon"):
             if isinstance(aux_for, str):
                 raise SettingError("aux_for is a tuple of patterns.", got=repr(aux_for), do=f"pass ({aux_for!r},)")
-            rules.Muon(aux=aux, aux_for=tuple(aux_for))
-            self._aux, self._aux_for, self._own_options = aux, tuple(aux_for), tuple(options)
+            self._aux, self._aux_for, self._own_options = aux, tuple(aux_for or ()), tuple(options)
+            rules.Muon(aux=aux, aux_for=self._aux_for)
             if aux is not None:
-                theirs = self._settings_of_aux()
-                options = {**theirs, **options, "aux": False}
+                options["aux"] = False
+                # Those of aux are options of its groups alone: what is in `defaults` says, for example to OneCycleLR,
+                # whether there is a momentum or there are betas.
+                theirs = [name for name in self._settings_of_aux() if name not in options]
+                self._options, self._optional = (*options, "maximize", *theirs), frozenset(theirs)
         super().__init__(params, {**options, "maximize": maximize}, **own)
         names = [name for group in self.param_groups for name in group.get("param_names", ())]
         for pattern in self._aux_for:
@@ -102,8 +105,11 @@ class Muon(Adapter):
             LayoutError: see `torch`'s optimizers here; or a parameter is no matrix, and there is no `aux`.
 
         """
-        given = param_group["params"]
-        if self._aux is None or isinstance(given, set):
+        given, marked = param_group["params"], param_group.get("aux", False)
+        if not isinstance(marked, bool) or (marked and self._aux is None):
+            what = '"aux" of a group says whether it goes to the rule aux, and there is none.'
+            raise SettingError(what, got=f'"aux": {marked!r}', do="pass aux=fastopt.Adam(…)", where="Muon")
+        if self._aux is None or isinstance(given, set) or param_group.get("aux") is False:
             super().add_param_group(param_group)
             return
         entries = [given] if isinstance(given, torch.Tensor) else list(given)
@@ -132,10 +138,10 @@ class Muon(Adapter):
         return (isinstance(p, torch.Tensor) and p.dim() < 2) or any(fnmatchcase(name, x) for x in self._aux_for)
 
     def _rule(self, options: dict[str, Any]) -> Any:
-        if options.pop("aux", False):
-            return changed(self._aux, {name: options[name] for name in self._settings_of_aux()})
+        if options.get("aux"):
+            return changed(self._aux, {name: options[name] for name in self._settings_of_aux() if name in options})
         return rules.Muon(**{name: options[name] for name in self._own_options})
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("_aux", "_aux_for", "_own_options")}
+        own = {name: getattr(self, name) for name in ("_aux", "_aux_for", "_own_options", "_optional")}
         return {**own, **super().__getstate__()}

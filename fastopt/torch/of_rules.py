@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any, ClassVar
 
-from fastopt.errors import SettingError, raised_by
+from fastopt.checks import choice
+from fastopt.errors import SettingError, raised_by, suggest
 from fastopt.kernels import rules
 from fastopt.torch.adapter import Adapter
 from fastopt.torch.averaging import Averaging
@@ -13,6 +14,9 @@ from fastopt.torch.optimizers import MOMENTS
 from fastopt.torch.state import StateNames
 
 _OWN = "flatten, storage, seed, max_norm, skip_nonfinite, ema, and capturable for steps that a CUDA graph can repeat"
+
+
+_ARGUMENTS = ("flatten", "storage", "seed", "max_norm", "skip_nonfinite", "ema", "capturable")
 
 
 class OfRule(Adapter):
@@ -41,6 +45,11 @@ class OfRule(Adapter):
         theirs = inspect.signature(self.rule)
         named = {name: given.pop(name) for name in list(given) if name in theirs.parameters}
         with raised_by(type(self).__name__):
+            for name in given:
+                if name not in _ARGUMENTS:
+                    do = suggest(name, [*theirs.parameters, *_ARGUMENTS])
+                    raise SettingError(f"there is no argument {name!r}.", do=do)
+            choice("maximize", maximize)
             try:
                 bound = theirs.bind(*settings, **named)
             except TypeError as error:

@@ -89,7 +89,9 @@ def offload(
     if accumulate is not None:
         accumulate = integer("accumulate", accumulate, 1)
     require_complete(module)
-    params: Any = module.parameters() if isinstance(module, torch.nn.Module) else module
+    params: Any = module
+    if isinstance(module, torch.nn.Module):
+        params = module.named_parameters() if options.get("aux_for") else module.parameters()
     return OffloadedOptimizer(params, optimizer_class, accumulate, options)
 
 

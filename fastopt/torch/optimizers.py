@@ -151,10 +151,19 @@ class Rprop(Adapter, torch.optim.Rprop):
 
 
 class ASGD(Adapter, torch.optim.ASGD):
-    """torch.optim.ASGD, without the entries "eta" and "mu" in its state, which follow from the step."""
+    """torch.optim.ASGD; the entries "eta" and "mu" in its state follow from the step, and are written but not read."""
+
+    names: ClassVar = StateNames({}, {"eta": 0.0, "mu": 1.0})
 
     def _rule(self, options: dict[str, Any]) -> Any:
         return rules.ASGD(**options)
+
+    def _advance(self, rule: Any, t: int, entries: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        own = rule
+        while hasattr(own, "rule"):
+            own = own.rule
+        following = own.scalars(t + 1)
+        return rule, {"eta": following["eta"], "mu": following["mu"]}
 
 
 class Fused(Adapter):

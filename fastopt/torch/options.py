@@ -22,8 +22,8 @@ _HINTS = ("foreach", "fused", "maximize", "initial_lr", "capturable", *_REFUSED)
 class GroupRules:
     """The rules of some groups, whose options have these names; `kind` is the name of the optimizer's class."""
 
-    def __init__(self, names: Iterable[str], groups: int, kind: str):
-        self._names, self._kind = tuple(names), kind
+    def __init__(self, names: Iterable[str], groups: int, kind: str, optional: frozenset[str] = frozenset()):
+        self._names, self._kind, self._optional = tuple(names), kind, optional
         self._read = tuple(dict.fromkeys((*self._names, *_REFUSED, "maximize", "capturable")))
         self._known: list[tuple[Any, Any, Any]] = [(None, None, None)] * groups  # values, key, rule
 
@@ -38,7 +38,7 @@ class GroupRules:
             values[1 + self._read.index("lr")] = LR
         if values == known_values and torch.Tensor not in map(type, values):
             return rule
-        options = numbers(group, self._names, self._kind)
+        options = numbers(group, self._names, self._kind, self._optional)
         if on_device:
             factor = 1.0 if unscale is None and not group.get("maximize") else FACTOR
         else:
@@ -53,8 +53,14 @@ class GroupRules:
         return rule
 
 
-def numbers(group: dict[str, Any], names: Iterable[str], kind: str) -> dict[str, Any]:
-    """Return a group's options as numbers, or raise a SettingError for those that are not supported."""
+def numbers(
+    group: dict[str, Any], names: Iterable[str], kind: str, optional: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Return a group's options as numbers, or raise a SettingError for those that are not supported.
+
+    `optional` are those that only some of the groups have.
+    """
+    names = [name for name in names if name in group or name not in optional]
     for name in _REFUSED:
         if group.get(name):
             what = f"{name}=True is not supported: the step is a compiled kernel that takes numbers from the host."

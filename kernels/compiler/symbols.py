@@ -147,6 +147,12 @@ class Symbol:
         if not self._array or self.dtype.kind != "f":
             got = f"{self.dtype.name}, {'an array' if self._array else 'a number'}"
             self._trace.fail("a function of matrices takes values of floating point, one for each element.", got=got)
+        try:
+            hash(function)
+        except TypeError:
+            self._trace.fail("a function of matrices is not hashable.", got=repr(function)[:60], do="see matrixwise")
+        if not callable(function):
+            self._trace.fail("this is no function of matrices.", got=repr(function)[:60], expected="a callable")
         return Symbol(self._trace, self._trace.matrix(self._node, function), True)
 
     def _skip_unless(self) -> None:

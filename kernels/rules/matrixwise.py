@@ -19,7 +19,7 @@ def matrixwise(x: Any, function: Callable[[Any], Any]) -> Any:
     CuPy or torch), and returns an array of the same shape and type, or of a shorter type of floats, whose values are
     taken as they are; it does not write to the one that it is given. What comes before and after it in `update` are
     passes of kernels, with the same bits on every backend; those of the function are the library's own, and differ by
-    library and processor.
+    library and processor. NaN and infinities come to it as they are, of a step that is skipped for them too.
 
     In a rule's `update` the result is like the value of a buffer. On an array it is this definition.
 
@@ -70,13 +70,21 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 def applied(function: Callable[[Any], Any], batch: Any) -> Any:
     """Call a function on a batch, and raise a RuleError if what it returns is not like it."""
-    found = function(batch)
+    given = batch
+    if isinstance(batch, np.ndarray):  # which it shall not write to
+        given = batch.view()
+        given.flags.writeable = False
+    found = function(given)
+    where = getattr(function, "__name__", type(function).__name__)
+    if not (hasattr(found, "shape") and hasattr(found, "dtype")):
+        what = "a function of matrices returned no array."
+        raise RuleError(what, got=repr(found)[:60], expected=f"{batch.dtype}{list(batch.shape)}", where=where)
     if tuple(found.shape) != tuple(batch.shape) or not _is_exact(found.dtype, batch.dtype):
         raise RuleError(
             "a function of matrices returned something that is not like what it was given.",
             got=f"{found.dtype}{list(found.shape)}",
             expected=f"{batch.dtype}{list(batch.shape)}, or of a shorter type of floats",
-            where=getattr(function, "__name__", type(function).__name__),
+            where=where,
         )
     return found
 

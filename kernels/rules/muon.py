@@ -136,19 +136,24 @@ class Muon:
         for name in ("ns_coefficients", "aux_for"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "ns_steps", integer("ns_steps", self.ns_steps, 1, 100))
+        steps = "an integer from 1 to 99"
+        object.__setattr__(self, "ns_steps", integer("ns_steps", self.ns_steps, 1, 100, expected=steps))
         numbers = tuple(map(to_float, self.ns_coefficients)) if isinstance(self.ns_coefficients, tuple) else ()
         own = {
             "ns_coefficients": (len(numbers) == 3 and all(x in FINITE for x in numbers), "three finite numbers"),
             "adjust_lr_fn": (self.adjust_lr_fn in ADJUSTED, 'None, "original" or "match_rms_adamw"'),
             "ns_dtype": (self.ns_dtype in (None, "bfloat16"), 'None or "bfloat16"'),
-            "aux_for": (isinstance(self.aux_for, tuple), "a tuple of patterns of names"),
+            "aux_for": (_are_strings(self.aux_for), "a tuple of patterns of names"),
         }
         for name, (right, expected) in own.items():
             if not right:
                 got = f"{name}={getattr(self, name)!r}"
                 raise SettingError(f"the setting {name} is out of its range.", got=got, expected=expected, where="Muon")
         object.__setattr__(self, "ns_coefficients", numbers)
+        if isinstance(self.aux, Muon):
+            raise SettingError(
+                "aux is for what is no matrix, and Muon is for matrices.", got="aux=Muon(…)", where="Muon"
+            )
         if self.aux is not None:
             require_rule(self.aux)
         elif self.aux_for:
@@ -186,3 +191,7 @@ class Muon:
         x = u / np.where(norm < eps, eps, norm)
         o = matrixwise(x, NewtonSchulz(self.ns_steps, self.ns_coefficients, self.adjust_lr_fn, self.ns_dtype))
         return keep * p - step_size * o, m
+
+
+def _are_strings(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(x, str) for x in value)
