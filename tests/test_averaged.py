@@ -35,7 +35,7 @@ def test_gpa_is_three_sequences(rule):
     for t, buffers in enumerate(run_steps(rule, START, gradient, STEPS, backend="reference"), 1):
         gs.append(gradient(ys, t))
         m, v = average(gs, rule.betas[0]), average([g * g for g in gs], rule.betas[1])
-        d = m / (np.sqrt(v) + rule.eps) + rule.weight_decay * (mu_y * x + (1 - mu_y) * z)
+        d = m / (np.sqrt(v) + rule.eps) + rule.weight_decay * z
         z = z - (rule.lr(t) if callable(rule.lr) else rule.lr) * d
         x = mu_x * x + (1 - mu_x) * z
         for found, expected in (
@@ -54,6 +54,28 @@ def test_gpa_at_the_end_of_its_coefficients_is_adamw():
     steps = zip(run_steps(gpa, START, gradient, 50), run_steps(adam, START, gradient, 50), strict=True)
     for ours, other in steps:
         np.testing.assert_allclose(ours["p"], other["p"], rtol=0, atol=1e-13)
+
+
+# y and x of GPAAdamW of facebookresearch/optimizers after 100 steps of `gradient`, in float64, with the settings of the
+# test below; its moments, which it makes in float32, were put into its state before. It has no package.
+THEIRS = {
+    "y": [0.40897820655709854, 0.02559484197873571, -0.005964624414252273, -0.047673512931274475,
+          -0.41241898855819414, 0.42061437957104364, 0.04421992161684111, 0.07150919464539035,
+          0.013377533759281388, -0.40032616970062573, 0.4641839753284347, 0.374081862052406],
+    "x": [0.4092265921289177, 0.025678951790645672, -0.005971621344009328, -0.04776208156329095,
+          -0.4126595642773473, 0.42086000959408837, 0.04428317797757759, 0.0715182816518295,
+          0.013235145190470641, -0.4005802458406464, 0.46434567696726725, 0.3740707107037343],
+}  # fmt: skip
+
+
+def test_gpa_goes_where_its_authors_code_goes():
+    rule = fastopt.GPAAdamW(lr=lambda t: 0.02 * 0.97 ** (t - 1), eps=1e-3, eval_interp_coeff=0.5)
+    *_, buffers = run_steps(rule, START, gradient, STEPS, backend="reference")
+    np.testing.assert_allclose(buffers["p"], THEIRS["y"], rtol=0, atol=1e-11)  # as of other peers: test_trajectories
+    np.testing.assert_allclose(rule.averaged(buffers["p"], buffers["z"]), THEIRS["x"], rtol=0, atol=1e-11)
+    other = fastopt.GPAAdamW(lr=rule.lr, eps=1e-3, eval_interp_coeff=0.505)
+    *_, buffers = run_steps(other, START, gradient, STEPS, backend="reference")
+    assert not np.allclose(buffers["p"], THEIRS["y"], rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", ["train_interp_coeff", "eval_interp_coeff"])
@@ -83,6 +105,34 @@ def test_sophia_takes_newton_steps_of_bounded_size():
         np.testing.assert_allclose(opt.params["w"], p, rtol=0, atol=1e-11)
         np.testing.assert_allclose(opt.state("h")["w"], estimates[-1], rtol=1e-14)
     assert 0.2 < np.mean(clipped[5:]) < 0.9
+
+
+def test_sophia_goes_where_another_library_goes():
+    """pytorch_optimizer's SophiaH, told the estimate: with ĝ² for it, it is Sophia-G of another rate and bound.
+
+    lr · min(1, |m| / (γ h)) = (lr/γ) · min(γ, |m| / h), so lr and λ are scaled by γ = ρ B. Its ε is below 10⁻¹⁵ too.
+    """
+    library: Any = pytest.importorskip(
+        "pytorch_optimizer", reason="pytorch_optimizer is not installed: see the formula"
+    )
+    torch: Any = pytest.importorskip("torch")
+    gamma, lr = 0.15, 0.02
+    settings = {"betas": (0.9, 0.8), "rho": 0.05, "weight_decay": 0.2, "batch_size": 3.0}
+    rule = fastopt.SophiaG(lr=lambda t: lr * 0.97 ** (t - 1), **settings)
+    p = torch.nn.Parameter(torch.tensor(START))
+    theirs = library.SophiaH(
+        [p], lr=lr / gamma, betas=(0.9, 0.8), weight_decay=0.2 * gamma, p=gamma, eps=1e-15, update_period=10**9
+    )
+    opt = fastopt.Optimizer(rule, {"w": START})
+    for t in range(1, STEPS + 1):
+        theirs.param_groups[0]["lr"] = lr / gamma * 0.97 ** (t - 1)
+        found = np.cos(np.arange(START.size) + t) if t % 5 == 1 else None
+        p.grad = torch.tensor(gradient(p.detach().numpy(), t))
+        theirs.step(hessian=None if found is None else [torch.tensor(found**2)])
+        if found is not None:
+            opt.assign_state("h", {"w": rule.refreshed(opt.state("h")["w"], found)})
+        opt.step({"w": gradient(opt.params["w"], t)})
+        np.testing.assert_allclose(opt.params["w"], p.detach().numpy(), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda_matrix import ARCHITECTURES
 from test_matrixwise import STORAGES, assert_same_steps, stepped
-from test_totals import needs_gpp
+from test_totals import compile_phases, needs_gpp
 
 import fastopt
 from fastopt import ClipByGlobalNorm, Muon, SettingError
@@ -134,6 +135,13 @@ def test_steps_have_the_bits_of_the_reference(name, storage):
 @pytest.mark.parametrize("storage", ["f32", "split_8bit"])
 def test_a_device_has_the_bits_of_the_reference(storage, cupy):
     assert_same_steps(RULES["default"], "cuda", storage)
+
+
+@pytest.mark.parametrize("storage", ["f32", "f64", "split_8bit"])
+def test_its_kernels_compile_for_the_oldest_and_the_newest_architecture(storage):
+    pytest.importorskip("cupy", reason="CuPy is not installed: NVRTC is called through it")
+    for architecture in (min(ARCHITECTURES), max(ARCHITECTURES)):
+        compile_phases(Muon(), storage, architecture)
 
 
 # --- the rule of each tensor

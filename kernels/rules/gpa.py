@@ -22,7 +22,7 @@ class GPAAdamW:
 
         m ← β₁ m + (1 − β₁) g
         v ← β₂ v + (1 − β₂) g²
-        d = m̂ / (√v̂ + ε) + λ y,           m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ); weight_decay λ, decoupled, at y
+        d = m̂ / (√v̂ + ε) + λ z,           m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ); weight_decay λ, decoupled, of z
         z ← z − lr d
         x ← μ_x x + (1 − μ_x) z
         y ← μ_y x + (1 − μ_y) z
@@ -35,8 +35,10 @@ class GPAAdamW:
     betas in [0, 1); train_interp_coeff in (0, 1] and eval_interp_coeff in [0, 1], numbers and never schedules. float32:
     36 bytes per parameter and step.
 
-    Where others differ: GPAAdamW of facebookresearch/optimizers is the same, with beta1 and beta2 for betas and lr=1 as
-    its default; eval_interp_coeff is chosen by the number of steps that the average is to span, 1/(1 − μ_x).
+    Where others differ: GPAAdamW of facebookresearch/optimizers is the same without weight decay, with beta1 and beta2
+    for betas and lr=1 as its default. With weight decay it shrinks z as here, but moves y by 1 − μ_x of that instead of
+    1 − μ_x μ_y, so that its x is not the average of its z; here decay is the paper's. eval_interp_coeff is chosen by
+    the number of steps that the average is to span, 1/(1 − μ_x).
 
     >>> import numpy as np, fastopt
     >>> rule = fastopt.GPAAdamW(lr=0.1, eval_interp_coeff=0.9)
@@ -100,5 +102,5 @@ class GPAAdamW:
         v = beta2 * v + rest2 * (g * g)
         d = correction * m / (np.sqrt(v) * root + eps)
         if self.weight_decay:
-            d = d + decay * p
+            d = d + decay * z
         return p + share * (z - p) - y_size * d, m, v, z - z_size * d
