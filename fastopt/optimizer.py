@@ -6,12 +6,11 @@ One class, and over 300 lines because half of them are its documentation: packin
 
 from __future__ import annotations
 
-import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from itertools import groupby, starmap
+from itertools import starmap
 from operator import call
 from typing import Any
 
@@ -26,14 +25,15 @@ from fastopt.capture import PreparedSteps
 from fastopt.checks import integer, seed_number
 from fastopt.errors import BackendError, FastoptError, LayoutError, SettingError, raised_by, suggest
 from fastopt.groups import layouts, own_groups, sort
-from fastopt.kernels.backends import BACKENDS, bind, choose, require_together, steps
+from fastopt.kernels.backends import BACKENDS, choose
 from fastopt.kernels.compiler.layout import layout
 from fastopt.kernels.compiler.plan import plan
 from fastopt.kernels.formats import FULL, STORAGES
-from fastopt.kernels.launch import Rows, only_if, run
+from fastopt.kernels.launch import only_if, run
 from fastopt.kernels.rules.rule import Rule, averages_of, require_rule
 from fastopt.kernels.rules.total import GRADIENTS
-from fastopt.parameters import Group, NamedValues, Views, padded
+from fastopt.launches import bound, joined, tensor_by_tensor
+from fastopt.parameters import NamedValues, Views, padded
 from fastopt.store import Store
 from fastopt.turn import Turn, is_taken, restored_by
 
@@ -122,7 +122,7 @@ class Optimizer:
             "storage": dict(storage) if isinstance(storage, Mapping) else storage or FULL[computes],
             "backend": backend if device == CPU else chosen,
         }
-        members, formats = _tensor_by_tensor(members, formats)
+        members, formats = tensor_by_tensor(members, formats)
         counts = [padded(sum(values[name].size for name in names)) for _, names in members]
         flat = {  # the planes of p and g of all groups
             name: library.allocate(sum(counts), plane, device)
@@ -145,7 +145,7 @@ class Optimizer:
             shapes = {name: values[name].shape for name in names}
             parts.append((planned, shapes, offset, store))
             offset += count
-        made = _bound(chosen, parts, device)
+        made = bound(chosen, parts, device)
         self._groups, self._on_device = made, device != CPU
         # Of which a part is computed while a step is prepared, so that gradients must be in place before.
         self._computes = chosen == "reference" or any(group.plan.program.matrices for group in made)
@@ -154,7 +154,7 @@ class Optimizer:
         self._steps = [
             (g.plan.scalars, g.plan.keys if g.plan.program.noise else None, g.launch.calls) for g in launched
         ]
-        self._together = _together(chosen, launched)
+        self._together = joined(chosen, launched)
         # Where steps may be skipped: the flags of the last one, and how many were.
         self._flags: Any = getattr(made[-1].launch, "flags", None) if made[-1].plan.program.condition else None
         self._skipped, self._skipped_before = np.zeros(1, np.int64), 0
@@ -589,52 +589,6 @@ def _restored(
     for name, value in grads.items():
         library_on(device).copy(opt.grads[name], value)
     return opt
-
-
-def _tensor_by_tensor(members: list, formats: list) -> tuple[list, list]:
-    """Make each parameter a group of its own whose rule takes totals of each tensor, or functions of matrices."""
-    found: list[tuple] = []
-    for (own, names), chosen in zip(members, formats, strict=True):
-        program = plan(own, tuple(chosen.items())).program
-        apart = program.matrices or any(node.value[0] == "tensor" for node in program.totals)
-        parts = [[name] for name in names] if apart else [names]
-        found += [((own, part), chosen) for part in parts]
-    return [member for member, _ in found], [chosen for _, chosen in found]
-
-
-def _bound(backend: str, parts: list[tuple], device: Device) -> list[Group]:
-    """Bind groups to launches: those of the tensors of one rule to one, on a device only if it takes matrices.
-
-    On a device steps of single rows can be prepared there: see `capture`.
-    """
-    made: list[Group] = []
-    for _, found in groupby(parts, lambda part: id(part[0])):
-        alike = list(found)
-        program = alike[0][0].program
-        several = [alike] if device == CPU or program.matrices else [[part] for part in alike]
-        for together in several:
-            shapes = [shape for _, named, _, _ in together for shape in named.values()]
-            rows = Rows(
-                [sum(map(math.prod, named.values())) for _, named, _, _ in together],
-                [offset for _, _, offset, _ in together],
-                [store.addresses(0, program) for *_, store in together],
-                [store for *_, store in together],
-                device.number,
-                shapes=shapes if program.matrices else None,
-            )
-            launch = bind(backend, program, rows)
-            made += [Group(planned, named, offset, store, launch) for planned, named, offset, store in together]
-    return made
-
-
-def _together(backend: str, groups: list[Group]) -> Callable[[list], list[tuple]] | None:
-    """Return what prepares a step of several groups at once, if their rules have totals over all parameters."""
-    programs = [group.plan.program for group in groups]
-    require_together(programs)
-    if len(groups) == 1 or not programs[0].over_all:
-        return None
-    launches = [group.launch for group in groups]
-    return lambda numbers: steps(backend, [(own, *rest) for own, rest in zip(launches, numbers, strict=True)])
 
 
 def _device_for(backend: Any, values: Mapping[str, Array]) -> Device:
