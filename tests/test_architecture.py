@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "c": {"formats", "rules", "compiler"},
     "cpu": {"errors", "formats", "compiler", "launch"},
     "cuda": {"errors", "formats", "compiler", "launch", "c"},
-    "javascript": {"errors", "compiler"},  # a language only: it prints, and runs nothing
+    "javascript": {"errors", "compiler", "rules"},  # a language only: it prints, and runs nothing
     "backends": {"errors", "compiler", "launch"},  # a table with the names of the three above, imported when used
     "arrays": {"errors", "formats", "launch"},
     "store": {"formats", "compiler", "arrays"},

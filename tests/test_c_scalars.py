@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from c_kernels import COMPILERS, HAS_FMA, CKernels, compile_c
 from cases import CASES, warming
 
 import fastopt
-from fastopt.kernels.c.printer import entry, header, print_export, print_host_functions
+from fastopt.kernels.c.printer import entry, header, print_host_functions
 from fastopt.kernels.c.tile import names_of
 from fastopt.kernels.compiler.host import UntraceableError, trace_scalars
 from fastopt.kernels.compiler.noise import noise_keys
@@ -26,13 +27,13 @@ needs_gcc = pytest.mark.skipif(COMPILERS["gcc"] is None, reason="needs gcc")
 
 
 TIMES = [*range(1, 400), 1000, 4096, 99_999, 10**6, 2**40]
-RUNNING = (fastopt.NAdam, fastopt.ScheduleFreeSGD, fastopt.ScheduleFreeAdamW)
-"""Rules whose scalars are sums or products over all steps, which are not written in C."""
-WITH_SCALARS = {name: rule for name, rule in CASES.items() if not isinstance(rule, RUNNING)}
+WITH_SCALARS = dict(CASES)
 WITH_SCALARS |= {
     "clip": fastopt.ClipByGlobalNorm(fastopt.Adam(lr=0.01), max_norm=0.5),
     "max-lr": fastopt.Adam(lr=0.01, max_lr=0.1, weight_decay=0.3),
     "prodigy-bias-correction": fastopt.Prodigy(bias_correction=True),
+    "schedulefreesgd-weighted": fastopt.ScheduleFreeSGD(lr=0.1, r=0.5, warmup_steps=3.0),
+    "nadam-beta-0": fastopt.NAdam(betas=(0.0, 0.9)),
     "scheduled-clip": fastopt.ClipByGlobalNorm(fastopt.SGD(lr=0.1), max_norm=warming),
 }
 
@@ -74,26 +75,19 @@ def test_the_scalars_of_a_step_are_those_of_the_rule(case, storage, scalars_libr
         assert "lr" in arguments
         if set(arguments) != set(trace_scalars(program, WITH_SCALARS[case]).arguments):
             continue  # a schedule was replaced by a number
-        for t in TIMES:
+        grows = isinstance(rule, fastopt.ScheduleFreeSGD | fastopt.ScheduleFreeAdamW) and rule.r
+        for t in TIMES if not grows else [t for t in TIMES if t < 10**5]:  # its loop is over all steps
             values = [float(x(t) if callable(x) else x) for x in arguments.values()]
             function(ctypes.c_int64(t), *map(ctypes.c_double, values), ctypes.c_void_p(out.ctypes.data))
             assert out.tolist() == np.array(scalars(t), program.dtype).tolist(), f"t = {t}"
 
 
-@pytest.mark.parametrize("case", [case for case, rule in CASES.items() if isinstance(rule, RUNNING)])
-def test_scalars_that_are_running_sums_are_refused_by_name_with_their_first_values(case):
-    rule = CASES[case]
-    program = trace(rule, "f32")
-    with pytest.raises(UntraceableError, match="more than 8 times, or loops"):
-        trace_scalars(program, rule)
-    text = print_export(program, rule, "fastopt export")
-    assert f"{type(rule).__name__}.scalars(t) cannot be written in C" in text
-    assert "_scalars_at(" not in text
-    found = {m[0]: m[1].split() for m in re.findall(r"^     (\w+) +(\S+ +\S+ +\S+)(?: \*/)?$", text, re.MULTILINE)}
-    for k, t in enumerate((1, 2, 3)):
-        expected = dict(zip(program.scalars, host_scalars(program, rule)(t), strict=True))
-        names = names_of(program)
-        assert {name: float(found[names[name]][k]) for name in program.scalars} == expected
+def add_inverse(total, k, power):
+    return total + math.exp(-power * math.log(k)) if k % 3 else 0.9 * total
+
+
+def add_accumulated(total, k):
+    return total + fastopt.accumulated(add_inverse, k, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -112,6 +106,15 @@ class Logged:
             return {"lr": math.sin(t)}
         if self.how == "text":
             return {"lr": self.lr + len(str(t))}
+        if self.how == "a loop of its own":
+            total, k = 0.0, 1
+            while k <= t:
+                total, k = total + 1 / k, k + 1
+            return {"lr": total}
+        if self.how == "learning rates accumulated":
+            return {"lr": fastopt.accumulated(add_inverse, t, 0.0, self.lr)}
+        if self.how == "accumulated twice":
+            return {"lr": fastopt.accumulated(add_accumulated, t, 0.0)}
         return {"lr": self.lr * math.exp(-math.log(t + 1.0)) + abs(math.sqrt(t) - 3) * (t >= 3)}
 
     def update(self, p, g, *, lr):
@@ -149,12 +152,58 @@ def test_a_schedule_may_end():
         trace_scalars(trace(never, "f32"), never)
 
 
-@pytest.mark.parametrize("how", ["a table", "other values", "math.sin", "text"])
-def test_scalars_that_cannot_be_followed_are_refused(how):
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("a table", "number of Python's"),
+        ("other values", "not what its expressions compute"),
+        ("math.sin", "number of Python's"),
+        ("text", "not what its expressions compute"),
+        ("a loop of its own", "more than 8 times, or loops"),
+        ("learning rates accumulated", "what a caller passes"),
+        ("accumulated twice", "what is itself accumulated"),
+    ],
+)
+def test_scalars_that_cannot_be_followed_are_refused_with_their_first_values(how, why):
     rule = Logged(how)
-    with pytest.raises(UntraceableError):
-        trace_scalars(trace(rule, "f32"), rule)
-    assert "Logged.scalars(t) cannot be written in C" in fastopt.export_source(rule)
+    program = trace(rule, "f32")
+    with pytest.raises(UntraceableError, match=why):
+        trace_scalars(program, rule)
+    text = fastopt.export_source(rule)
+    assert "Logged.scalars(t) cannot be written in C" in text
+    assert "_scalars_at(" not in text
+    found = {m[0]: m[1].split() for m in re.findall(r"^     (\w+) +(\S+ +\S+ +\S+)(?: \*/)?$", text, re.MULTILINE)}
+    for k, t in enumerate((1, 2, 3)):
+        assert float(found["lr"][k]) == host_scalars(program, rule)(t)[0]
+
+
+@dataclass(frozen=True)
+class Accumulating:
+    """A rule whose scalars accumulate, with branches and functions, over half of the steps and over all of them."""
+
+    lr: float = 0.1
+    k: Any = 2.0
+    x0: Any = 1.0
+
+    def scalars(self, t):
+        powers = fastopt.accumulated(add_inverse, t, 0.25, 1.5)
+        half = fastopt.accumulated(add_inverse, t / 2, 0.0, 0.5)
+        return {"lr": self.lr * powers + half * self.x0, "other": powers * half + self.k}
+
+    def update(self, p, g, *, lr, other):
+        return p - lr * g * other
+
+
+@needs_gcc
+def test_a_rule_of_ones_own_may_accumulate(tmp_path):
+    rule = Accumulating(k=lambda t: 1 / t, x0=lambda t: t + 0.5)
+    program = trace(rule, "f64")
+    library = CKernels([(program, rule)], tmp_path).library
+    function, out = getattr(library, f"{entry(program)}_scalars_at"), np.empty(2)
+    for t in [*range(1, 100), 7, 12_345]:
+        values = map(ctypes.c_double, (0.1, 1 / t, t + 0.5))
+        function(ctypes.c_int64(t), *values, ctypes.c_void_p(out.ctypes.data))
+        assert out.tolist() == list(host_scalars(program, rule)(t)), t
 
 
 @needs_gcc

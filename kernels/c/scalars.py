@@ -9,12 +9,15 @@ import textwrap
 from fastopt.kernels.c.language import C
 from fastopt.kernels.c.tile import RESERVED, wrapped
 from fastopt.kernels.compiler.host import (
+    Accumulation,
     Choice,
     Condition,
     Expression,
     Operand,
     Tree,
     UntraceableError,
+    expressions,
+    same,
     trace_scalars,
 )
 from fastopt.kernels.compiler.plan import host_scalars
@@ -31,6 +34,8 @@ _CALLED = {
     "sqrt": "sqrt",
     "abs": "fabs",
 }
+_LOCAL = re.compile(r"scalars|t|k|x\d+")
+"""Names in the printed function."""
 _COMPARED = {"less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">=", "equal": "==", "not_equal": "!="}
 
 
@@ -43,7 +48,7 @@ def print_scalars(program: Program, rule: Rule, names: dict[str, str], kind: str
         made = trace_scalars(program, rule)
     except UntraceableError as error:
         return _table(program, rule, names, str(error))
-    arguments = {name: f"{name}_" if name in RESERVED or name == "scalars" else name for name in made.arguments}
+    arguments = {name: f"{name}_" if name in RESERVED or _LOCAL.fullmatch(name) else name for name in made.arguments}
     comment = [f"{kind}_at: the scalars of step t = 1, 2, 3, ..., computed in double as fastopt's {_of(rule)} does."]
     comment += [f"  {arguments[name]:<8} {_meaning(value)}" for name, value in made.arguments.items()]
     comment += [
@@ -51,9 +56,11 @@ def print_scalars(program: Program, rule: Rule, names: dict[str, str], kind: str
         " rounds to nearest. What Python refuses (a division by zero, an overflow) is infinite or NaN here; fastopt"
         " refuses scalars that are not finite."
     ]
+    if any(isinstance(x, Accumulation) for x in expressions(made.tree)):
+        comment += ["It loops over steps up to t, for what depends on all of them."]
     given = ["int64_t t", *(f"double {x}" for x in arguments.values()), f"{kind} *scalars"]
     known: dict[object, str] = {"t": "(double)t", **arguments}
-    body = _tree(made.tree, program, names, known, 1)
+    body = _tree(made.tree, {x: names[x] for x in program.scalars}, C.types[program.dtype.name], known, 1)
     unused = [x for x in ("t", *arguments.values()) if not any(_mentions(line, x) for line in body)]
     return [
         *commented(comment),
@@ -115,26 +122,61 @@ def _text(x: Operand, known: dict[object, str]) -> Text:
     return Text(f"{_CALLED[x.op]}({', '.join(args)})")
 
 
-def _tree(tree: Tree, program: Program, names: dict[str, str], known: dict[object, str], depth: int) -> list[str]:
+def _tree(tree: Tree, fields: dict[str, str], kind: str, known: dict[object, str], depth: int) -> list[str]:
+    """Compute fields, a table from scalar to name; those that a choice does not change come before it."""
     indent = "    " * depth
     if isinstance(tree, Choice):
-        return [
-            f"{indent}if ({_condition(tree.condition, known)}) {{",
-            *_tree(tree.yes, program, names, known, depth + 1),
-            f"{indent}}} else {{",
-            *_tree(tree.no, program, names, known, depth + 1),
-            f"{indent}}}",
-        ]
-    known, lines = dict(known), []
-    for x in _used_twice(list(tree.values())):
-        text = _text(x, known)
-        known[id(x)] = f"x{len(lines)}"
-        lines.append(f"{indent}const double {known[id(x)]} = {text};")
-    kind = C.types[program.dtype.name]
-    for name in program.scalars:
-        text = _text(tree[name], known)
-        lines.append(f"{indent}scalars->{names[name]} = {text if kind == 'double' else f'(float){text.within(ATOM)}'};")
+        before = {x: name for x, name in fields.items() if same(tree.yes, tree.no, x)}
+        chosen = {x: name for x, name in fields.items() if x not in before}
+        lines = _tree(tree.yes, before, kind, known, depth) if before else []
+        if chosen:
+            yes, no = (_tree(part, chosen, kind, known, depth + 1) for part in (tree.yes, tree.no))
+            lines += [f"{indent}if ({_condition(tree.condition, known)}) {{", *yes]
+            lines += [f"{indent}}} else {{", *no, f"{indent}}}"]
+        return lines
+    known, lines = _named([tree[x] for x in fields], known, indent)
+    for x, name in fields.items():
+        text = _text(tree[x], known)
+        lines.append(f"{indent}scalars->{name} = {text if kind == 'double' else f'(float){text.within(ATOM)}'};")
     return lines
+
+
+def _named(roots: list[Operand], known: dict[object, str], indent: str) -> tuple[dict[object, str], list[str]]:
+    """Give names to what is used twice and to what loops; return what has names now, and the lines that compute it."""
+    known, lines = dict(known), []
+    for x in _worth_a_name(roots):
+        name = f"x{sum(_LOCAL.fullmatch(text) is not None for text in known.values())}"
+        lines += (
+            _loop(x, name, known, indent)
+            if isinstance(x, Accumulation)
+            else [f"{indent}const double {name} = {_text(x, known)};"]
+        )
+        known[id(x)] = name
+    return known, lines
+
+
+def _loop(x: Accumulation, name: str, known: dict[object, str], indent: str) -> list[str]:
+    """Compute an accumulation in a loop over k, whose body knows k and the number so far."""
+
+    def body(tree: Tree, indent: str) -> list[str]:
+        own: dict[object, str] = {"t": "(double)k", "x": name}
+        if isinstance(tree, Choice):
+            yes, no = (body(part, f"{indent}    ") for part in (tree.yes, tree.no))
+            return [
+                f"{indent}if ({_condition(tree.condition, own)}) {{",
+                *yes,
+                f"{indent}}} else {{",
+                *no,
+                f"{indent}}}",
+            ]
+        return [f"{indent}{name} = {_text(tree['x'], own)};"]
+
+    return [
+        f"{indent}double {name} = {number(x.start)};",
+        f"{indent}for (int64_t k = 1; (double)k <= {_text(x.args[0], known).within(SUM)}; ++k) {{",
+        *body(x.body, f"{indent}    "),
+        f"{indent}}}",
+    ]
 
 
 def _condition(condition: Condition, known: dict[object, str]) -> str:
@@ -142,8 +184,8 @@ def _condition(condition: Condition, known: dict[object, str]) -> str:
     return f"{a.within(SUM)} {_COMPARED[condition.op]} {b.within(SUM)}"
 
 
-def _used_twice(roots: list[Operand]) -> list[Expression]:
-    """List the operations that several others use, operands first."""
+def _worth_a_name(roots: list[Operand]) -> list[Expression]:
+    """List the operations that several others use, and accumulations, operands first."""
     uses: dict[int, int] = {}
     order: list[Expression] = []
 
@@ -157,7 +199,7 @@ def _used_twice(roots: list[Operand]) -> list[Expression]:
 
     for root in roots:
         visit(root)
-    return [x for x in order if uses[id(x)] > 1]
+    return [x for x in order if uses[id(x)] > 1 or isinstance(x, Accumulation)]
 
 
 def _table(program: Program, rule: Rule, names: dict[str, str], why: str) -> list[str]:

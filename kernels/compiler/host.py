@@ -1,9 +1,10 @@
 """`scalars(t)` of a rule as expressions, for languages other than Python: traced on symbols, or refused with a reason.
 
 A rule's `scalars` is any Python. It is called on a symbol for t, and for each setting that a caller passes; where it
-branches on one, it is called again for the other answer, so that what it computes becomes a tree of choices. What a
-symbol cannot follow (a loop that ends by t, a cache, a function other than `sqrt`, `exp` and `log`) is refused, and so
-is an expression that is not equal to `scalars` where both are tried.
+branches on one, it is called again for the other answer, so that what it computes becomes a tree of choices. A loop
+over the steps up to t is followed where it is `accumulated`. What a symbol cannot follow (another loop that ends by t,
+a cache, a function other than `sqrt`, `exp` and `log`) is refused, and so is an expression that is not equal to
+`scalars` where both are tried.
 """
 
 from __future__ import annotations
@@ -51,6 +52,29 @@ class Expression:
 
     def __bool__(self) -> bool:
         return bool(Condition("not_equal", self, 0.0))
+
+    def accumulated(self, step: FunctionType, start: Any, settings: tuple) -> Accumulation:
+        """Return what `accumulated` is after as many steps as this says."""
+        return Accumulation(self, step, start, settings)
+
+
+class Accumulation(Expression):
+    """xₙ of x₀ = start, xₖ = step(xₖ₋₁, k, *settings); `body` is a tree of "x", from the inputs "x" and "t", here k."""
+
+    __slots__ = ("body", "reached", "start")
+
+    def __init__(self, n: Expression, step: FunctionType, start: Any, settings: tuple):
+        super().__init__("accumulated", (n,))
+        if any(isinstance(x, Expression) for x in (start, *settings)):
+            raise UntraceableError("scalars accumulates over steps what a caller passes for one: lr, or a schedule.")
+        traced = _rebound(step, {})
+        x, k = Expression("input", name="x"), Expression("input", name="t")
+        self.start = float(start)
+        self.reached: tuple[int, float] = (0, self.start)
+        """Steps computed by `evaluate` so far, and the number then."""
+        self.body = _branches(lambda: {"x": operand(traced(x, k, *settings))})
+        if any(isinstance(e, Accumulation) for e in expressions(self.body)):
+            raise UntraceableError("scalars accumulates over steps what is itself accumulated.")
 
 
 class Condition:
@@ -116,11 +140,14 @@ _PATH: ContextVar[_Path] = ContextVar("_PATH")
 
 
 def _same(a: Any, b: Any) -> bool:
+    """Whether two operands, or two conditions, are the same operations of the same inputs."""
     if isinstance(a, Condition) and isinstance(b, Condition):
         return a.op == b.op and _same(a.a, b.a) and _same(a.b, b.b)
+    if isinstance(a, Accumulation) and isinstance(b, Accumulation):
+        return a is b or (a.start == b.start and same(a.body, b.body, "x") and _same(a.args[0], b.args[0]))
     if isinstance(a, Expression) and isinstance(b, Expression):
-        same = a.op == b.op and a.name == b.name and len(a.args) == len(b.args)
-        return a is b or (same and all(map(_same, a.args, b.args)))
+        alike = a.op == b.op and a.name == b.name and len(a.args) == len(b.args)
+        return a is b or (alike and all(map(_same, a.args, b.args)))
     return type(a) is type(b) is float and a == b
 
 
@@ -226,14 +253,8 @@ def _symbolic(rule: Any, arguments: dict[str, Any], known: dict[int, FunctionTyp
     return copy
 
 
-def trace_scalars(program: Program, rule: Rule) -> HostScalars:
-    """Trace `rule.scalars`.
-
-    Raises:
-        UntraceableError: it does what cannot be followed, or is not what its expressions compute.
-
-    """
-    arguments: dict[str, Any] = {}
+def _branches(leaf: Callable[[], dict[str, Operand]]) -> Tree:
+    """Compute the leaves of a tree, calling `leaf` once for each of them."""
     runs = 0
 
     def tree(given: tuple[bool, ...]) -> Tree:
@@ -244,18 +265,32 @@ def trace_scalars(program: Program, rule: Rule) -> HostScalars:
         path = _Path(given)
         before = _PATH.set(path)
         try:
-            copy = _symbolic(rule, {}, {})
-            found = copy.scalars(Expression("input", name="t"))
-            leaf = {name: operand(found[name]) for name in program.scalars}
+            found = leaf()
         finally:
             _PATH.reset(before)
         if len(path.asked) == len(given):
-            return leaf
+            return found
         return Choice(path.asked[len(given)], tree((*given, True)), tree((*given, False)))
+
+    return tree(())
+
+
+def trace_scalars(program: Program, rule: Rule) -> HostScalars:
+    """Trace `rule.scalars`.
+
+    Raises:
+        UntraceableError: it does what cannot be followed, or is not what its expressions compute.
+
+    """
+    arguments: dict[str, Any] = {}
+
+    def leaf() -> dict[str, Operand]:
+        found = _symbolic(rule, {}, {}).scalars(Expression("input", name="t"))
+        return {name: operand(found[name]) for name in program.scalars}
 
     try:
         _symbolic(rule, arguments, {})
-        made = HostScalars(arguments, tree(()))
+        made = HostScalars(arguments, _branches(leaf))
     except UntraceableError:
         raise
     except Exception as error:  # whatever Python's functions raise when a symbol arrives
@@ -301,12 +336,40 @@ def evaluate(tree: Tree, values: dict[str, float]) -> dict[str, float]:
     return {name: _evaluate(x, values) for name, x in tree.items()}
 
 
+def same(a: Tree, b: Tree, name: str) -> bool:
+    """Whether two trees compute one of their numbers in the same way."""
+    if isinstance(a, Choice) and isinstance(b, Choice):
+        return _same(a.condition, b.condition) and same(a.yes, b.yes, name) and same(a.no, b.no, name)
+    return isinstance(a, dict) and isinstance(b, dict) and _same(a[name], b[name])
+
+
+def expressions(tree: Tree) -> Iterator[Expression]:
+    """Go through all expressions of a tree, those of its conditions included; what is used twice comes twice."""
+    if isinstance(tree, Choice):
+        waiting: list[Operand] = [tree.condition.a, tree.condition.b]
+        yield from (e for part in (tree.yes, tree.no) for e in expressions(part))
+    else:
+        waiting = list(tree.values())
+    while waiting:
+        x = waiting.pop()
+        if isinstance(x, Expression):
+            yield x
+            waiting += x.args
+
+
 def _evaluate(x: Operand, values: dict[str, float]) -> float:
     if not isinstance(x, Expression):
         return x
     if x.op == "input":
         return values[x.name]
     args = [_evaluate(a, values) for a in x.args]
+    if isinstance(x, Accumulation):
+        k, value = x.reached if x.reached[0] <= args[0] else (0, x.start)
+        while k + 1 <= args[0]:
+            k += 1
+            value = evaluate(x.body, {"x": value, "t": float(k)})["x"]
+        x.reached = (k, value)
+        return value
     if x.op in _FUNCTIONS:
         return getattr(math, x.op)(*args)
     try:

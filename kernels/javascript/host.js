@@ -8,14 +8,18 @@ function $mod(a, b) {
   return r !== 0 && r < 0 !== b < 0 ? r + b : r;
 }
 
-// Remembers results by arguments, as functools.lru_cache does.
-function $remembered(f) {
-  const known = new Map();
-  return (...given) => {
-    const key = given.join();
-    if (!known.has(key)) known.set(key, f(...given));
-    return known.get(key);
-  };
+// `accumulated` of Python's, which remembers what it was last asked for too.
+const latest = new Map();
+function $accumulated(step, t, start, ...settings) {
+  const key = [step.name, start, ...settings].join();
+  let [k, x] = latest.get(key) ?? [0, start];
+  if (k > t) [k, x] = [0, start];
+  while (k + 1 <= t) {
+    k++;
+    x = step(x, k, ...settings);
+  }
+  latest.set(key, [k, x]);
+  return x;
 }
 
 const unknownBits = (name) => (...given) => {

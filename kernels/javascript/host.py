@@ -18,6 +18,7 @@ from typing import Any
 
 from fastopt.errors import RuleError
 from fastopt.kernels.javascript.language import WORDS
+from fastopt.kernels.rules.accumulated import accumulated
 
 _KNOWN: dict[Any, str] = {
     math.sqrt: "Math.sqrt",
@@ -28,6 +29,7 @@ _KNOWN: dict[Any, str] = {
     max: "$max",
     float: "Number",
     int: "Math.trunc",
+    accumulated: "$accumulated",
 }
 """What is called by another name; names with a dollar hide none of Python's."""
 _OPERATORS = {
@@ -82,8 +84,7 @@ class _Printer:
         tree = ast.parse(textwrap.dedent(inspect.getsource(plain))).body[0]
         assert isinstance(tree, ast.FunctionDef)
         text = _Function(self, plain, cls, tree).text(name)
-        remembers = hasattr(function, "cache_parameters")  # by functools.lru_cache
-        self.printed[name] = f"{text}\n{name} = $remembered({name});" if remembers else text
+        self.printed[name] = text
 
 
 class _Function:

@@ -1,5 +1,6 @@
 """The update rules, one file each, and RULES, the table that tests, docs and benchmarks iterate over."""
 
+from fastopt.kernels.rules.accumulated import accumulated
 from fastopt.kernels.rules.adabelief import AdaBelief
 from fastopt.kernels.rules.adadelta import Adadelta
 from fastopt.kernels.rules.adagrad import Adagrad
@@ -102,6 +103,7 @@ __all__ = [
     "StableAdamW",
     "Yogi",
     "ZeroGradients",
+    "accumulated",
     "matrixwise",
     "skip_unless",
     "total",

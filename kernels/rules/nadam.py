@@ -1,13 +1,13 @@
 """NAdam: Adam with Nesterov's look-ahead and a momentum that warms up."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import sqrt
 from typing import ClassVar
 
 import numpy as np
 
 from fastopt.errors import SettingError
+from fastopt.kernels.rules.accumulated import accumulated
 from fastopt.kernels.rules.settings import DECAY_RATE, NONNEGATIVE, Setting, check
 
 
@@ -104,24 +104,13 @@ def _momentum(t, beta1, momentum_decay):
     return beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
 
 
-@lru_cache(maxsize=64)
-def _latest(beta1, momentum_decay):
-    """Return the cell that remembers the product last asked for, as (t, Πₜ)."""
-    return [(0, 1.0)]
+def _times(product, k, beta1, momentum_decay):
+    return product * _momentum(k, beta1, momentum_decay)
 
 
 def _product(t, beta1, momentum_decay):
-    """Multiply μ₁ ⋯ μₜ from left to right: the same bits whether t is reached step by step or at once.
+    """Multiply μ₁ ⋯ μₜ from left to right.
 
-    It goes on from the product last asked for, so the next step costs one multiplication. Once 1 − Πₜ rounds to 1 the
-    product no longer shows and stays as it is: at most 38/(1 − β₁) multiplications reach any t.
+    Each is at most β₁, so after 38/(1 − β₁) of them the product is below 2⁻⁵⁴, and 1 − Πₜ rounds to 1.
     """
-    latest = _latest(beta1, momentum_decay)
-    k, product = latest[0]
-    if k > t:
-        k, product = 0, 1.0
-    while k < t and 1 - product < 1:
-        k += 1
-        product *= _momentum(k, beta1, momentum_decay)
-    latest[0] = (k, product)  # one assignment of a tuple: threads that step at once only lose each other's progress
-    return product
+    return accumulated(_times, min(t, int(38 / (1 - beta1))), 1.0, beta1, momentum_decay)

@@ -1,7 +1,6 @@
 """Schedule-Free SGD and AdamW: an average of the iterates takes the place of a falling learning rate."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import sqrt
 from typing import Any, ClassVar
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from fastopt.checks import Interval
 from fastopt.errors import SettingError
+from fastopt.kernels.rules.accumulated import accumulated
 from fastopt.kernels.rules.settings import DECAY_RATE, FINITE, NONNEGATIVE, Setting, check
 
 SHARE = Interval(0.0, 1.0, low_open=True)
@@ -232,20 +232,10 @@ def _weight(t, warmup_steps, r, power):
     return t**r * (min(1.0, t / warmup_steps) ** power if warmup_steps else 1.0)
 
 
-@lru_cache(maxsize=64)
-def _latest(warmup_steps, r, power):
-    """Return the cell that remembers the sum last asked for, as (t, w₁ + … + wₜ)."""
-    return [(0, 0.0)]
+def _add(total, k, warmup_steps, r, power):
+    return total + _weight(k, warmup_steps, r, power)
 
 
 def _total(t, warmup_steps, r, power):
-    """Add w₁ + … + wₜ from left to right: the same bits whether t is reached step by step or at once."""
-    latest = _latest(warmup_steps, r, power)
-    k, total = latest[0]
-    if k > t:
-        k, total = 0, 0.0
-    while k < t:
-        k += 1
-        total += _weight(k, warmup_steps, r, power)
-    latest[0] = (k, total)  # one assignment of a tuple: threads that step at once only lose each other's progress
-    return total
+    """Add w₁ + … + wₜ from left to right."""
+    return accumulated(_add, t, 0.0, warmup_steps, r, power)
