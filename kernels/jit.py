@@ -134,7 +134,9 @@ def entry_point(kernel: Any) -> Any:
 @cache
 def _folder_name(intrinsics: bool) -> str:
     """Name the folder of compiled modules: by whatever changes the code they become, besides their own text."""
-    sources = "".join(_source(f"fastopt.kernels.cpu.{name}") for name in ("jobs", "memory", "values") if intrinsics)
+    sources = "".join(
+        _source(f"fastopt.kernels.cpu.{name}") for name in ("apply", "jobs", "memory", "values") if intrinsics
+    )
     return f"numba{numba.__version__}-{_hash(sources)[:8]}"
 
 

@@ -53,9 +53,9 @@ UNIT_OF = {
 }
 # package that is slow to import or optional → the modules that import it
 HEAVY = {
-    "numba": {f"fastopt.{name}" for name in ("kernels.jit", "kernels.cpu.jobs", "kernels.cpu.memory",
-                                             "kernels.cpu.totals", "kernels.cpu.values", "kernels.cpu.wait",
-                                             "torch.check_tensors", "bench.record")},
+    "numba": {f"fastopt.{name}" for name in ("kernels.jit", "kernels.cpu.apply", "kernels.cpu.jobs",
+                                             "kernels.cpu.memory", "kernels.cpu.totals", "kernels.cpu.values",
+                                             "kernels.cpu.wait", "torch.check_tensors", "bench.record")},
     "llvmlite": {f"fastopt.{name}" for name in ("kernels.cpu.jobs", "kernels.cpu.memory", "kernels.cpu.values",
                                                 "kernels.cpu.tuning", "torch.check_tensors", "demo.machine",
                                                 "bench.record")},

@@ -13,9 +13,9 @@ import operator
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from fastopt.kernels.cpu.values import LANES, WORD, VectorType, converted, select, word
+from fastopt.kernels.cpu.values import LANES, WORD, select, typed_first, word
 
 _BYTE, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 
@@ -61,17 +61,18 @@ def buffer(typingctx, address, first, dtype, k, count):
     return result(address, first, dtype, k, count), codegen
 
 
-@intrinsic
-def scratch(typingctx, dtype):
-    """Return the address of memory on this call's stack for `SCRATCH` elements, to be read through a `buffer`."""
+@intrinsic(prefer_literal=True)
+def scratch(typingctx, dtype, k, count):
+    """Return buffer `k` of the `count` buffers of a kernel, of `SCRATCH` elements on this call's stack."""
+    result = BufferType(dtype.instance_type, k.literal_value, count.literal_value)
 
     def codegen(context, builder, signature, args):
-        kind = ir.ArrayType(context.get_value_type(dtype.instance_type), SCRATCH)
+        kind = ir.ArrayType(context.get_value_type(result.dtype), SCRATCH)
         memory = cgutils.alloca_once(builder, kind)
         memory.align = 64
         return builder.ptrtoint(memory, _I64)
 
-    return types.int64(dtype), codegen
+    return result(dtype, k, count), codegen
 
 
 def _element_at(context, builder, buffer_type, address, index):
@@ -116,14 +117,9 @@ def _prefetch(builder, address):
     builder.call(function, [pointer, flag(0), flag(3), flag(1)])  # to read, into every cache level, data
 
 
-@type_callable(operator.getitem)
-def _type_getitem(context):
-    def typer(buffer_type, index):
-        if isinstance(buffer_type, BufferType) and isinstance(index, types.Integer):
-            return buffer_type.value
-        return None
-
-    return typer
+@typed_first(operator.getitem)
+def _type_getitem(buffer_type, index):
+    return buffer_type.value if isinstance(buffer_type, BufferType) and isinstance(index, types.Integer) else None
 
 
 @lower_builtin(operator.getitem, BufferType, types.Integer)
@@ -133,14 +129,10 @@ def _lower_getitem(context, builder, signature, args):
     return builder.zext(loaded, _I32) if signature.args[0].narrow else loaded
 
 
-@type_callable(operator.setitem)
-def _type_setitem(context):
-    def typer(buffer_type, index, value):
-        if isinstance(buffer_type, BufferType) and isinstance(index, types.Integer) and value == buffer_type.value:
-            return types.none
-        return None
-
-    return typer
+@typed_first(operator.setitem)
+def _type_setitem(buffer_type, index, value):
+    known = isinstance(buffer_type, BufferType) and isinstance(index, types.Integer) and value == buffer_type.value
+    return types.none if known else None
 
 
 @lower_builtin(operator.setitem, BufferType, types.Integer, types.Any)
@@ -151,40 +143,31 @@ def _lower_setitem(context, builder, signature, args):
     return context.get_dummy_value()
 
 
-@intrinsic(prefer_literal=True)
-def vector(typingctx, view, i, k):
+def load_vector(context, builder, buffer_type, address, i, k):
     """Read vector number k of those that begin at element i of a buffer."""
-
-    def codegen(context, builder, signature, args):
-        buffer_type = signature.args[0]
-        pointer = _vector_at(context, builder, buffer_type, *args[:2], k.literal_value, LANES)
-        loaded = builder.load(pointer, align=_alignment(context, buffer_type))
-        _declare_scopes(builder, loaded, buffer_type)
-        return builder.zext(loaded, ir.VectorType(_I32, LANES)) if buffer_type.narrow else loaded
-
-    return VectorType(view.value)(view, i, k), codegen
+    pointer = _vector_at(context, builder, buffer_type, address, i, k, LANES)
+    loaded = builder.load(pointer, align=_alignment(context, buffer_type))
+    _declare_scopes(builder, loaded, buffer_type)
+    return builder.zext(loaded, ir.VectorType(_I32, LANES)) if buffer_type.narrow else loaded
 
 
-@intrinsic(prefer_literal=True)
-def store(typingctx, view, i, k, vectors):
-    """Write a tuple of vectors to a buffer as number k and after, of narrow elements the lowest bits."""
+def store_vectors(context, builder, buffer_type, address, i, k, vectors):
+    """Write vectors to a buffer as number k and after, of narrow elements the lowest bits."""
+    while len(vectors) > 1 and not _NARROWS:
+        both = ir.Constant(ir.VectorType(_I32, 2 * vectors[0].type.count), list(range(2 * vectors[0].type.count)))
+        vectors = [builder.shuffle_vector(a, b, both) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+    for number, x in enumerate(vectors, k):
+        pointer = _vector_at(context, builder, buffer_type, address, i, number, x.type.count)
+        x = builder.trunc(x, pointer.type.pointee) if buffer_type.narrow else x
+        _declare_scopes(builder, builder.store(x, pointer, align=_alignment(context, buffer_type)), buffer_type)
 
-    def codegen(context, builder, signature, args):
-        buffer_type, kinds = signature.args[0], signature.args[3]
-        whole = VectorType(buffer_type.value)
-        given = zip(cgutils.unpack_tuple(builder, args[3]), kinds, strict=True)
-        parts = [converted(context, builder, x, kind, whole) for x, kind in given]
-        while len(parts) > 1 and not _NARROWS:
-            both = ir.Constant(ir.VectorType(_I32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
-            parts = [builder.shuffle_vector(a, b, both) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-        for number, part in enumerate(parts, k.literal_value):
-            pointer = _vector_at(context, builder, buffer_type, *args[:2], number, part.type.count)
-            x = builder.trunc(part, pointer.type.pointee) if buffer_type.narrow else part
-            stored = builder.store(x, pointer, align=_alignment(context, buffer_type))
-            _declare_scopes(builder, stored, buffer_type)
-        return context.get_dummy_value()
 
-    return types.void(view, i, k, vectors), codegen
+def prefetch_vectors(context, builder, buffer_type, address, first, count):
+    """Prefetch so many vectors of a buffer from element `first` on."""
+    size = _size(context, buffer_type)
+    begin = builder.add(address, builder.mul(first, _I64(size)))
+    for offset in range(0, count * LANES * size, 64):
+        _prefetch(builder, builder.add(begin, _I64(offset)))
 
 
 def _vector_at(context, builder, buffer_type, address, index, number, count):
@@ -199,20 +182,6 @@ def _alignment(context, buffer_type):
 
 def _size(context, buffer_type):
     return context.get_abi_sizeof(context.get_value_type(buffer_type.dtype))
-
-
-@intrinsic(prefer_literal=True)
-def fetch(typingctx, view, i, far, count):
-    """Prefetch so many vectors of a buffer, from `far` elements beyond element i on."""
-
-    def codegen(context, builder, signature, args):
-        size = _size(context, view)
-        first = builder.add(args[0], builder.mul(builder.add(args[1], args[2]), _I64(size)))
-        for offset in range(0, count.literal_value * LANES * size, 64):
-            _prefetch(builder, builder.add(first, _I64(offset)))
-        return context.get_dummy_value()
-
-    return types.void(view, i, far, count), codegen
 
 
 @intrinsic

@@ -9,8 +9,9 @@ from fastopt.kernels.cache import short
 from fastopt.kernels.compiler.program import Program
 
 IMPORTED = {
+    "apply": "apply",
     "jobs": "claim restore_mode standard_mode wide_vectors",
-    "memory": "buffer fetch one_nan one_nan_of_two prefetch scratch store tile_total vector",
+    "memory": "buffer one_nan one_nan_of_two prefetch scratch tile_total",
     "values": "LANES ceil copysign each fabs floor from_bits high join low ramp rint select sign sqrt to_float top"
     " trunc umax word",
 }

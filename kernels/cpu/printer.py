@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import sys
-from itertools import zip_longest
 
 from fastopt.kernels.compiler.lowering import Loop, common, expression, lower, printed_names
 from fastopt.kernels.compiler.program import SKIPPED, Program
@@ -97,7 +96,7 @@ def print_source(program: Program) -> str:
         convert += ["key0, key1 = word(key0), word(key1)"]
     if spills or program.compressed:
         convert.insert(0, "wide_vectors()")
-    convert += [f"{name}_at = scratch({dtype.name})" for name, dtype in spills]
+    convert += [f"{name} = scratch({dtype.name}, {k}, {count})" for k, (name, dtype) in enumerate(spills, len(buffers))]
     for b in program.buffers:
         if b.of_row and b.name != SKIPPED:
             convert.append(f"{names[b.name]} = {program.dtype.name}(buffer({names[b.name]}_at, 0, float64, 0, 0)[0])")
@@ -109,9 +108,7 @@ def print_source(program: Program) -> str:
         if paired and not b.tiled:
             first, kind = "strip // 2", f"uint{16 * b.dtype.itemsize}"
         views.append(f"{names[b.name]} = buffer({names[b.name]}_at, {first}, {kind}")
-    views += [f"{name} = buffer({name}_at, 0, {dtype.name}" for name, dtype in spills]
-    views = [f"{view}, {k}, {count})" for k, view in enumerate(views)]
-    views = [view for view, b in zip_longest(views, program.buffers) if b is None or not b.of_row]
+    views = [f"{view}, {k}, {count})" for k, view in enumerate(views) if not program.buffers[k].of_row]
     elements, length = STRIP, "chunk"
     if program.noise or program.tiled:
         elements, length = HALF if program.stages and not program.compressed else TILE, str(TILE)
@@ -149,7 +146,7 @@ def print_source(program: Program) -> str:
             "",
             "",
             *functions,
-            '@njit(nogil=True, error_model="numpy")',
+            '@njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy")',
             *wrapped(f"def {function_name(program)}(", arguments, "):"),
             "    mode = standard_mode()",
             *(f"    {line}" for line in convert),

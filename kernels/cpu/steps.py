@@ -14,7 +14,12 @@ MOST_ARGUMENTS = 28
 """Arguments of a function that Numba inlines: Python passes more than 30 in a tuple, so here they come in several."""
 
 
-def _groups(names: list[str]) -> list[list[str]]:
+INLINED = '@njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")'
+"""How a function that only a kernel calls is compiled: what would make it callable from elsewhere takes time."""
+
+
+def grouped(names: list) -> list[list]:
+    """Divide arguments, or their types, into as many groups as such a function needs."""
     return [names[k : k + MOST_ARGUMENTS] for k in range(0, len(names), MOST_ARGUMENTS)]
 
 
@@ -25,6 +30,8 @@ class Step(NamedTuple):
     call: Callable[[Sequence[str], Sequence[str], Callable[[str], str]], str]  # of elements, reloads, other names
     loads: list[str]  # buffers of which it takes an element
     reloads: list[str]  # spilled values that it takes
+    uniform: list[str]  # what is the same for all elements
+    sequences: list[str]  # words of an element's own: of sequences, or its index
     stores: list[str]  # buffers of which it returns an element
     spills: list[str]  # values that it returns for later loops
     maxima: list[str]  # words that it returns, of which the largest is wanted
@@ -45,25 +52,26 @@ def print_step(loop: Loop, name: str, names: dict[str, str], program: Program) -
     uniform = [*(names[b.name] + "_i" for b in program.buffers if b.tiled), *(names[s] for s in program.scalars)]
     uniform += [names[b.name] for b in program.buffers if b.of_row]
     own = {f"{b}_i" for b in loads} | {v.name for v in loop.lines} | set(reloads)
-    known = ["index", *uniform, *sorted(name for name in mentioned if re.fullmatch(r"(x|max)\d+", name))]
-    used = [name for name in known if name in mentioned - own]
-    parameters = [*(f"{b}_i" for b in loads), *reloads, *used]
+    moving = [name for name, _, _ in loop.sequences]
+    known = [*uniform, *sorted(name for name in mentioned if re.fullmatch(r"(x|max)\d+", name) and name not in moving)]
+    uniform, moving = ([name for name in some if name in mentioned - own] for some in (known, ["index", *moving]))
+    parameters = [*(f"{b}_i" for b in loads), *reloads, *uniform, *moving]
     packed = len(parameters) > MOST_ARGUMENTS
     if packed:
-        groups = _groups(parameters)
+        groups = grouped(parameters)
         lines = [f"({', '.join(group)},) = group{k}" for k, group in enumerate(groups)] + lines
         parameters = [f"group{k}" for k in range(len(groups))]
 
     def call(elements: Sequence[str], spilled: Sequence[str], other: Callable[[str], str]) -> str:
-        passed = [*elements, *spilled, *map(other, used)]
-        passed = [f"({', '.join(group)},)" for group in _groups(passed)] if packed else passed
+        passed = [*elements, *spilled, *map(other, [*uniform, *moving])]
+        passed = [f"({', '.join(group)},)" for group in grouped(passed)] if packed else passed
         return f"{name}({', '.join(passed)})"
 
     function = [
-        '@njit(forceinline=True, error_model="numpy")',
+        INLINED,
         *wrapped(f"def {name}(", parameters, "):"),
         *(f"    {line}" for line in lines),
         "",
         "",
     ]
-    return Step(function, call, loads, reloads, stores, spills, maxima)
+    return Step(function, call, loads, reloads, uniform, moving, stores, spills, maxima)

@@ -16,7 +16,7 @@ def totals(sums_at, starts, totals_at, before_at):
     that of the rows before, or with zero if there is none.
     """
     found, rows = buffer(totals_at, 0, float64, 0, 3), starts.size - 1
-    tile = buffer(scratch(float64), 0, float64, 1, 3)
+    tile = scratch(float64, 1, 3)
     whole = buffer(before_at, 0, float64, 0, 0)[0] if before_at else 0.0
     for row in range(rows):
         count = starts[row + 1] - starts[row]

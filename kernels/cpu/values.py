@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import inspect
 import operator
+from typing import ClassVar
 
 import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.codegen import get_host_cpu_features
-from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+from numba.core.typing.templates import AbstractTemplate, infer, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
 
 _I32 = ir.IntType(32)
 
@@ -123,11 +125,11 @@ def converted(context, builder, value, given, wanted):
     if isinstance(wanted, VectorType) and not isinstance(given, VectorType):
         none = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
         one = builder.insert_element(none, value, _I32(0))
-        value = builder.shuffle_vector(one, none, _number(ir.VectorType(_I32, LANES), 0))
+        value = builder.shuffle_vector(one, none, number(ir.VectorType(_I32, LANES), 0))
     return value
 
 
-def _number(kind, x):
+def number(kind, x):
     """Return a constant of an LLVM type, in each lane of a vector."""
     return ir.Constant(kind, [x] * kind.count if isinstance(kind, ir.VectorType) else x)
 
@@ -167,16 +169,18 @@ def select(builder, condition, a, b):
 @instruction(_same)
 def sign(builder, x):
     """Return −1, +0 or 1, and NaN for NaN, as np.sign does."""
-    zero, one = _number(x.type, 0.0), _number(x.type, 1.0)
-    negative = builder.select(builder.fcmp_ordered("<", x, zero), _number(x.type, -1.0), x)
+    zero, one = number(x.type, 0.0), number(x.type, 1.0)
+    negative = builder.select(builder.fcmp_ordered("<", x, zero), number(x.type, -1.0), x)
     signed = builder.select(builder.fcmp_ordered("==", x, zero), zero, negative)
     return builder.select(builder.fcmp_ordered(">", x, zero), one, signed)
 
 
-@instruction(_words)
-def umax(builder, a, b):
+def larger(builder, a, b):
     """Return the larger of two words."""
     return builder.select(builder.icmp_unsigned(">", b, a), b, a)
+
+
+umax = instruction(_words)(larger)
 
 
 def _pair(*operands):
@@ -187,25 +191,25 @@ def _pair(*operands):
 
 def _lowest(builder, bits):
     """Return a word whose lowest so many bits are set."""
-    return builder.sub(builder.shl(_number(bits.type, 1), bits), _number(bits.type, 1))
+    return builder.sub(builder.shl(number(bits.type, 1), bits), number(bits.type, 1))
 
 
-@instruction(_pair)
-def low(builder, pair, bits):
+def lower(builder, pair, bits):
     """Return the first of the two elements of so many bits that a word holds, on a little-endian machine."""
     return builder.and_(pair, _lowest(builder, bits))
 
 
-@instruction(_pair)
-def high(builder, pair, bits):
+def upper(builder, pair, bits):
     """Return the second of the two elements of so many bits that a word holds."""
     return builder.lshr(pair, bits)
 
 
-@instruction(_pair)
-def join(builder, a, b, bits):
+def joined(builder, a, b, bits):
     """Join the lowest so many bits of two words in one, from which `low` and `high` take them."""
     return builder.or_(builder.and_(a, _lowest(builder, bits)), builder.shl(b, bits))
+
+
+low, high, join = (instruction(_pair)(function) for function in (lower, upper, joined))
 
 
 @instruction(lambda x: (_like(types.float32, x), [x]) if _element(x) == WORD else None)
@@ -219,6 +223,28 @@ def _retyped(kind, element):
     return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
 
 
+def typed_first(function):
+    """Define the type of what a Python operator returns, to be asked for before all that Numba itself knows of it.
+
+    What is decorated takes the types of the operands, and returns that of the result, or None.
+    """
+
+    def define(typer):
+        class Template(AbstractTemplate):
+            key = function
+            metadata: ClassVar = {"target": "cpu"}  # which is more specific than Numba's "generic"
+
+            def generic(self, args, kws):
+                kind = typer(*args)
+                return None if kind is None else signature(kind, *args)
+
+        infer(Template)
+        infer_global(function, types.Function(Template))
+        return typer
+
+    return define
+
+
 def _operator(function, elements, build, result=None):
     """Define a Python operator as one LLVM instruction, of words, of vectors, and of one of these and numbers."""
 
@@ -228,13 +254,10 @@ def _operator(function, elements, build, result=None):
         kind = _common(*operands)
         return kind if kind is not None and _element(kind) in elements else None
 
-    @type_callable(function)
-    def type_operator(context):
-        def typer(*operands):
-            kind = kinds(*operands)
-            return kind if kind is None or result is None else _like(result, kind)
-
-        return typer
+    @typed_first(function)
+    def type_operator(*operands):
+        kind = kinds(*operands)
+        return kind if kind is None or result is None else _like(result, kind)
 
     def lower_operator(context, builder, signature, args):
         kind = kinds(*signature.args)
@@ -247,8 +270,8 @@ def _operator(function, elements, build, result=None):
     else:
         others = (*own, types.Number, types.Boolean)
         signatures = [(a, b) for a in others for b in others if a in own or b in own]
-    for signature in signatures:
-        lower_builtin(function, *signature)(lower_operator)
+    for kinds_of_operands in signatures:
+        lower_builtin(function, *kinds_of_operands)(lower_operator)
 
 
 _FLOATS, _BITS = (types.float32, types.float64), (WORD, types.boolean)

@@ -6,6 +6,8 @@ vectors; narrow elements are written several vectors at once, where packing them
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fastopt.kernels.compiler.lowering import Loop
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.cpu.steps import print_step
@@ -23,60 +25,53 @@ def print_vectors(
     made = print_step(loop, step, names, program)
     if not made.results:
         return [], ["pass"]
-    sizes = {names[b.name]: b.dtype.itemsize for b in program.buffers if b.elementwise}
-    halves, width = (("_0", "_1"), 2) if paired else (("",), 1)
-    size = {b: width * s for b, s in sizes.items()}  # bytes of what a lane holds
-    narrow = [b for b in made.stores if size[b] < 4]
-    at_once = max([2, *(4 // size[b] for b in narrow)])
+    size = {names[b.name]: b.dtype.itemsize for b in program.buffers if b.elementwise}
+    halves, width = (["_0", "_1"], 2) if paired else ([""], 1)
+    narrow = [width * size[b] for b in made.stores if width * size[b] < 4]  # bytes of what a lane holds
+    at_once = max([2, *(4 // bytes_ for bytes_ in narrow)])
     extent = f"{TILE // width}" if program.noise or program.tiled else f"count // {width}" if paired else "count"
-    sequences = [name for name, _, _ in loop.sequences]
-    # Without prefetches this would be one of what is loaded next: 2 to 3 % of a loop that only reads.
-    lines = [f"fetch({b}, i, far, {at_once})" for b in made.loads if program.compressed or processor_prefetches()]
-    for k in range(at_once):
-        if made.loads:
-            vectors = ", ".join(f"vector({b}, i, {k})" for b in made.loads)
-            lines.append(f"{', '.join(f'{b}_i' for b in made.loads)} = {vectors}")
-        for half, take in zip(halves, ("low", "high") if paired else ("",), strict=True):
+    # Without prefetches a fetch would be one of what is loaded next: 2 to 3 % of a loop that only reads.
+    far = "far" if program.compressed or processor_prefetches() else "None"
 
-            def other(name: str, half: str = half, k: int = k) -> str:
-                if name == "index":
-                    first = f"{width} * (i + {k} * LANES){' + 1' if half == '_1' else ''}"
-                    return f"ramp(word({first}), word({width}))"
-                return f"{name}_each{half}" if name in sequences else name
+    def of_halves(values: list[str]) -> str:
+        return _tuple(f"{v}_spill{half}" for half in halves for v in values)
 
-            elements = [f"{take}({b}_i, {8 * sizes[b]})" if paired else f"{b}_i" for b in made.loads]
-            spilled = [f"vector({v}_spill{half}, i, {k})" for v in made.reloads]
-            results = [f"{x}{half}" if paired or x in made.spills else f"{x}_{k}" for x in made.results]
-            lines.append(f"{', '.join(results)} = {made.call(elements, spilled, other)}")
-            lines += [f"store({v}_spill{half}, i, {k}, ({v}{half},))" for v in made.spills]
-            lines += [f"{v}_each = umax({v}_each, {v}{half or f'_{k}'})" for v in made.maxima]
-            lines += [f"{v}_each{half} = {v}_each{half} + {v}_step" for v in sequences]
-        for b in made.stores:
-            joined = f"join({b}_0, {b}_1, {8 * sizes[b]})" if paired else f"{b}_{k}"
-            if b not in narrow:
-                lines.append(f"store({b}, i, {k}, ({joined},))")
-            elif paired:
-                lines.append(f"{b}_pair{k} = {joined}")
-    for b in narrow:
-        parts = ", ".join(f"{b}_pair{k}" if paired else f"{b}_{k}" for k in range(at_once))
-        lines.append(f"store({b}, i, 0, ({parts},))")
+    largest = [f"{v}_each" for v in made.maxima]
+    moving = [[f"{v}_each{half}" for half in halves] for v in made.sequences]
+    steps = [f"{v}_step" for v in made.sequences]
+    arguments = {
+        "loads": _tuple(made.loads),
+        "reloads": of_halves(made.reloads),
+        "uniform": _tuple(made.uniform),
+        "sequences": _tuple(_tuple([*vectors, grows]) for vectors, grows in zip(moving, steps, strict=True)),
+        "stores": _tuple(made.stores),
+        "spills": of_halves(made.spills),
+        "maxima": _tuple(largest),
+    }
+    kept = [*largest, *(x for vectors in moving for x in vectors)]
+    begins = {"index": ("word(0)", "word(1)"), **{name: (first, grows) for name, first, grows in loop.sequences}}
     before = [
         *(f"{v.name} = {v.text}" for v in loop.uniform),
         *(f"{names[b]}[0] = {text}" for b, text in loop.tile_stores),
-        *(f"{v}_each = each(word(0))" for v in made.maxima),
+        *(f"{x} = each(word(0))" for x in largest),
     ]
-    for name, first, difference in loop.sequences:
-        if paired:
-            before += [
-                f"{name}_each_0 = ramp({first}, {difference} + {difference})",
-                f"{name}_each_1 = {name}_each_0 + {difference}",
-            ]
-        else:
-            before.append(f"{name}_each = ramp({first}, {difference})")
-        before.append(f"{name}_step = each({difference}) * ({width} * LANES)")
+    for name, vectors in zip(made.sequences, moving, strict=True):
+        first, grows = begins[name]
+        before.append(f"{vectors[0]} = ramp({first}, {' + '.join([grows] * width)})")
+        before += [f"{vectors[1]} = {vectors[0]} + {grows}"] if paired else []
+        before.append(f"{name}_step = each({grows}) * ({width} * LANES)")
     return made.function, [
         *before,
         f"for i in range(0, {extent}, {at_once} * LANES):",
-        *(f"    {line}" for line in lines),
-        *(f"{v} = top({v}_each)" for v in made.maxima),
+        f"    {', '.join(kept)}{' = ' * bool(kept)}apply(",
+        f"        {step}, {at_once}, {width}, i, {far},",
+        *(f"        {name}={names}," for name, names in arguments.items()),
+        "    )",
+        *(f"{v} = top({x})" for v, x in zip(made.maxima, largest, strict=True)),
     ]
+
+
+def _tuple(names: Iterable[str]) -> str:
+    """Write a tuple of names."""
+    names = list(names)
+    return f"({', '.join(names)}{',' * (len(names) == 1)})"

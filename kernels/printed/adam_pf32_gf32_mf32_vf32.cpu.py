@@ -15,7 +15,7 @@ SIGNATURE = types.void(
 )
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy")
 def adam_pf32_gf32_mf32_vf32(
     job, n, chunk, prefetching, p_at, g_at, m_at, v_at, beta1, rest1, beta2, rest2, step_size, root,
     eps, decay, keep,

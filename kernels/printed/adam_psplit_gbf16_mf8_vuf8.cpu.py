@@ -5,8 +5,9 @@ Reads and writes p, p.low, m, m.scale, v, v.scale; reads g: 14.0625 bytes per pa
 
 from numba import float32, float64, int32, intp, njit, types, uint16, uint32, uint8
 
+from fastopt.kernels.cpu.apply import apply
 from fastopt.kernels.cpu.jobs import claim, restore_mode, standard_mode, wide_vectors
-from fastopt.kernels.cpu.memory import buffer, fetch, one_nan_of_two, scratch, store, vector
+from fastopt.kernels.cpu.memory import buffer, one_nan_of_two, scratch
 from fastopt.kernels.cpu.values import LANES, each, from_bits, high, join, low, ramp, select, sqrt, top, umax, word
 
 SIGNATURE = types.void(
@@ -15,7 +16,7 @@ SIGNATURE = types.void(
 )
 
 
-@njit(forceinline=True, error_model="numpy")
+@njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
 def step_0(g_i, m_i, v_i, beta1, rest1, beta2, rest2, x10, x11, x9):
     x12 = from_bits(g_i << 16)
     m_new = beta1 * from_bits(word(from_bits(((m_i << 20) & 133169152) + x9) - x10) | ((m_i << 24) & 2147483648)) + rest1 * x12
@@ -24,7 +25,7 @@ def step_0(g_i, m_i, v_i, beta1, rest1, beta2, rest2, x10, x11, x9):
     return x13, m_new, v_new, word(m_new) & 2147483647, word(v_new) - 1
 
 
-@njit(forceinline=True, error_model="numpy")
+@njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
 def step_1(p_i, p_low_i, m_new, x13, v_new, step_size, root, eps, x15, x16, x17, x20, x21, x24):
     p_new = from_bits((p_i - (p_low_i >> 15) << 16) | p_low_i) - step_size * m_new / (x13 * root + eps)
     x22 = word(p_new)
@@ -33,7 +34,7 @@ def step_1(p_i, p_low_i, m_new, x13, v_new, step_size, root, eps, x15, x16, x17,
     return x22 + 32768 >> 16, x22 & 65535, word(from_bits(x23 & 2147483647) + x16) - select(x23 >= 2147483648, x17, x15) + (x24 >> 12) >> 20, select(x25 < x21, x21, x25) - x20 + ((x24 << 12) >> 12) >> 20, word(p_new) & word(2147483647)
 
 
-@njit(forceinline=True, error_model="numpy")
+@njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
 def step_2(g_i, m_i, v_i, beta1, rest1, beta2, rest2, x26, x27, x28):
     x29 = from_bits(g_i << 16)
     m_new = beta1 * from_bits(select((m_i & 127) == 127, word(2143289344), word(from_bits(word(from_bits(((m_i << 20) & 133169152) + x26) - x27) | ((m_i << 24) & 2147483648))))) + rest1 * x29
@@ -44,7 +45,7 @@ def step_2(g_i, m_i, v_i, beta1, rest1, beta2, rest2, x26, x27, x28):
     return x32, m_new, v_new, select(x30 < 2139095040, x30, word(0)), select(x31 < 2139095040, x31, word(0))
 
 
-@njit(forceinline=True, error_model="numpy")
+@njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
 def step_3(p_i, p_low_i, m_new, x32, v_new, step_size, root, eps, x34, x35, x37, x38, x41):
     p_new = from_bits((p_i - (p_low_i >> 15) << 16) | p_low_i) - step_size * m_new / (x32 * root + eps)
     x39 = word(p_new)
@@ -55,7 +56,7 @@ def step_3(p_i, p_low_i, m_new, x32, v_new, step_size, root, eps, x34, x35, x37,
     return x39 + 32768 >> 16, x39 & 65535, select(x42 >= 127, word(127), x42 | ((x40 >> 24) & 128)), select(v_new == float32(0.0), word(0), select((x44 > 255) | (x43 >= 2139095040), word(255), x44)), word(p_new) & word(2147483647)
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy")
 def adam_psplit_gbf16_mf8_vuf8(
     job, n, chunk, prefetching, p_at, p_low_at, g_at, m_at, m_scale_at, v_at, v_scale_at, key0,
     key1, offset, beta1, rest1, beta2, rest2, step_size, root, eps, decay, keep,
@@ -72,14 +73,14 @@ def adam_psplit_gbf16_mf8_vuf8(
     decay = float32(decay)
     keep = float32(keep)
     key0, key1 = word(key0), word(key1)
-    x13_spill_0_at = scratch(float32)
-    x13_spill_1_at = scratch(float32)
-    m_new_spill_0_at = scratch(float32)
-    m_new_spill_1_at = scratch(float32)
-    v_new_spill_0_at = scratch(float32)
-    v_new_spill_1_at = scratch(float32)
-    x32_spill_0_at = scratch(float32)
-    x32_spill_1_at = scratch(float32)
+    x13_spill_0 = scratch(float32, 7, 15)
+    x13_spill_1 = scratch(float32, 8, 15)
+    m_new_spill_0 = scratch(float32, 9, 15)
+    m_new_spill_1 = scratch(float32, 10, 15)
+    v_new_spill_0 = scratch(float32, 11, 15)
+    v_new_spill_1 = scratch(float32, 12, 15)
+    x32_spill_0 = scratch(float32, 13, 15)
+    x32_spill_1 = scratch(float32, 14, 15)
     far = 256 if prefetching else 0
     first = claim(job, -chunk, chunk)
     while first < n:
@@ -94,14 +95,6 @@ def adam_psplit_gbf16_mf8_vuf8(
             m_scale = buffer(m_scale_at, strip // 256, uint32, 4, 15)
             v = buffer(v_at, strip // 2, uint16, 5, 15)
             v_scale = buffer(v_scale_at, strip // 256, uint32, 6, 15)
-            x13_spill_0 = buffer(x13_spill_0_at, 0, float32, 7, 15)
-            x13_spill_1 = buffer(x13_spill_1_at, 0, float32, 8, 15)
-            m_new_spill_0 = buffer(m_new_spill_0_at, 0, float32, 9, 15)
-            m_new_spill_1 = buffer(m_new_spill_1_at, 0, float32, 10, 15)
-            v_new_spill_0 = buffer(v_new_spill_0_at, 0, float32, 11, 15)
-            v_new_spill_1 = buffer(v_new_spill_1_at, 0, float32, 12, 15)
-            x32_spill_0 = buffer(x32_spill_0_at, 0, float32, 13, 15)
-            x32_spill_1 = buffer(x32_spill_1_at, 0, float32, 14, 15)
             m_scale_i = m_scale[0]
             v_scale_i = v_scale[0]
             tile = (offset + strip) // 256
@@ -133,35 +126,16 @@ def adam_psplit_gbf16_mf8_vuf8(
                 max0_each = each(word(0))
                 max1_each = each(word(0))
                 for i in range(0, 128, 2 * LANES):
-                    fetch(g, i, far, 2)
-                    fetch(m, i, far, 2)
-                    fetch(v, i, far, 2)
-                    g_i, m_i, v_i = vector(g, i, 0), vector(m, i, 0), vector(v, i, 0)
-                    x13_0, m_new_0, v_new_0, max0_0, max1_0 = step_0(low(g_i, 16), low(m_i, 8), low(v_i, 8), beta1, rest1, beta2, rest2, x10, x11, x9)
-                    store(x13_spill_0, i, 0, (x13_0,))
-                    store(m_new_spill_0, i, 0, (m_new_0,))
-                    store(v_new_spill_0, i, 0, (v_new_0,))
-                    max0_each = umax(max0_each, max0_0)
-                    max1_each = umax(max1_each, max1_0)
-                    x13_1, m_new_1, v_new_1, max0_1, max1_1 = step_0(high(g_i, 16), high(m_i, 8), high(v_i, 8), beta1, rest1, beta2, rest2, x10, x11, x9)
-                    store(x13_spill_1, i, 0, (x13_1,))
-                    store(m_new_spill_1, i, 0, (m_new_1,))
-                    store(v_new_spill_1, i, 0, (v_new_1,))
-                    max0_each = umax(max0_each, max0_1)
-                    max1_each = umax(max1_each, max1_1)
-                    g_i, m_i, v_i = vector(g, i, 1), vector(m, i, 1), vector(v, i, 1)
-                    x13_0, m_new_0, v_new_0, max0_0, max1_0 = step_0(low(g_i, 16), low(m_i, 8), low(v_i, 8), beta1, rest1, beta2, rest2, x10, x11, x9)
-                    store(x13_spill_0, i, 1, (x13_0,))
-                    store(m_new_spill_0, i, 1, (m_new_0,))
-                    store(v_new_spill_0, i, 1, (v_new_0,))
-                    max0_each = umax(max0_each, max0_0)
-                    max1_each = umax(max1_each, max1_0)
-                    x13_1, m_new_1, v_new_1, max0_1, max1_1 = step_0(high(g_i, 16), high(m_i, 8), high(v_i, 8), beta1, rest1, beta2, rest2, x10, x11, x9)
-                    store(x13_spill_1, i, 1, (x13_1,))
-                    store(m_new_spill_1, i, 1, (m_new_1,))
-                    store(v_new_spill_1, i, 1, (v_new_1,))
-                    max0_each = umax(max0_each, max0_1)
-                    max1_each = umax(max1_each, max1_1)
+                    max0_each, max1_each = apply(
+                        step_0, 2, 2, i, far,
+                        loads=(g, m, v),
+                        reloads=(),
+                        uniform=(beta1, rest1, beta2, rest2, x10, x11, x9),
+                        sequences=(),
+                        stores=(),
+                        spills=(x13_spill_0, m_new_spill_0, v_new_spill_0, x13_spill_1, m_new_spill_1, v_new_spill_1),
+                        maxima=(max0_each, max1_each),
+                    )
                 max0 = top(max0_each)
                 max1 = top(max1_each)
                 plain = max0 < word(2136997632) and max1 < word(2136997887)
@@ -181,32 +155,16 @@ def adam_psplit_gbf16_mf8_vuf8(
                 x24_each_1 = x24_each_0 + x8
                 x24_step = each(x8) * (2 * LANES)
                 for i in range(0, 128, 2 * LANES):
-                    fetch(p, i, far, 2)
-                    fetch(p_low, i, far, 2)
-                    p_i, p_low_i = vector(p, i, 0), vector(p_low, i, 0)
-                    p_0, p_low_0, m_0, v_0, max2_0 = step_1(low(p_i, 16), low(p_low_i, 16), vector(m_new_spill_0, i, 0), vector(x13_spill_0, i, 0), vector(v_new_spill_0, i, 0), step_size, root, eps, x15, x16, x17, x20, x21, x24_each_0)
-                    max2_each = umax(max2_each, max2_0)
-                    x24_each_0 = x24_each_0 + x24_step
-                    p_1, p_low_1, m_1, v_1, max2_1 = step_1(high(p_i, 16), high(p_low_i, 16), vector(m_new_spill_1, i, 0), vector(x13_spill_1, i, 0), vector(v_new_spill_1, i, 0), step_size, root, eps, x15, x16, x17, x20, x21, x24_each_1)
-                    max2_each = umax(max2_each, max2_1)
-                    x24_each_1 = x24_each_1 + x24_step
-                    store(p, i, 0, (join(p_0, p_1, 16),))
-                    store(p_low, i, 0, (join(p_low_0, p_low_1, 16),))
-                    m_pair0 = join(m_0, m_1, 8)
-                    v_pair0 = join(v_0, v_1, 8)
-                    p_i, p_low_i = vector(p, i, 1), vector(p_low, i, 1)
-                    p_0, p_low_0, m_0, v_0, max2_0 = step_1(low(p_i, 16), low(p_low_i, 16), vector(m_new_spill_0, i, 1), vector(x13_spill_0, i, 1), vector(v_new_spill_0, i, 1), step_size, root, eps, x15, x16, x17, x20, x21, x24_each_0)
-                    max2_each = umax(max2_each, max2_0)
-                    x24_each_0 = x24_each_0 + x24_step
-                    p_1, p_low_1, m_1, v_1, max2_1 = step_1(high(p_i, 16), high(p_low_i, 16), vector(m_new_spill_1, i, 1), vector(x13_spill_1, i, 1), vector(v_new_spill_1, i, 1), step_size, root, eps, x15, x16, x17, x20, x21, x24_each_1)
-                    max2_each = umax(max2_each, max2_1)
-                    x24_each_1 = x24_each_1 + x24_step
-                    store(p, i, 1, (join(p_0, p_1, 16),))
-                    store(p_low, i, 1, (join(p_low_0, p_low_1, 16),))
-                    m_pair1 = join(m_0, m_1, 8)
-                    v_pair1 = join(v_0, v_1, 8)
-                    store(m, i, 0, (m_pair0, m_pair1,))
-                    store(v, i, 0, (v_pair0, v_pair1,))
+                    max2_each, x24_each_0, x24_each_1 = apply(
+                        step_1, 2, 2, i, far,
+                        loads=(p, p_low),
+                        reloads=(m_new_spill_0, x13_spill_0, v_new_spill_0, m_new_spill_1, x13_spill_1, v_new_spill_1),
+                        uniform=(step_size, root, eps, x15, x16, x17, x20, x21),
+                        sequences=((x24_each_0, x24_each_1, x24_step),),
+                        stores=(p, p_low, m, v),
+                        spills=(),
+                        maxima=(max2_each,),
+                    )
                 max2 = top(max2_each)
                 if max2 > word(2139095040):
                     one_nan_of_two(buffer(p_at, strip, uint16, 0, 0), buffer(p_low_at, strip, uint16, 0, 0), count)

@@ -14,7 +14,7 @@ SIGNATURE = types.void(
 )
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy")
 def gradientnoise_sgd_pf32_gf32(
     job, n, chunk, prefetching, p_at, g_at, key0, key1, offset, lr, decay, noise_scale,
 ):
@@ -24,8 +24,8 @@ def gradientnoise_sgd_pf32_gf32(
     decay = float32(decay)
     noise_scale = float32(noise_scale)
     key0, key1 = word(key0), word(key1)
-    x11_spill_at = scratch(float32)
-    x16_spill_at = scratch(float32)
+    x11_spill = scratch(float32, 2, 4)
+    x16_spill = scratch(float32, 3, 4)
     first = claim(job, -chunk, chunk)
     while first < n:
         last = min(first + chunk, n)
@@ -34,8 +34,6 @@ def gradientnoise_sgd_pf32_gf32(
             count = min(length, last - strip)
             p = buffer(p_at, strip, float32, 0, 4)
             g = buffer(g_at, strip, float32, 1, 4)
-            x11_spill = buffer(x11_spill_at, 0, float32, 2, 4)
-            x16_spill = buffer(x16_spill_at, 0, float32, 3, 4)
             tile = (offset + strip) // 256
             tile_low, tile_high = word(tile), word(tile >> 32)
             start = word(strip % 256)

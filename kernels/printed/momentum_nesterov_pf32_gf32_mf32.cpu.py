@@ -13,7 +13,7 @@ SIGNATURE = types.void(
 )
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy")
 def momentum_nesterov_pf32_gf32_mf32(
     job, n, chunk, prefetching, p_at, g_at, m_at, beta, rest, m_size, g_size, decay,
 ):

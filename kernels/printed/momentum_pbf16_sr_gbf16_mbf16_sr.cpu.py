@@ -5,8 +5,9 @@ Reads and writes p, m; reads g: 10 bytes per parameter.
 
 from numba import float32, float64, intp, njit, types, uint16, uint32
 
+from fastopt.kernels.cpu.apply import apply
 from fastopt.kernels.cpu.jobs import claim, restore_mode, standard_mode, wide_vectors
-from fastopt.kernels.cpu.memory import buffer, fetch, one_nan, store, vector
+from fastopt.kernels.cpu.memory import buffer, one_nan
 from fastopt.kernels.cpu.values import LANES, each, from_bits, high, join, low, ramp, top, umax, word
 
 SIGNATURE = types.void(
@@ -15,14 +16,14 @@ SIGNATURE = types.void(
 )
 
 
-@njit(forceinline=True, error_model="numpy")
+@njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
 def step(p_i, g_i, m_i, beta, rest, m_size, x9):
     m_new = beta * from_bits(m_i << 16) + rest * from_bits(g_i << 16)
     p_new = from_bits(p_i << 16) - m_size * m_new
     return word(p_new) + (x9 >> 16) >> 16, word(m_new) + ((x9 << 16) >> 16) >> 16, umax(word(p_new) & word(2147483647), word(m_new) & word(2147483647))
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy")
 def momentum_pbf16_sr_gbf16_mbf16_sr(
     job, n, chunk, prefetching, p_at, g_at, m_at, key0, key1, offset, beta, rest, m_size, g_size,
     decay,
@@ -63,27 +64,16 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
                 x9_each_1 = x9_each_0 + x8
                 x9_step = each(x8) * (2 * LANES)
                 for i in range(0, 128, 2 * LANES):
-                    fetch(p, i, far, 2)
-                    fetch(g, i, far, 2)
-                    fetch(m, i, far, 2)
-                    p_i, g_i, m_i = vector(p, i, 0), vector(g, i, 0), vector(m, i, 0)
-                    p_0, m_0, max0_0 = step(low(p_i, 16), low(g_i, 16), low(m_i, 16), beta, rest, m_size, x9_each_0)
-                    max0_each = umax(max0_each, max0_0)
-                    x9_each_0 = x9_each_0 + x9_step
-                    p_1, m_1, max0_1 = step(high(p_i, 16), high(g_i, 16), high(m_i, 16), beta, rest, m_size, x9_each_1)
-                    max0_each = umax(max0_each, max0_1)
-                    x9_each_1 = x9_each_1 + x9_step
-                    store(p, i, 0, (join(p_0, p_1, 16),))
-                    store(m, i, 0, (join(m_0, m_1, 16),))
-                    p_i, g_i, m_i = vector(p, i, 1), vector(g, i, 1), vector(m, i, 1)
-                    p_0, m_0, max0_0 = step(low(p_i, 16), low(g_i, 16), low(m_i, 16), beta, rest, m_size, x9_each_0)
-                    max0_each = umax(max0_each, max0_0)
-                    x9_each_0 = x9_each_0 + x9_step
-                    p_1, m_1, max0_1 = step(high(p_i, 16), high(g_i, 16), high(m_i, 16), beta, rest, m_size, x9_each_1)
-                    max0_each = umax(max0_each, max0_1)
-                    x9_each_1 = x9_each_1 + x9_step
-                    store(p, i, 1, (join(p_0, p_1, 16),))
-                    store(m, i, 1, (join(m_0, m_1, 16),))
+                    max0_each, x9_each_0, x9_each_1 = apply(
+                        step, 2, 2, i, far,
+                        loads=(p, g, m),
+                        reloads=(),
+                        uniform=(beta, rest, m_size),
+                        sequences=((x9_each_0, x9_each_1, x9_step),),
+                        stores=(p, m),
+                        spills=(),
+                        maxima=(max0_each,),
+                    )
                 max0 = top(max0_each)
             else:
                 x0 = tile_low ^ key0

@@ -15,7 +15,7 @@ SIGNATURE = types.void(
 )
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy")
 def rmsprop_centered_momentum_pf32_gf32_vf32_af32_mf32(
     job, n, chunk, prefetching, p_at, g_at, v_at, a_at, m_at, lr, alpha, rest, eps, momentum, decay,
 ):

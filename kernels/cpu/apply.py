@@ -1,0 +1,117 @@
+"""What an iteration of a printed loop over vectors does: loads, calls of the loop's function, stores.
+
+All of it could be printed, line by line for each vector. But Numba types and lowers every line, which would be most of
+the time until a kernel's first call; this becomes LLVM's instructions at once.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastopt.kernels.cpu.memory import load_vector, prefetch_vectors, store_vectors
+from fastopt.kernels.cpu.steps import grouped
+from fastopt.kernels.cpu.values import WORD, VectorType, converted, joined, larger, lower, number, upper
+
+_WORDS = VectorType(WORD)
+
+
+@intrinsic(prefer_literal=True)
+def apply(typingctx, step, times, halves, i, far, loads, reloads, uniform, sequences, stores, spills, maxima):
+    """Step `times` vectors by the function `step`; the first begins at element i of each buffer.
+
+    `step` takes a vector of each buffer in `loads` and of each spill in `reloads`, what is `uniform`, and a vector of
+    each sequence. It returns vectors for `stores` and for `spills`, and words, of which `maxima` keep the largest. A
+    sequence is given as its vector and what that grows by. With two `halves`, a word of a buffer holds two elements:
+    `step` is called for the first ones and for the second; spills come for both, those of the first half before the
+    others, and so do the vectors of a sequence. What lies `far` elements ahead is prefetched, unless that is None.
+
+    Returns the maxima and the next vectors of the sequences: a tuple, or the only one.
+    """
+    count, parts = times.literal_value, halves.literal_value
+    kinds = [VectorType(b.value) for b in (*loads, *_of_half(reloads, parts, 0))]
+    kinds += [*map(types.unliteral, uniform), *[_WORDS] * len(sequences)]
+    groups = grouped(kinds)
+    called = typingctx.resolve_function_type(step, tuple(map(types.Tuple, groups) if len(groups) > 1 else kinds), {})
+    returned = called.return_type
+    made = list(returned) if isinstance(returned, types.BaseTuple) else [returned]
+    kept = [_WORDS] * (len(maxima) + parts * len(sequences))
+    result = types.none if not kept else types.Tuple(kept) if len(kept) > 1 else kept[0]
+
+    def codegen(context, builder, signature, args):
+        first, *packed = args[3], *args[5:]
+        load_at, reload_at, constant, moving, store_at, spill_at, largest = (
+            cgutils.unpack_tuple(builder, x) for x in packed
+        )
+        constant = [context.cast(builder, x, t, types.unliteral(t)) for x, t in zip(constant, uniform, strict=True)]
+        moving = [cgutils.unpack_tuple(builder, x) for x in moving]  # each half's vector, and what they grow by
+        function = context.get_function(step, called)
+        context.add_linking_libs(getattr(function, "libs", ()))
+
+        def stepped(elements):
+            if len(groups) > 1:
+                elements = [
+                    context.make_tuple(builder, types.Tuple(group), part)
+                    for group, part in zip(groups, grouped(elements), strict=True)
+                ]
+            found = function(builder, elements)
+            return cgutils.unpack_tuple(builder, found) if isinstance(returned, types.BaseTuple) else [found]
+
+        def load(kinds, addresses, k):
+            return [load_vector(context, builder, b, at, first, k) for b, at in zip(kinds, addresses, strict=True)]
+
+        def as_vector(number, x, wanted):
+            return converted(context, builder, x, made[number], VectorType(wanted))
+
+        if far != types.none:
+            ahead = builder.add(first, args[4])
+            for b, at in zip(loads, load_at, strict=True):
+                prefetch_vectors(context, builder, b, at, ahead, count)
+        written: list[list] = [[] for _ in stores]  # of narrow elements, to be stored together
+        for k in range(count):
+            whole, new = load(loads, load_at, k), []
+            for half in range(parts):
+                elements = whole
+                if parts == 2:
+                    take = upper if half else lower
+                    elements = [take(builder, x, _bits(x, b)) for x, b in zip(whole, loads, strict=True)]
+                spilled = load(_of_half(reloads, parts, half), _of_half(reload_at, parts, half), k)
+                found = stepped([*elements, *spilled, *constant, *(x[half] for x in moving)])
+                new.append([as_vector(n, x, b.value) for n, (x, b) in enumerate(zip(found, stores, strict=False))])
+                kinds, places = _of_half(spills, parts, half), _of_half(spill_at, parts, half)
+                for n, (b, at) in enumerate(zip(kinds, places, strict=True), len(stores)):
+                    store_vectors(context, builder, b, at, first, k, [as_vector(n, found[n], b.value)])
+                for n in range(len(maxima)):
+                    x = as_vector(len(stores) + len(kinds) + n, found[len(stores) + len(kinds) + n], WORD)
+                    largest[n] = larger(builder, largest[n], x)
+                for x in moving:
+                    x[half] = builder.add(x[half], x[parts])
+            for n, (b, at) in enumerate(zip(stores, store_at, strict=True)):
+                x = joined(builder, new[0][n], new[1][n], _bits(new[0][n], b)) if parts == 2 else new[0][n]
+                if b.narrow:
+                    written[n].append(x)
+                else:
+                    store_vectors(context, builder, b, at, first, k, [x])
+        for b, at, vectors in zip(stores, store_at, written, strict=True):
+            if vectors:
+                store_vectors(context, builder, b, at, first, 0, vectors)
+        values = [*largest, *(x[half] for x in moving for half in range(parts))]
+        if not values:
+            return context.get_dummy_value()
+        return context.make_tuple(builder, result, values) if len(values) > 1 else values[0]
+
+    given = (step, times, halves, i, far, loads, reloads, uniform, sequences, stores, spills, maxima)
+    return result(*given), codegen
+
+
+def _of_half(views, parts, half):
+    """Return what is of one half, where that of the first comes before that of the second."""
+    size = len(views) // parts
+    return list(views)[half * size : (half + 1) * size]
+
+
+def _bits(pairs, buffer_type):
+    """Return the number of bits of an element, of which a word of the buffer holds two, for each lane of a vector."""
+    return number(pairs.type, buffer_type.dtype.bitwidth // 2)
