@@ -25,8 +25,7 @@ def export_source(rule: Any, storage: Any = "f32", language: str = "c") -> str:
     Raises:
         RuleError: this is no rule, or it cannot be traced.
         SettingError: there is no such storage.
-        BackendError: there is no such language; it is "cuda" and the rule takes totals; or the rule calls functions of
-            whole matrices, as Muon does.
+        BackendError: there is no such language, or the rule calls functions of whole matrices, as Muon does.
 
     >>> import fastopt
     >>> text = fastopt.export_source(fastopt.Adam(lr=1e-3), "8bit")

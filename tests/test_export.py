@@ -12,7 +12,6 @@ from c_kernels import COMPILERS
 import fastopt
 from fastopt.bench.exported import markdown
 from fastopt.cli import main
-from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.exports import LANGUAGES
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "export"
@@ -81,7 +80,7 @@ def test_the_command_says_what_it_wrote_and_how_to_compile_it(monkeypatch, capsy
         (["adam", "--language", "rust"], ["there is no such language", "'rust'", "c, cuda"]),
         (["adam", "--storage", "9bit"], ["there is no such preset", "'9bit'"]),
         (["adam", "--set", "beta=0.9"], ["Adam has no setting 'beta'", "betas"]),
-        (["lamb", "--language", "cuda"], ["takes totals over tensors", "LAMB", "--language c"]),
+        (["muon", "--language", "cuda"], ["functions of whole matrices", "Muon", "fastopt.Optimizer"]),
         (["adam", "-o", "/no/such/folder/adam.c"], ["cannot be written", "/no/such/folder/adam.c", "--out"]),
     ],
 )
@@ -101,8 +100,6 @@ def test_help_teaches_with_examples(monkeypatch, capsys):
 def test_every_rule_is_exported_in_every_language(rule):
     made = rule()
     for language in LANGUAGES:
-        if language == "cuda" and trace(made, "8bit").totals:
-            continue
         text = fastopt.export_source(made, "8bit", language)
         assert "Printed by `fastopt.export_source`" in text
         assert max(map(len, text.splitlines())) < 400

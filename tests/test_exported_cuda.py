@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import cuda_host
 import numpy as np
 import pytest
+import test_c
+import test_totals
 from cases import CASES
-from cuda_host import COMPILER, HostKernels
+from cuda_host import COMPILER, HostKernels, compile_library
 from test_cuda_host import LAYOUTS, assert_same_buffers, encoded_values, noise
-from values import adversarial_buffers, guarded, step
+from values import adversarial_buffers, guarded, guards_intact, step
 
 import fastopt
 from fastopt.kernels.compiler.plan import host_scalars
@@ -82,16 +86,133 @@ def test_nvcc_compiles_an_exported_source_as_it_stands(name, tmp_path):
     from test_cuda_host import AwkwardNames
 
     others = {"nadam": (fastopt.NAdam(), "f64"), "awkward": (AwkwardNames(), "split_8bit")}
-    source = tmp_path / "kernel.cu"
     rule, storage = (CHOSEN | others)[name]
-    source.write_text(fastopt.export_source(rule, storage, "cuda"), encoding="utf-8")
-    command = [str(NVCC_PATH), "-O3", "-Werror", "all-warnings", "-c", str(source), "-o", str(tmp_path / "kernel.o")]
+    compile_with_nvcc(fastopt.export_source(rule, storage, "cuda"), tmp_path)
+
+
+def compile_with_nvcc(text, folder):
+    """Compile a source by nvcc's own options, without warnings."""
+    source = folder / "kernel.cu"
+    source.write_text(text, encoding="utf-8")
+    command = [str(NVCC_PATH), "-O3", "-Werror", "all-warnings", "-c", str(source), "-o", str(folder / "kernel.o")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_rule_with_totals_is_refused_by_name():
-    with pytest.raises(fastopt.BackendError, match="takes totals over tensors") as caught:
-        fastopt.export_source(fastopt.LAMB(), language="cuda")
-    assert "LAMB" in str(caught.value)
-    assert "--language c" in str(caught.value)
+# ---- rules with totals: the whole file runs on the host, its launches as calls
+
+RUNTIME = """
+#include <cstddef>
+#include <tuple>
+typedef int cudaStream_t;
+typedef int cudaError_t;
+const cudaError_t cudaSuccess = 0;
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaMemsetAsync(void* at, int byte, size_t size, cudaStream_t) {
+    memset(at, byte, size);
+    return cudaSuccess;
+}
+namespace host {
+template <typename... P, typename... A, size_t... I>
+void call(void (*kernel)(P...), unsigned blocks, int threads, std::index_sequence<I...>, A... given) {
+    std::tuple<P...> values(given...);
+    void* pointers[] = {&std::get<I>(values)...};
+    launch(kernel, blocks, 0, threads, pointers, descending_lanes);
+}
+template <typename... P, typename... A>
+void call(void (*kernel)(P...), unsigned blocks, int threads, A... given) {
+    call(kernel, blocks, threads, std::index_sequence_for<P...>(), given...);
+}
+}
+"""
+
+
+def on_the_host(text):
+    """Change an exported source so that g++ compiles it: a launch becomes a call of the kernel for each thread."""
+    text = text.replace("NULL", "nullptr").replace("#include <cuda_runtime.h>", "")
+    launch = re.compile(r"([\w:]+)<<<(.+?), (\w+), 0, stream>>>\(")
+    return launch.sub(r"host::call(\1, \2, \3, ", text)
+
+
+class ExportedOnHost:
+    """Exported sources of rules with totals, each compiled for the host."""
+
+    def __init__(self, rules, folder, *, descending):
+        self._made, sources = {}, {}
+        for rule, storage in rules:
+            program = trace(rule, storage)
+            text = on_the_host(fastopt.export_source(rule, storage, "cuda"))
+            runtime = RUNTIME.replace("descending_lanes", str(descending).lower())
+            sources[program.name] = f'#include "cuda_host.h"\n{ON_THE_HOST}{runtime}{text}'
+        with ThreadPoolExecutor() as pool:
+            paths = [folder / f"exported{k}.so" for k in range(len(sources))]
+            self._made = dict(zip(sources, pool.map(compile_library, sources.values(), paths), strict=True))
+
+    def step_all(self, program, tensors, noise, scalars):
+        """Take one step of a program in phases on tensors, as `CKernels.step_all` does."""
+        most = max(len(program.known_after(k)) for k in range(len(program.phases) - 1))
+        fields = ["n", *(f"b{k}" for k in range(len(program.buffers))), *(["offset"] if program.noise else [])]
+        table = np.zeros(len(tensors), [(f, np.uint64) for f in (*fields, "work", "totals")])
+        tiles = [-(-arrays[0].size // TILE) for arrays in tensors]
+        work = [guarded(np.full(most * t + 2 * -(-t // 256), np.nan)) for t in tiles]
+        totals = np.full((len(tensors), len(program.totals)), np.nan)
+        for k, arrays in enumerate(tensors):
+            table[k]["n"], table[k]["work"], table[k]["totals"] = (
+                arrays[0].size,
+                work[k].ctypes.data,
+                totals[k].ctypes.data,
+            )
+            for b, array in enumerate(arrays):
+                table[k][f"b{b}"] = array.ctypes.data
+            if program.noise:
+                table[k]["offset"] = noise[2][k]
+        over_all, flags = guarded(np.full(len(program.over_all), np.nan)), np.full(2, np.nan)
+        keys, numbers = np.array(noise[:2], np.uint32), np.array(scalars, program.dtype)
+        given = [ctypes.c_int(0), ctypes.c_size_t(len(tensors)), ctypes.c_void_p(table.ctypes.data)]
+        passed = [(program.over_all, over_all), (program.condition is not None, flags), (program.noise, keys),
+                  (program.scalars, numbers)]  # fmt: skip
+        given += [ctypes.c_void_p(array.ctypes.data) for wanted, array in passed if wanted]
+        assert getattr(self._made[program.name], f"{entry(program)}_launch")(*given) == 0
+        assert all(map(guards_intact, (*work, over_all)))
+        taken = True if program.condition is None else bool(flags[0])
+        assert program.condition is None or flags.tolist() == ([1.0, 0.0] if taken else [0.0, 1.0])
+        return taken, totals
+
+
+WITH_TOTALS = {f"{name}-{storage}": (test_totals.RULES[name], storage) for name, storage in test_totals.STORED}
+WITH_TOTALS |= {
+    f"{name}-{storage}": (rule, storage) for name, rule in test_c.SKIPPING.items() for storage in ("f32", "bf16_8bit")
+}
+SIZES = ([1], [255], [256], [257], [70_001], [1000, 0, 1, 256, 257, 3, 0, 511, 40_001, 1], [0, 0, 5], [0])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return ExportedOnHost(WITH_TOTALS.values(), tmp_path_factory.mktemp("exported"), descending=False)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs g++, which compiles the kernels for the host")
+@pytest.mark.parametrize("name", WITH_TOTALS)
+def test_an_exported_step_with_totals_equals_the_reference(name, exported):
+    rule, storage = WITH_TOTALS[name]
+    for sizes in SIZES:
+        test_c.assert_phases_equal_the_reference(exported, rule, storage, sizes)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs g++, which compiles the kernels for the host")
+@pytest.mark.parametrize("name", test_c.SKIPPING)
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_an_exported_step_is_skipped_where_the_reference_skips_it(name, value, exported):
+    def spoil(program, tensors):
+        tensors[1][next(k for k, b in enumerate(program.buffers) if b.name == "g")][3] = value
+
+    taken = test_c.assert_phases_equal_the_reference(exported, test_c.SKIPPING[name], "f32", [300, 40], spoil)
+    # A gradient that was skipped is zero afterwards, where the rule says so, and the next step is taken.
+    assert taken == [False, name == "skip-zero"]
+
+
+@pytest.mark.skipif(NVCC_PATH is None, reason="needs nvcc")
+@pytest.mark.parametrize("name", ["skip-above-bf16_8bit", *[name for name in WITH_TOTALS if "lamb" in name][:1]])
+def test_nvcc_compiles_an_exported_source_with_totals(name, tmp_path):
+    rule, storage = WITH_TOTALS[name]
+    compile_with_nvcc(fastopt.export_source(rule, storage, "cuda"), tmp_path)

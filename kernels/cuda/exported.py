@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.errors import BackendError
 from fastopt.kernels.c.comments import argument_table, buffer_comment, settings_text
 from fastopt.kernels.c.printer import entry, header, print_host_functions, scalars_type
 from fastopt.kernels.c.scalars import commented
@@ -18,6 +17,7 @@ from fastopt.kernels.c.tile import names_of
 from fastopt.kernels.compiler.operations import Target
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.compiler.text import Text
+from fastopt.kernels.cuda.exported_totals import print_kernels, print_launch
 from fastopt.kernels.cuda.language import CUDA
 from fastopt.kernels.cuda.printer import print_entries, tile_header
 from fastopt.kernels.cuda.tile import wrapped
@@ -42,33 +42,25 @@ NVCC = Target(types=CUDA.types, writers={**CUDA.writers, **{name: _rounded(name)
 
 
 def print_export(program: Program, rule: Any, command: str) -> str:
-    """Print the source with which to take the steps of a rule; `command` is what exports it again.
-
-    Raises:
-        BackendError: the rule takes totals, so that a step is several kernels.
-
-    """
-    if program.phases:
-        raise BackendError(
-            "the rule takes totals over tensors, so that a step is several kernels and what adds up their sums.",
-            got=program.rule,
-            expected="a rule whose step is one pass, such as adam",
-            do="export it with --language c, or step CuPy's arrays with fastopt.update",
-        )
+    """Print the source with which to take the steps of a rule; `command` is what exports it again."""
     names = names_of(program)
+    if program.phases:
+        kernels, launch = print_kernels(program, NVCC), print_launch(program, rule, names, _HOST)
+    else:
+        kernels, launch = print_entries(program, NVCC), _launch(program, rule, names)
     return "\n".join(
         [
             *commented(_head(program, rule, command)),
             "",
             tile_header(),
-            print_entries(program, NVCC),
+            kernels,
             "#ifndef __CUDACC_RTC__",
             "",
             header(),
             'extern "C" {',
             "",
             *print_host_functions(program, rule, names),
-            *_launch(program, rule, names),
+            *launch,
             "",
             "}",
             "",
@@ -99,7 +91,11 @@ def _head(program: Program, rule: Any, command: str) -> list[str]:
         " - 1 is read or written. Arrays may begin at any element; loads are of 16 bytes where all begin at a"
         " multiple of that.",
         "",
-        f"{entry(program)}_captured finds what depends on t in the next row of a table on the device, for CUDA graphs.",
+        f"{entry(program)}_captured finds what depends on t in the next row of a table on the device, for CUDA graphs."
+        if not program.phases
+        else "Totals. The sums of tiles are added up 256 at a time, by halves, and those of tensors in their order: the"
+        " result does not depend on the device. A step is several launches, all of which"
+        f" {entry(program)}_launch makes.",
     ]
 
 

@@ -53,8 +53,8 @@ def print_kernel(program: Program) -> str:
     return spelled_out("\n".join([*head, "", '#include "tile.cuh"', "", print_entries(program)]))
 
 
-def print_entries(program: Program, target: Target = CUDA) -> str:
-    """Print the entry points for one row, to stand behind tile.cuh."""
+def print_entries(program: Program, target: Target = CUDA, *, for_graphs: bool = True) -> str:
+    """Print the entry points for one row, or the first alone, to stand behind tile.cuh."""
     names = buffer_names(program)
     scalars = [names[s] for s in program.scalars]
     number = CUDA.types[program.dtype.name]
@@ -83,15 +83,20 @@ def print_entries(program: Program, target: Target = CUDA) -> str:
             *wrapped("    step(", [x.rsplit(" ", 1)[1] for x in arguments], ");"),
             "}",
             "",
-            *wrapped(f"{head}{program.name}_captured(", [*fixed, "const Index* row", "Index rows"], ") {"),
-            "    if (*row >= rows) return;",
-            *(["    keys += *row * 2;"] if noise else []),
-            f"    table += *row * {len(scalars)};",
-            *wrapped("    step(", ["n", *buffers, *from_row], ");"),
-            "}",
-            "",
         ]
     )
+    if for_graphs:
+        text += "\n" + "\n".join(
+            [
+                *wrapped(f"{head}{program.name}_captured(", [*fixed, "const Index* row", "Index rows"], ") {"),
+                "    if (*row >= rows) return;",
+                *(["    keys += *row * 2;"] if noise else []),
+                f"    table += *row * {len(scalars)};",
+                *wrapped("    step(", ["n", *buffers, *from_row], ");"),
+                "}",
+                "",
+            ]
+        )
     return spelled_out(text)
 
 
@@ -157,13 +162,18 @@ def condition_entry(program: Program) -> str:
 
 @lru_cache(maxsize=512)
 def print_condition_source(program: Program) -> str:
-    """Print the complete source that sets two flags: whether a step is taken, and whether it is skipped.
+    """Print the complete source of `print_condition`."""
+    return f"{tile_header()}\n{print_condition(program)}"
+
+
+def print_condition(program: Program, target: Target = CUDA, *, for_graphs: bool = True) -> str:
+    """Print what sets two flags: whether a step is taken, and whether it is skipped.
 
     It is skipped where the condition does not hold, or where the flags `before`, if there are any, say so. The entry
     point that ends in `_captured` finds the scalars in the next row of a table of steps; without one left, it is taken.
     """
     totals, scalars = program.condition_inputs
-    number, lines = CUDA.types[program.dtype.name], condition_lines(program, CUDA)
+    number, lines = target.types[program.dtype.name], condition_lines(program, target)
     head = 'extern "C" __global__ void __launch_bounds__(THREADS) '
     known = ["double* flags", "const double* before", *(f"const double* total{k}_at" for k in totals)]
     names = [x.rsplit(" ", 1)[1] for x in known]
@@ -175,7 +185,7 @@ def print_condition_source(program: Program) -> str:
             "",
             *wrapped("__device__ __forceinline__ void decide(", given, ") {"),
             *(f"    const {number} total{k} = {number}(*total{k}_at);" for k in totals),
-            *(f"    const {CUDA.types[v.dtype.name]} {v.name} = {v.text};" for v in lines),
+            *(f"    const {target.types[v.dtype.name]} {v.name} = {v.text};" for v in lines),
             f"    const bool skipped = !{lines[-1].name} || (before && before[1] != 0.0);",
             "    if (threadIdx.x != 0) return;",
             "    flags[0] = skipped ? 0.0 : 1.0;",
@@ -186,19 +196,24 @@ def print_condition_source(program: Program) -> str:
             *wrapped("    decide(", [*names, *(f"s{k}" for k in scalars)], ");"),
             "}",
             "",
-            *wrapped(f"{head}{captured(condition_entry(program))}(", fixed, ") {"),
-            "    if (*row < rows) {",
-            f"        table += *row * {len(program.scalars)};",
-            *wrapped("        decide(", [*names, *(f"table[{k}]" for k in scalars)], ");"),
-            "    } else if (threadIdx.x == 0) {",
-            "        flags[0] = 1.0;",
-            "        flags[1] = 0.0;",
-            "    }",
-            "}",
-            "",
         ]
     )
-    return f"{tile_header()}\n{spelled_out(text)}"
+    if for_graphs:
+        text += "\n" + "\n".join(
+            [
+                *wrapped(f"{head}{captured(condition_entry(program))}(", fixed, ") {"),
+                "    if (*row < rows) {",
+                f"        table += *row * {len(program.scalars)};",
+                *wrapped("        decide(", [*names, *(f"table[{k}]" for k in scalars)], ");"),
+                "    } else if (threadIdx.x == 0) {",
+                "        flags[0] = 1.0;",
+                "        flags[1] = 0.0;",
+                "    }",
+                "}",
+                "",
+            ]
+        )
+    return spelled_out(text)
 
 
 @lru_cache(maxsize=512)
