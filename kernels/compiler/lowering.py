@@ -103,10 +103,13 @@ def _schedules(
             uniform.add(id(node))
         after = [first[id(a)] + any(a is s for s in splits) for a in node.args]
         first[id(node)] = max(after, default=0) + (node.op in ("tile_max", "tile_sum"))
-    least = max((first[id(s)] + 1 for s in splits), default=0)
-    if plain:
-        least = max([least, 1, *(first[id(node)] for node in nodes if node.op == "tile_max")])
-    at = {b: max(least, first[id(node)]) for b, node in results.items()}
+    last = max((first[id(s)] + 1 for s in splits), default=0)
+    least = max([1, *(first[id(node)] for node in nodes if node.op == "tile_max")]) if plain else 0
+    at: dict[str, int] = {}
+    for b, node in results.items():
+        # What is made of the element itself has read it by then; of anything else a later loop may still read it.
+        own = any(n.op == "buffer" and n.value == b for n in walk([node]))
+        at[b] = max(least, first[id(node)], 0 if own else last)
     end = max(at.values(), default=0)
     at |= {b: end for b, node in results.items() if node.op == "constant"}  # after every loop that reads what was there
     schedules = [_Schedule() for _ in range(1 + max(at.values(), default=0))]
