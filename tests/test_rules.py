@@ -129,6 +129,14 @@ def test_nadams_product_stops_when_it_is_too_small_to_matter(multiplied):
     assert len(multiplied) <= 38 / (1 - 0.9)  # 0.9ᵏ < 2⁻⁵⁴ after 356 steps, and every momentum is at most 0.9
 
 
+@pytest.mark.parametrize("settings", [(halving,), ([0.9],), ({},)])
+def test_what_is_accumulated_depends_on_numbers_alone(settings):
+    with pytest.raises(fastopt.RuleError, match="on no schedule"):
+        fastopt.accumulated(lambda x, k, s: x + s, 3, 0.0, *settings)
+    with pytest.raises(fastopt.RuleError, match="on no schedule"):
+        fastopt.accumulated("add", 3, 0.0)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("setting", [{"betas": (halving, 0.999)}, {"momentum_decay": halving}])
 def test_nadams_momenta_cannot_follow_a_schedule(setting):
     with pytest.raises(fastopt.SettingError, match="cannot follow a schedule"):

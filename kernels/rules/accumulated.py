@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from fastopt.errors import RuleError
+
 
 def accumulated(step: Callable[..., float], t: Any, start: float, *settings: float) -> Any:
     """Return xₜ of the sequence x₀ = start, xₖ = step(xₖ₋₁, k, *settings): a sum or a product over the steps up to t.
@@ -18,7 +20,10 @@ def accumulated(step: Callable[..., float], t: Any, start: float, *settings: flo
         step: a function of a module that takes xₖ₋₁, k = 1, 2, … and the settings; it returns xₖ, a number.
         t: the number of terms, 0 or more.
         start: x₀.
-        *settings: numbers, which can be hashed; never schedules.
+        *settings: numbers, never schedules.
+
+    Raises:
+        RuleError: a setting is no number.
 
     >>> import fastopt
     >>> def add_inverse(total, k, power):
@@ -29,7 +34,17 @@ def accumulated(step: Callable[..., float], t: Any, start: float, *settings: flo
     """
     if symbolic := getattr(type(t), "accumulated", None):  # scalars(t) is being traced, for another language
         return symbolic(t, step, start, settings)
-    latest = _latest(step, start, settings)
+    try:
+        latest = _latest(step, start, settings)
+    except TypeError:
+        latest = None
+    if latest is None or not callable(step):
+        raise RuleError(
+            "what is accumulated over steps depends on numbers that stay as they are, and on no schedule.",
+            got=f"{step!r}, {start!r}, {settings!r}",
+            expected="a function of xₖ₋₁, k and the settings; a number; settings that are numbers",
+            where="accumulated",
+        )
     k, x = latest[0]
     if k > t:
         k, x = 0, start
@@ -42,5 +57,5 @@ def accumulated(step: Callable[..., float], t: Any, start: float, *settings: flo
 
 @lru_cache(maxsize=64)
 def _latest(step, start, settings):
-    """Return the cell that remembers the number last asked for, as (t, xₜ)."""
-    return [(0, start)]
+    """Return the cell that remembers the number last asked for, as (t, xₜ); None if a setting is no number."""
+    return None if any(callable(x) for x in (start, *settings)) else [(0, start)]
