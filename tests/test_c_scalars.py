@@ -113,9 +113,16 @@ class Logged:
             return {"lr": total}
         if self.how == "learning rates accumulated":
             return {"lr": fastopt.accumulated(add_inverse, t, 0.0, self.lr)}
+        if self.how == "learning rates enclosed":
+            return {"lr": fastopt.accumulated(lambda x, k: x + self.lr / k, t, 0.0)}
+        if self.how == "by a method":
+            return {"lr": fastopt.accumulated(self.added, t, 0.0)}
         if self.how == "accumulated twice":
             return {"lr": fastopt.accumulated(add_accumulated, t, 0.0)}
         return {"lr": self.lr * math.exp(-math.log(t + 1.0)) + abs(math.sqrt(t) - 3) * (t >= 3)}
+
+    def added(self, x, k):
+        return x + 1 / k
 
     def update(self, p, g, *, lr):
         return p - lr * g
@@ -161,6 +168,8 @@ def test_a_schedule_may_end():
         ("text", "not what its expressions compute"),
         ("a loop of its own", "more than 8 times, or loops"),
         ("learning rates accumulated", "what a caller passes"),
+        ("learning rates enclosed", "what a caller passes"),
+        ("by a method", "no plain function"),
         ("accumulated twice", "what is itself accumulated"),
     ],
 )
@@ -192,6 +201,44 @@ class Accumulating:
 
     def update(self, p, g, *, lr, other):
         return p - lr * g * other
+
+
+def refined(x, k):
+    for _ in range(6):  # which uses x twice each time
+        x = x * (2 - 0.5 * x)
+    return x + 1 / (k * k)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A rule that branches on what is accumulated, and whose settings have names that C's function uses itself."""
+
+    lr: float = 0.1
+    k: Any = 1.0
+    k_: Any = 1.0
+    t: Any = 1.0
+
+    def scalars(self, t):
+        total = fastopt.accumulated(add_inverse, t, 0.0, 1.0)
+        factor = fastopt.accumulated(refined, t, 1.0) if total < 2 else max(total, 2.5)
+        return {"lr": self.lr * factor * self.k + self.k_ * self.t * t}
+
+    def update(self, p, g, *, lr):
+        return p - lr * g
+
+
+@needs_gcc
+def test_scalars_may_branch_on_what_is_accumulated_and_names_stay_apart(tmp_path):
+    rule = Asking(k=lambda t: 1 / t, k_=lambda t: t + 2.0, t=lambda t: 0.5 * t)
+    program = trace(rule, "f64")
+    library = CKernels([(program, rule)], tmp_path).library
+    function, out = getattr(library, f"{entry(program)}_scalars_at"), np.empty(1)
+    assert sorted(trace_scalars(program, rule).arguments) == ["k", "k_", "lr", "t_"]
+    for t in range(1, 40):
+        given = {"lr": 0.1, "k": 1 / t, "k_": t + 2.0, "t_": 0.5 * t}
+        values = [ctypes.c_double(given[name]) for name in trace_scalars(program, rule).arguments]
+        function(ctypes.c_int64(t), *values, ctypes.c_void_p(out.ctypes.data))
+        assert out.tolist() == list(host_scalars(program, rule)(t)), t
 
 
 @needs_gcc

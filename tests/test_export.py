@@ -12,6 +12,8 @@ from c_kernels import COMPILERS
 import fastopt
 from fastopt.bench.exported import markdown
 from fastopt.cli import main
+from fastopt.kernels.c.printer import entry
+from fastopt.kernels.compiler.trace import trace
 from fastopt.kernels.exports import LANGUAGES
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "export"
@@ -103,6 +105,19 @@ def test_every_rule_is_exported_in_every_language(rule):
         text = fastopt.export_source(made, "8bit", language)
         assert "Printed by `fastopt.export_source`" in text
         assert max(map(len, text.splitlines())) < 400
+
+
+LONG = fastopt.GradientNoise(fastopt.Cautious(fastopt.AdEMAMix()))
+LONG = fastopt.SkipNonfinite(fastopt.ClipByGlobalNorm(LONG, max_norm=1.0))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_long_name_stays_whole(language):
+    text, name = fastopt.export_source(LONG, "bf16_8bit", language), entry(trace(LONG, "bf16_8bit"))
+    assert len(name) > 90
+    whole = name + "_scalars *scalars"
+    assert whole in text
+    assert not any(line.endswith(whole[:k]) for line in text.splitlines() for k in range(40, len(name)))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -129,6 +129,24 @@ def test_nadams_product_stops_when_it_is_too_small_to_matter(multiplied):
     assert len(multiplied) <= 38 / (1 - 0.9)  # 0.9ᵏ < 2⁻⁵⁴ after 356 steps, and every momentum is at most 0.9
 
 
+def test_what_is_accumulated_does_not_depend_on_what_ran_before():
+    def add(x, k, share):
+        return x + share / k
+
+    def grow(x, k, a):
+        return x * a + k**a
+
+    assert type(fastopt.accumulated(add, 2, 0.0, np.float32(0.5))) is not float
+    assert fastopt.accumulated(add, 3, 0.0, 0.5) == 0.0 + 0.5 / 1 + 0.5 / 2 + 0.5 / 3
+    fastopt.accumulated(grow, 40, 0, 3)
+    later = fastopt.accumulated(grow, 41, 0.0, 3.0)
+    forget()
+    assert fastopt.accumulated(grow, 41, 0.0, 3.0) == later
+    assert str(fastopt.accumulated(grow, 0, -0.0, 3.0)) == "-0.0"
+    assert str(fastopt.accumulated(grow, 0, 0.0, 3.0)) == "0.0"
+    assert fastopt.accumulated(grow, float("nan"), 7.0, 3.0) == 7.0
+
+
 @pytest.mark.parametrize("settings", [(halving,), ([0.9],), ({},)])
 def test_what_is_accumulated_depends_on_numbers_alone(settings):
     with pytest.raises(fastopt.RuleError, match="on no schedule"):

@@ -34,7 +34,7 @@ _CALLED = {
     "sqrt": "sqrt",
     "abs": "fabs",
 }
-_LOCAL = re.compile(r"scalars|t|k|x\d+")
+_LOCAL = re.compile(r"scalars|t|k|[xy]\d+")
 """Names in the printed function."""
 _COMPARED = {"less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">=", "equal": "==", "not_equal": "!="}
 
@@ -48,7 +48,12 @@ def print_scalars(program: Program, rule: Rule, names: dict[str, str], kind: str
         made = trace_scalars(program, rule)
     except UntraceableError as error:
         return _table(program, rule, names, str(error))
-    arguments = {name: f"{name}_" if name in RESERVED or _LOCAL.fullmatch(name) else name for name in made.arguments}
+    arguments: dict[str, str] = {}
+    for name in made.arguments:
+        printed = name
+        while printed in RESERVED or _LOCAL.fullmatch(printed) or printed in arguments.values():
+            printed += "_"
+        arguments[name] = printed
     comment = [f"{kind}_at: the scalars of step t = 1, 2, 3, ..., computed in double as fastopt's {_of(rule)} does."]
     comment += [f"  {arguments[name]:<8} {_meaning(value)}" for name, value in made.arguments.items()]
     comment += [
@@ -130,6 +135,8 @@ def _tree(tree: Tree, fields: dict[str, str], kind: str, known: dict[object, str
         chosen = {x: name for x, name in fields.items() if x not in before}
         lines = _tree(tree.yes, before, kind, known, depth) if before else []
         if chosen:
+            known, named = _named([tree.condition.a, tree.condition.b], known, indent)
+            lines += named
             yes, no = (_tree(part, chosen, kind, known, depth + 1) for part in (tree.yes, tree.no))
             lines += [f"{indent}if ({_condition(tree.condition, known)}) {{", *yes]
             lines += [f"{indent}}} else {{", *no, f"{indent}}}"]
@@ -141,11 +148,15 @@ def _tree(tree: Tree, fields: dict[str, str], kind: str, known: dict[object, str
     return lines
 
 
-def _named(roots: list[Operand], known: dict[object, str], indent: str) -> tuple[dict[object, str], list[str]]:
+def _named(
+    roots: list[Operand], known: dict[object, str], indent: str, letter: str = "x"
+) -> tuple[dict[object, str], list[str]]:
     """Give names to what is used twice and to what loops; return what has names now, and the lines that compute it."""
     known, lines = dict(known), []
     for x in _worth_a_name(roots):
-        name = f"x{sum(_LOCAL.fullmatch(text) is not None for text in known.values())}"
+        if id(x) in known:
+            continue
+        name = f"{letter}{sum(text.startswith(letter) and text[1:].isdigit() for text in known.values())}"
         lines += (
             _loop(x, name, known, indent)
             if isinstance(x, Accumulation)
@@ -158,23 +169,19 @@ def _named(roots: list[Operand], known: dict[object, str], indent: str) -> tuple
 def _loop(x: Accumulation, name: str, known: dict[object, str], indent: str) -> list[str]:
     """Compute an accumulation in a loop over k, whose body knows k and the number so far."""
 
-    def body(tree: Tree, indent: str) -> list[str]:
-        own: dict[object, str] = {"t": "(double)k", "x": name}
+    def body(tree: Tree, indent: str, own: dict[object, str]) -> list[str]:
+        used = [tree.condition.a, tree.condition.b] if isinstance(tree, Choice) else [tree["x"]]
+        own, lines = _named(used, own, indent, "y")
         if isinstance(tree, Choice):
-            yes, no = (body(part, f"{indent}    ") for part in (tree.yes, tree.no))
-            return [
-                f"{indent}if ({_condition(tree.condition, own)}) {{",
-                *yes,
-                f"{indent}}} else {{",
-                *no,
-                f"{indent}}}",
-            ]
-        return [f"{indent}{name} = {_text(tree['x'], own)};"]
+            yes, no = (body(part, f"{indent}    ", own) for part in (tree.yes, tree.no))
+            asked = _condition(tree.condition, own)
+            return [*lines, f"{indent}if ({asked}) {{", *yes, f"{indent}}} else {{", *no, f"{indent}}}"]
+        return [*lines, f"{indent}{name} = {_text(tree['x'], own)};"]
 
     return [
         f"{indent}double {name} = {number(x.start)};",
         f"{indent}for (int64_t k = 1; (double)k <= {_text(x.args[0], known).within(SUM)}; ++k) {{",
-        *body(x.body, f"{indent}    "),
+        *body(x.body, f"{indent}    ", {"t": "(double)k", "x": name}),
         f"{indent}}}",
     ]
 

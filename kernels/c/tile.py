@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from typing import Any
 
 from fastopt.kernels.c.language import C
 from fastopt.kernels.c.plain import limits, loops_that_decide, plain_loops, scan
@@ -14,7 +15,7 @@ from fastopt.kernels.formats import TILE
 # Names of the skeleton, of C and C++, and of the headers, which a rule's own names must not hide.
 _SKELETON = (
     "n first count i k index number offset keys key0 key1 tile_low tile_high scalars tensor tensors tiles taken all"
-    " totals work unusual mode t"
+    " totals work unusual mode t stream blocks grid flags error"
 )
 _LANGUAGE = (
     "alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const constexpr const_cast"
@@ -54,7 +55,8 @@ def wrapped(head: str, items: list[str], tail: str) -> list[str]:
         return [line]
     indent = " " * (len(head) - len(head.lstrip()) + 4)
     whole = ", ".join(item.replace(" ", "\0") for item in items)  # so that lines break between items only
-    lines = textwrap.wrap(whole + tail.replace(" ", "\0"), 120, initial_indent=indent, subsequent_indent=indent)
+    options: dict[str, Any] = {"initial_indent": indent, "subsequent_indent": indent, "break_long_words": False}
+    lines = textwrap.wrap(whole + tail.replace(" ", "\0"), 120, break_on_hyphens=False, **options)
     return [head, *(line.replace("\0", " ") for line in lines)]
 
 

@@ -61,5 +61,6 @@ def wrapped(head: str, items: list[str], tail: str) -> list[str]:
     line = f"{head}{', '.join(items)}{tail}"
     if len(line) <= 100:
         return [line]
-    lines = textwrap.wrap(", ".join(items) + ",", 100, initial_indent="    ", subsequent_indent="    ")
+    whole = ", ".join(items) + ","
+    lines = textwrap.wrap(whole, 100, initial_indent="    ", subsequent_indent="    ", break_long_words=False)
     return [head, *lines, tail]

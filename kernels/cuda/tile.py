@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from typing import Any
 
 from fastopt.kernels.compiler.lowering import Loop, Value, lower, printed_names
 from fastopt.kernels.compiler.operations import Target
@@ -47,7 +48,8 @@ def wrapped(head: str, items: list[str], tail: str, between: str = ", ") -> list
         return [line]
     indent = " " * (len(head) - len(head.lstrip()) + 4)
     whole = between.join(item.replace(" ", "\0") for item in items)  # so that lines break between items only
-    lines = textwrap.wrap(whole + tail.replace(" ", "\0"), 120, initial_indent=indent, subsequent_indent=indent)
+    options: dict[str, Any] = {"initial_indent": indent, "subsequent_indent": indent, "break_long_words": False}
+    lines = textwrap.wrap(whole + tail.replace(" ", "\0"), 120, break_on_hyphens=False, **options)
     return [head, *(line.replace("\0", " ") for line in lines)]
 
 

@@ -7,11 +7,12 @@ from typing import Any
 from fastopt.errors import RuleError
 
 
-def accumulated(step: Callable[..., float], t: Any, start: float, *settings: float) -> Any:
+def accumulated(step: Callable[..., Any], t: Any, start: Any, *settings: Any) -> Any:
     """Return xₜ of the sequence x₀ = start, xₖ = step(xₖ₋₁, k, *settings): a sum or a product over the steps up to t.
 
-    The number last asked for is remembered for each `step`, `start` and `settings`: the next step calls `step` once, an
-    earlier one begins at k = 1 again. The bits are the same in any order, and in any number of threads.
+    The number last asked for is remembered for each `step`, `start` and `settings`, of which there may be 64: the next
+    step calls `step` once, an earlier one begins at k = 1 again, and so does every one whose `step` is made anew, as a
+    lambda in `scalars` is. The bits are the same in any order, and in any number of threads.
 
     `fastopt export` writes it as a loop, which it cannot do with a cache of a rule's own. That loop begins at k = 1
     each time it is called: where terms beyond some step no longer show, pass min(t, that step).
@@ -34,8 +35,9 @@ def accumulated(step: Callable[..., float], t: Any, start: float, *settings: flo
     """
     if symbolic := getattr(type(t), "accumulated", None):  # scalars(t) is being traced, for another language
         return symbolic(t, step, start, settings)
+    step = getattr(step, "traced_from", step)  # of a copy for symbols
     try:
-        latest = _latest(step, start, settings)
+        latest = _latest(step, start, settings, repr((start, settings)))
     except TypeError:
         latest = None
     if latest is None or not callable(step):
@@ -46,7 +48,7 @@ def accumulated(step: Callable[..., float], t: Any, start: float, *settings: flo
             where="accumulated",
         )
     k, x = latest[0]
-    if k > t:
+    if not k <= t:
         k, x = 0, start
     while k + 1 <= t:
         k += 1
@@ -56,6 +58,9 @@ def accumulated(step: Callable[..., float], t: Any, start: float, *settings: flo
 
 
 @lru_cache(maxsize=64)
-def _latest(step, start, settings):
-    """Return the cell that remembers the number last asked for, as (t, xₜ); None if a setting is no number."""
+def _latest(step, start, settings, text):
+    """Return the cell that remembers the number last asked for, as (t, xₜ); None if a setting is no number.
+
+    The text tells apart what Python takes for equal: 3 and 3.0, 0.0 and −0.0.
+    """
     return None if any(callable(x) for x in (start, *settings)) else [(0, start)]
