@@ -233,10 +233,11 @@ def test_scalars_may_branch_on_what_is_accumulated_and_names_stay_apart(tmp_path
     program = trace(rule, "f64")
     library = CKernels([(program, rule)], tmp_path).library
     function, out = getattr(library, f"{entry(program)}_scalars_at"), np.empty(1)
-    assert sorted(trace_scalars(program, rule).arguments) == ["k", "k_", "lr", "t_"]
+    arguments = list(trace_scalars(program, rule).arguments)
+    assert sorted(arguments) == ["k", "k_", "lr", "t_"]
     for t in range(1, 40):
         given = {"lr": 0.1, "k": 1 / t, "k_": t + 2.0, "t_": 0.5 * t}
-        values = [ctypes.c_double(given[name]) for name in trace_scalars(program, rule).arguments]
+        values = [ctypes.c_double(given[name]) for name in arguments]
         function(ctypes.c_int64(t), *values, ctypes.c_void_p(out.ctypes.data))
         assert out.tolist() == list(host_scalars(program, rule)(t)), t
 

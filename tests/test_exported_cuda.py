@@ -183,7 +183,7 @@ WITH_TOTALS = {f"{name}-{storage}": (test_totals.RULES[name], storage) for name,
 WITH_TOTALS |= {
     f"{name}-{storage}": (rule, storage) for name, rule in test_c.SKIPPING.items() for storage in ("f32", "bf16_8bit")
 }
-SIZES = ([1], [255], [256], [257], [70_001], [1000, 0, 1, 256, 257, 3, 0, 511, 40_001, 1], [0, 0, 5], [0])
+SIZES = ([1], [257], [1000, 0, 1, 256, 3, 0, 511, 4001, 1], [0, 0, 5], [0])
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,8 @@ def exported(tmp_path_factory):
 @pytest.mark.parametrize("name", WITH_TOTALS)
 def test_an_exported_step_with_totals_equals_the_reference(name, exported):
     rule, storage = WITH_TOTALS[name]
-    for sizes in SIZES:
+    twice = [[70_001]] if storage == "f32" else []  # whose sums are folded twice
+    for sizes in (*SIZES, *twice):
         test_c.assert_phases_equal_the_reference(exported, rule, storage, sizes)
 
 
