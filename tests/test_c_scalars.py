@@ -221,10 +221,11 @@ class Asking:
     def scalars(self, t):
         total = fastopt.accumulated(add_inverse, t, 0.0, 1.0)
         factor = fastopt.accumulated(refined, t, 1.0) if total < 2 else max(total, 2.5)
-        return {"lr": self.lr * factor * self.k + self.k_ * self.t * t}
+        twice = math.sqrt(t + 1.0)  # in a field that does not depend on the branch
+        return {"lr": self.lr * factor * self.k + self.k_ * self.t * t, "other": twice * (1 + twice)}
 
-    def update(self, p, g, *, lr):
-        return p - lr * g
+    def update(self, p, g, *, lr, other):
+        return p - lr * g * other
 
 
 @needs_gcc
@@ -232,7 +233,7 @@ def test_scalars_may_branch_on_what_is_accumulated_and_names_stay_apart(tmp_path
     rule = Asking(k=lambda t: 1 / t, k_=lambda t: t + 2.0, t=lambda t: 0.5 * t)
     program = trace(rule, "f64")
     library = CKernels([(program, rule)], tmp_path).library
-    function, out = getattr(library, f"{entry(program)}_scalars_at"), np.empty(1)
+    function, out = getattr(library, f"{entry(program)}_scalars_at"), np.empty(2)
     arguments = list(trace_scalars(program, rule).arguments)
     assert sorted(arguments) == ["k", "k_", "lr", "t_"]
     for t in range(1, 40):

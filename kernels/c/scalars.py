@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 import textwrap
+from collections.abc import Iterator
+from itertools import count
 
 from fastopt.kernels.c.language import C
 from fastopt.kernels.c.tile import RESERVED, wrapped
@@ -34,7 +36,7 @@ _CALLED = {
     "sqrt": "sqrt",
     "abs": "fabs",
 }
-_LOCAL = re.compile(r"scalars|t|k|[xy]\d+")
+_LOCAL = re.compile(r"scalars|t|k|x\d+")
 """Names in the printed function."""
 _COMPARED = {"less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">=", "equal": "==", "not_equal": "!="}
 
@@ -65,7 +67,7 @@ def print_scalars(program: Program, rule: Rule, names: dict[str, str], kind: str
         comment += ["It loops over steps up to t, for what depends on all of them."]
     given = ["int64_t t", *(f"double {x}" for x in arguments.values()), f"{kind} *scalars"]
     known: dict[object, str] = {"t": "(double)t", **arguments}
-    body = _tree(made.tree, {x: names[x] for x in program.scalars}, C.types[program.dtype.name], known, 1)
+    body = _tree(made.tree, {x: names[x] for x in program.scalars}, C.types[program.dtype.name], known, count())
     unused = [x for x in ("t", *arguments.values()) if not any(_mentions(line, x) for line in body)]
     return [
         *commented(comment),
@@ -127,21 +129,30 @@ def _text(x: Operand, known: dict[object, str]) -> Text:
     return Text(f"{_CALLED[x.op]}({', '.join(args)})")
 
 
-def _tree(tree: Tree, fields: dict[str, str], kind: str, known: dict[object, str], depth: int) -> list[str]:
-    """Compute fields, a table from scalar to name; those that a choice does not change come before it."""
-    indent = "    " * depth
+def _tree(
+    tree: Tree,
+    fields: dict[str, str],
+    kind: str,
+    known: dict[object, str],
+    numbers: Iterator[int],
+    indent: str = "    ",
+) -> list[str]:
+    """Compute fields, a table from scalar to name; those that a choice does not change come before it.
+
+    What gets a name takes the next of `numbers`.
+    """
     if isinstance(tree, Choice):
         before = {x: name for x, name in fields.items() if same(tree.yes, tree.no, x)}
         chosen = {x: name for x, name in fields.items() if x not in before}
-        lines = _tree(tree.yes, before, kind, known, depth) if before else []
+        lines = _tree(tree.yes, before, kind, known, numbers, indent) if before else []
         if chosen:
-            known, named = _named([tree.condition.a, tree.condition.b], known, indent)
+            known, named = _named([tree.condition.a, tree.condition.b], known, numbers, indent)
             lines += named
-            yes, no = (_tree(part, chosen, kind, known, depth + 1) for part in (tree.yes, tree.no))
+            yes, no = (_tree(part, chosen, kind, known, numbers, f"{indent}    ") for part in (tree.yes, tree.no))
             lines += [f"{indent}if ({_condition(tree.condition, known)}) {{", *yes]
             lines += [f"{indent}}} else {{", *no, f"{indent}}}"]
         return lines
-    known, lines = _named([tree[x] for x in fields], known, indent)
+    known, lines = _named([tree[x] for x in fields], known, numbers, indent)
     for x, name in fields.items():
         text = _text(tree[x], known)
         lines.append(f"{indent}scalars->{name} = {text if kind == 'double' else f'(float){text.within(ATOM)}'};")
@@ -149,16 +160,16 @@ def _tree(tree: Tree, fields: dict[str, str], kind: str, known: dict[object, str
 
 
 def _named(
-    roots: list[Operand], known: dict[object, str], indent: str, letter: str = "x"
+    roots: list[Operand], known: dict[object, str], numbers: Iterator[int], indent: str
 ) -> tuple[dict[object, str], list[str]]:
-    """Give names to what is used twice and to what loops; return what has names now, and the lines that compute it."""
+    """Name what is used twice and what loops; return what has names now, and the lines that compute it."""
     known, lines = dict(known), []
     for x in _worth_a_name(roots):
         if id(x) in known:
             continue
-        name = f"{letter}{sum(text.startswith(letter) and text[1:].isdigit() for text in known.values())}"
+        name = f"x{next(numbers)}"
         lines += (
-            _loop(x, name, known, indent)
+            _loop(x, name, known, numbers, indent)
             if isinstance(x, Accumulation)
             else [f"{indent}const double {name} = {_text(x, known)};"]
         )
@@ -166,12 +177,12 @@ def _named(
     return known, lines
 
 
-def _loop(x: Accumulation, name: str, known: dict[object, str], indent: str) -> list[str]:
+def _loop(x: Accumulation, name: str, known: dict[object, str], numbers: Iterator[int], indent: str) -> list[str]:
     """Compute an accumulation in a loop over k, whose body knows k and the number so far."""
 
     def body(tree: Tree, indent: str, own: dict[object, str]) -> list[str]:
         used = [tree.condition.a, tree.condition.b] if isinstance(tree, Choice) else [tree["x"]]
-        own, lines = _named(used, own, indent, "y")
+        own, lines = _named(used, own, numbers, indent)
         if isinstance(tree, Choice):
             yes, no = (body(part, f"{indent}    ", own) for part in (tree.yes, tree.no))
             asked = _condition(tree.condition, own)

@@ -62,8 +62,8 @@ def apply(typingctx, step, times, halves, i, far, loads, reloads, uniform, seque
         def load(kinds, addresses, k):
             return [load_vector(context, builder, b, at, first, k) for b, at in zip(kinds, addresses, strict=True)]
 
-        def as_vector(number, x, wanted):
-            return converted(context, builder, x, made[number], VectorType(wanted))
+        def as_vector(n, x, wanted):
+            return converted(context, builder, x, made[n], VectorType(wanted))
 
         if far != types.none:
             ahead = builder.add(first, args[4])

@@ -83,8 +83,7 @@ class _Printer:
         plain = inspect.unwrap(function)
         tree = ast.parse(textwrap.dedent(inspect.getsource(plain))).body[0]
         assert isinstance(tree, ast.FunctionDef)
-        text = _Function(self, plain, cls, tree).text(name)
-        self.printed[name] = text
+        self.printed[name] = _Function(self, plain, cls, tree).text(name)
 
 
 class _Function:
