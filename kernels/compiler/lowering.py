@@ -18,7 +18,7 @@ import numpy as np
 from fastopt.kernels.compiler.graph import Node, walk
 from fastopt.kernels.compiler.operations import Target
 from fastopt.kernels.compiler.program import Program, total_name
-from fastopt.kernels.compiler.text import COMPARE, Text
+from fastopt.kernels.compiler.text import Text
 
 DEEPEST = 100
 """Operations inside one another in one expression: each may cost a pair of parentheses, of which Python reads 200."""
@@ -43,8 +43,9 @@ class Loop(NamedTuple):
     sequences: list[tuple[str, Text, Text]]  # words that grow by the same from element to element: name, first, step
     maxima: list[Value]  # words of which it finds the largest
     largest: list[Node]  # the nodes of which maxima are the values, in the same order
-    nan: str  # of them that of the bits, without the sign, of what is stored in `quiet`
-    quiet: list[str]  # what of the rule's buffers is to be canonical after the loop where it is NaN
+    watched: list[str]  # buffers of which it looks for NaN in what it stores
+    nan: str  # the largest of the 16 bits, without the sign, that it stores there
+    quiet: list[str]  # buffers in which NaN is to become the canonical one after the loop, if it found one
     stores: list[tuple[str, str]]  # buffer, text of the element's new value
     tile_stores: list[tuple[str, str]]  # likewise, once, before the loop
 
@@ -150,6 +151,33 @@ def _schedules(
     return schedules, uniform, shared
 
 
+_KEEP_NAN = frozenset(
+    ["add", "subtract", "multiply", "divide", "negative", "sqrt", "abs", "sign", "rint", "floor", "ceil", "trunc"]
+)
+
+
+def _watched(results: dict[str, Node]) -> dict[str, list[str]]:
+    """Return in which buffers to look for NaN, and in which each of these shows it: where one makes it one.
+
+    They are those whose encoders leave open which NaN is stored. Where Adam's moments are NaN, so are the parameters.
+    """
+    values = {node.value[1]: node.args[0] for node in walk(results.values()) if node.op == "or_nan"}
+    shown = {}
+    for b, value in values.items():
+        found, stack = {id(value)}, [value]
+        while stack:
+            node = stack.pop()
+            more = [a for a in node.args if node.op in _KEEP_NAN and id(a) not in found]
+            found |= set(map(id, more))
+            stack += more
+        shown[b] = [other for other in values if id(values[other]) in found]
+    chosen: dict[str, list[str]] = {}
+    for b in sorted(shown, key=lambda b: -len(shown[b])):
+        if not any(b in others for others in chosen.values()):
+            chosen[b] = shown[b]
+    return chosen
+
+
 def _write(node: Node, operands: list[Text], names: Mapping[str, str], target: Target) -> Text:
     """Write a node whose operands are written."""
     if node.op in ("buffer", "tile"):
@@ -222,6 +250,7 @@ def lower(
     fixed = dict(known or {})  # names that hold in every loop
     order = {b.name: k for k, b in enumerate(program.buffers)}
     tiled = {b.name for b in program.buffers if b.tiled}
+    quiet = _watched(results) if target.repairs_nan else {}
     numbered, loops = {"x": 0, "max": 0} if numbered is None else numbered, []
 
     def write(node: Node, operands: list[Text]) -> Text:
@@ -239,12 +268,15 @@ def lower(
         depths: dict[int, int] = {}
         uses: dict[int, int] = {}
         roots = [results[b] for b in loop.results] + loop.peaks
-        sequences, quiet = [], {}
+        sequences = []
+        watched = [b for b in loop.results if b in quiet]
         for node in (*loop.uniform, *loop.order):
             for a in node.args:
                 uses[id(a)] = uses.get(id(a), 0) + 1
         for node in (*roots, *loop.spills):
             uses[id(node)] = uses.get(id(node), 0) + 1
+        for b in watched:  # what is stored is looked at again
+            uses[id(results[b])] += 1
         spilled = {id(node) for node in loop.spills}
         in_loop = {id(a) for node in loop.order for a in node.args}
         named: dict[bool, list[Value]] = {True: [], False: []}  # what is uniform, what is not
@@ -262,8 +294,6 @@ def lower(
                 texts[id(node)] = Text(numbered_name("x"))
                 sequences.append((texts[id(node)], *operands))
                 continue
-            if target.repairs_nan and node.op == "or_nan":
-                quiet[node.value[1]] = operands[0]
             text, once = write(node, operands), id(node) in uniform
             depth = 1 + max([depths.get(id(a), 0) for a in node.args], default=0)
             lasting = (
@@ -287,11 +317,6 @@ def lower(
             maximum = next(n for n in walk(results.values()) if n.op == "tile_max" and n.args[0] is node)
             fixed[id(maximum)] = Text(maxima[-1].name)
             largest.append(maximum)
-        if quiet:
-            sizes = [f"word({x}) & word(2147483647)" for x in quiet.values()]
-            while len(sizes) > 1:
-                sizes = [f"umax({', '.join(sizes[:2])})", *sizes[2:]]
-            maxima.append(Value(numbered_name("max"), np.dtype(np.uint32), Text(sizes[0], COMPARE)))
         for node in loop.spills:
             fixed[id(node)] = text_of(node)
         stores = {
@@ -312,8 +337,9 @@ def lower(
                 sequences=sequences,
                 maxima=maxima,
                 largest=largest,
-                nan=maxima[-1].name if quiet else "",
-                quiet=list(quiet),
+                watched=watched,
+                nan=numbered_name("max") if watched else "",
+                quiet=list(dict.fromkeys(b for w in watched for b in quiet[w])),
                 stores=[(b, text) for once in (True, False) for b, text in stores[once] if b not in tiled],
                 tile_stores=[(b, text) for once in (True, False) for b, text in stores[once] if b in tiled],
             )

@@ -12,21 +12,32 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastopt.kernels.cpu.memory import load_vector, prefetch_vectors, store_vectors
-from fastopt.kernels.cpu.steps import grouped
-from fastopt.kernels.cpu.values import WORD, VectorType, converted, joined, larger, lower, number, upper
+from fastopt.kernels.cpu.steps import SIZE, grouped
+from fastopt.kernels.cpu.values import (
+    WORD,
+    VectorType,
+    converted,
+    joined,
+    larger,
+    larger_halves,
+    lower,
+    number,
+    upper,
+)
 
 _WORDS = VectorType(WORD)
 
 
 @intrinsic(prefer_literal=True)
-def apply(typingctx, step, times, halves, i, far, loads, reloads, uniform, sequences, stores, spills, maxima):
+def apply(typingctx, step, times, halves, i, far, loads, reloads, uniform, sequences, stores, spills, maxima, quiet):
     """Step `times` vectors by the function `step`; the first begins at element i of each buffer.
 
     `step` takes a vector of each buffer in `loads` and of each spill in `reloads`, what is `uniform`, and a vector of
     each sequence. It returns vectors for `stores` and for `spills`, and words, of which `maxima` keep the largest. A
     sequence is given as its vector and what that grows by. With two `halves`, a word of a buffer holds two elements:
     `step` is called for the first ones and for the second; spills come for both, those of the first half before the
-    others, and so do the vectors of a sequence. What lies `far` elements ahead is prefetched, unless that is None.
+    others, and so do the vectors of a sequence. The last of `maxima` keeps the largest 16 bits, but for their signs, that
+    go to the `quiet` ones of `stores`, if any. What lies `far` elements ahead is prefetched, unless that is None.
 
     Returns the maxima and the next vectors of the sequences: a tuple, or the only one.
     """
@@ -37,11 +48,12 @@ def apply(typingctx, step, times, halves, i, far, loads, reloads, uniform, seque
     called = typingctx.resolve_function_type(step, tuple(map(types.Tuple, groups) if len(groups) > 1 else kinds), {})
     returned = called.return_type
     made = list(returned) if isinstance(returned, types.BaseTuple) else [returned]
+    bits16 = [n.literal_value for n in quiet]
     kept = [_WORDS] * (len(maxima) + parts * len(sequences))
     result = types.none if not kept else types.Tuple(kept) if len(kept) > 1 else kept[0]
 
     def codegen(context, builder, signature, args):
-        first, *packed = args[3], *args[5:]
+        first, *packed = args[3], *args[5:-1]
         load_at, reload_at, constant, moving, store_at, spill_at, largest = (
             cgutils.unpack_tuple(builder, x) for x in packed
         )
@@ -83,13 +95,15 @@ def apply(typingctx, step, times, halves, i, far, loads, reloads, uniform, seque
                 kinds, places = _of_half(spills, parts, half), _of_half(spill_at, parts, half)
                 for n, (b, at) in enumerate(zip(kinds, places, strict=True), len(stores)):
                     store_vectors(context, builder, b, at, first, k, [as_vector(n, found[n], b.value)])
-                for n in range(len(maxima)):
+                for n in range(len(maxima) - bool(bits16)):
                     x = as_vector(len(stores) + len(kinds) + n, found[len(stores) + len(kinds) + n], WORD)
                     largest[n] = larger(builder, largest[n], x)
                 for x in moving:
                     x[half] = builder.add(x[half], x[parts])
             for n, (b, at) in enumerate(zip(stores, store_at, strict=True)):
                 x = joined(builder, new[0][n], new[1][n], _bits(new[0][n], b)) if parts == 2 else new[0][n]
+                if n in bits16:
+                    largest[-1] = larger_halves(builder, largest[-1], x, SIZE)
                 if b.narrow:
                     written[n].append(x)
                 else:
@@ -102,7 +116,7 @@ def apply(typingctx, step, times, halves, i, far, loads, reloads, uniform, seque
             return context.get_dummy_value()
         return context.make_tuple(builder, result, values) if len(values) > 1 else values[0]
 
-    given = (step, times, halves, i, far, loads, reloads, uniform, sequences, stores, spills, maxima)
+    given = (step, times, halves, i, far, loads, reloads, uniform, sequences, stores, spills, maxima, quiet)
     return result(*given), codegen
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fastopt.kernels.compiler.lowering import Loop
 from fastopt.kernels.compiler.program import Program
-from fastopt.kernels.cpu.steps import print_step
+from fastopt.kernels.cpu.steps import SIZE, print_step
 
 
 def print_pairs(
@@ -30,6 +30,11 @@ def print_pairs(
         spilled = [f"{v}_spill{half}[{at}]" for v in made.reloads]
         return f"{', '.join(f'{x}{half}' for x in made.results)} = {made.call(elements, spilled, other)}"
 
+    def largest(*halves: str) -> list[str]:
+        found = [f"{name} = umax({name}, {name}{half})" for name in made.maxima for half in halves]
+        sizes = [f"{names[b]}{half} & word({SIZE})" for b in loop.watched for half in halves]
+        return [*found, *(f"{loop.nan} = umax({loop.nan}, {size})" for size in sizes)]
+
     def spill(half: str, at: str) -> list[str]:
         return [f"{v}_spill{half}[{at}] = {v}{half}" for v in made.spills]
 
@@ -46,12 +51,12 @@ def print_pairs(
         f"    {call('_0', 'count // 2', last, 'start + word(count - 1)')}",
         *(f"    {b}_last[0] = {b}_0" for b in made.stores),
         *(f"    {line}" for line in spill("_0", "count // 2")),
-        *(f"    {name} = umax({name}, {name}_0)" for name in made.maxima),
+        *(f"    {line}" for line in largest("_0")),
     ]
     lines = [
         *(f"{v.name} = {v.text}" for v in loop.uniform),
         *(f"{names[b]}[0] = {text}" for b, text in loop.tile_stores),
-        *(f"{name} = word(0)" for name in made.maxima),
+        *(f"{name} = word(0)" for name in (*made.maxima, *[loop.nan] * bool(loop.watched))),
         *(f"{name}_0 = {first} + start * {step}" for name, first, step in loop.sequences),
         *(f"{name}_1 = {name}_0 + {step}" for name, _, step in loop.sequences),
         *(f"{name}_2 = {step} + {step}" for name, _, step in loop.sequences),
@@ -60,7 +65,7 @@ def print_pairs(
         f"    {call('_1', 'i', second, 'start + word(2 * i + 1)')}",
         *(f"    {b}[i] = join({b}_0, {b}_1, {bits[b]})" for b in made.stores),
         *(f"    {line}" for half in ("_0", "_1") for line in spill(half, "i")),
-        *(f"    {name} = umax({name}, umax({name}_0, {name}_1))" for name in made.maxima),
+        *(f"    {line}" for line in largest("_0", "_1")),
         *(f"    {name}_{half} = {name}_{half} + {name}_2" for name in sequences for half in (0, 1)),
         *rest,
     ]

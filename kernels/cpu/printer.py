@@ -15,6 +15,7 @@ from fastopt.kernels.cpu.condition import print_condition
 from fastopt.kernels.cpu.language import PYTHON
 from fastopt.kernels.cpu.modules import IMPORTED, function_name, imports
 from fastopt.kernels.cpu.pairs import print_pairs
+from fastopt.kernels.cpu.steps import INFINITE, SIZE
 from fastopt.kernels.cpu.tuning import HALF, STRETCH, STRIP, ends_after_root
 from fastopt.kernels.cpu.vectors import print_vectors
 from fastopt.kernels.formats import TILE
@@ -217,14 +218,14 @@ def _print_repair(program: Program, loop: Loop, names: dict[str, str]) -> list[s
     for quiet in loop.quiet:
         own = [view for (buffer, _), view in views.items() if buffer == quiet]
         lines.append(f"    {'one_nan' if len(own) == 1 else 'one_nan_of_two'}({', '.join(own)}, count)")
-    return [f"if {loop.nan} > word(2139095040):", *lines]
+    return [f"if {loop.nan} > word({INFINITE}):", *lines]
 
 
 def _print_loop(loop: Loop, names: dict[str, str]) -> list[str]:
     """Print one loop over the elements of a strip, and what is computed once before it."""
     before = [f"{v.name} = {v.text}" for v in loop.uniform]
     before += [f"{names[b]}[0] = {text}" for b, text in loop.tile_stores]
-    before += [f"{v.name} = word(0)" for v in loop.maxima]
+    before += [f"{name} = word(0)" for name in (*(v.name for v in loop.maxima), *[loop.nan] * bool(loop.watched))]
     before += [f"{name} = {first} + start * {step}" for name, first, step in loop.sequences]
     body = [f"{v.name} = {v.name}_spill[i]" for v in loop.reloads]
     loads = [names[b] for b in loop.loads]
@@ -232,6 +233,8 @@ def _print_loop(loop: Loop, names: dict[str, str]) -> list[str]:
         body.append(f"{', '.join(f'{b}_i' for b in loads)} = {', '.join(f'{b}[i]' for b in loads)}")
     lines = [f"{v.name} = {v.text}" for v in loop.lines]
     lines += [f"{v.name} = umax({v.name}, {v.text})" for v in loop.maxima]
+    stored = dict(loop.stores)
+    lines += [f"{loop.nan} = umax({loop.nan}, {stored[b]} & word({SIZE}))" for b in loop.watched]
     lines += [f"{v.name}_spill[i] = {v.name}" for v in loop.spills]
     lines += [f"{names[b]}[i] = {text}" for b, text in loop.stores]
     lines += [f"{name} = {name} + {step}" for name, _, step in loop.sequences]

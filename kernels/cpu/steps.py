@@ -10,6 +10,9 @@ from fastopt.kernels.compiler.lowering import Loop
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.compiler.text import wrapped
 
+SIZE, INFINITE = 0x7FFF, 0x7F80
+"""Bits of a bfloat16 but for its sign, and what they are of ∞: of NaN they are more."""
+
 MOST_ARGUMENTS = 28
 """Arguments of a function that Numba inlines: Python passes more than 30 in a tuple, so here they come in several."""
 

@@ -183,6 +183,13 @@ def larger(builder, a, b):
 umax = instruction(_words)(larger)
 
 
+def larger_halves(builder, a, b, mask):
+    """Return for each half of words the larger one of a's and of b's, of which only the bits of a mask count."""
+    halves = ir.VectorType(ir.IntType(16), 2 * a.type.count)
+    x, y = builder.bitcast(a, halves), builder.and_(builder.bitcast(b, halves), number(halves, mask))
+    return builder.bitcast(larger(builder, x, y), a.type)
+
+
 def _pair(*operands):
     """Return the type of words and of the number of bits that follows them."""
     kinds = _words(*operands[:-1])
@@ -348,6 +355,17 @@ def ramp(builder, first, step):
 @instruction(lambda x: (WORD, [x]) if x == VectorType(WORD) else None)
 def top(builder, x):
     """Return the largest word of a vector."""
-    kind = ir.FunctionType(_I32, [x.type])
-    name = f"llvm.vector.reduce.umax.v{x.type.count}i32"
+    return _largest(builder, x)
+
+
+@instruction(lambda x: (WORD, [x]) if x == VectorType(WORD) else None)
+def top_half(builder, x):
+    """Return the largest half of a word of a vector."""
+    return builder.zext(_largest(builder, builder.bitcast(x, ir.VectorType(ir.IntType(16), 2 * x.type.count))), _I32)
+
+
+def _largest(builder, x):
+    """Return the largest of a vector's elements."""
+    kind = ir.FunctionType(x.type.element, [x.type])
+    name = f"llvm.vector.reduce.umax.v{x.type.count}i{x.type.element.width}"
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [x])

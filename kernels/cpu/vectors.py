@@ -36,7 +36,7 @@ def print_vectors(
     def of_halves(values: list[str]) -> str:
         return _tuple(f"{v}_spill{half}" for half in halves for v in values)
 
-    largest = [f"{v}_each" for v in made.maxima]
+    largest = [f"{v}_each" for v in (*made.maxima, *[loop.nan] * bool(loop.watched))]
     moving = [[f"{v}_each{half}" for half in halves] for v in made.sequences]
     steps = [f"{v}_step" for v in made.sequences]
     arguments = {
@@ -47,6 +47,7 @@ def print_vectors(
         "stores": _tuple(made.stores),
         "spills": of_halves(made.spills),
         "maxima": _tuple(largest),
+        "quiet": _tuple(str(made.stores.index(names[b])) for b in loop.watched),
     }
     kept = [*largest, *(x for vectors in moving for x in vectors)]
     begins = {"index": ("word(0)", "word(1)"), **{name: (first, grows) for name, first, grows in loop.sequences}}
@@ -67,7 +68,8 @@ def print_vectors(
         f"        {step}, {at_once}, {width}, i, {far},",
         *(f"        {name}={names}," for name, names in arguments.items()),
         "    )",
-        *(f"{v} = top({x})" for v, x in zip(made.maxima, largest, strict=True)),
+        *(f"{v} = top({x})" for v, x in zip(made.maxima, largest, strict=False)),
+        *([f"{loop.nan} = top_half({largest[-1]})"] if loop.watched else []),
     ]
 
 
