@@ -184,7 +184,7 @@ def _write(node: Node, operands: list[Text], names: Mapping[str, str], target: T
         return Text(f"{names[node.value]}_i")
     if node.op in ("scalar", "total"):
         return Text(names[node.value])
-    if node.op in ("key", "tile_number", "index", "codes"):
+    if node.op in ("key", "tile_number", "index"):
         return Text(node.value)
     return target.write(node, operands)
 
@@ -362,10 +362,3 @@ def condition_lines(program: Program, target: Target) -> list[Value]:
             text = Text(lines[-1].name)
         texts[id(node)] = text
     return lines
-
-
-def expression(node: Node, target: Target) -> Text:
-    """Write a node of a small graph, whose inputs go by the names that are their values, as one expression."""
-    if not node.args and node.op != "constant":
-        return Text(node.value)
-    return target.write(node, [expression(a, target) for a in node.args])

@@ -6,7 +6,7 @@ called on symbols it becomes part of a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,14 @@ def rounding_sequence(of_tile: Any) -> tuple[Any, Any]:
     which rounding does not need.
     """
     return of_tile, ((of_tile ^ (of_tile >> 15)) * 0x165667B1) | 1
+
+
+def rounding_order(buffers: Iterable[str]) -> list[str]:
+    """Return buffers in the order in which they take random bits: the parameters last.
+
+    Moments are rounded at once, where a loop ends before the parameters, and so have a sequence in common.
+    """
+    return sorted(buffers, key=lambda b: b == "p")
 
 
 def next_tile_bits(of_tile: Any) -> Any:

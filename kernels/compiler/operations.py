@@ -74,6 +74,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation("cast"),  # .astype
         Operation("bitcast"),  # .view
         Operation("or_nan"),  # a value and a word: the canonical one where the value is NaN
+        Operation("code"),  # the upper 12 bits of a word, a signed number, or a least one
         Operation("term", (), lambda node, args: args[0]),  # what a total sums; it is kept in memory
         Operation("tile_sum"),  # of the terms of a tile
         Operation("sequence"),  # the word of an element in a tile's sequence, from its first and the difference

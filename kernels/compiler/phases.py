@@ -43,7 +43,7 @@ def cut(program: Program, plain_cuts: list[Node]) -> Program:
         plain = Plain(
             {b: _copied(n, known) for b, n in plain.values.items()},
             {b: _copied(n, known) for b, n in plain.results.items()},
-            plain.unusual,
+            plain.codes,
             [(_copied(n, known), limit) for n, limit in plain.limits],
             tuple(_copied(n, known) for n in plain.stages),
             tuple(_copied(n, known) for n in plain.roots),

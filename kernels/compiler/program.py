@@ -65,7 +65,7 @@ class Plain(NamedTuple):
 
     values: dict[str, Node]
     results: dict[str, Node]
-    unusual: dict[str, Node]  # array of codes → which of the four in a word are not plain; the word is of kind "codes"
+    codes: dict[str, tuple[int, int, int]]  # array of codes → which are plain: see `formats.Scaled.plain_codes`
     limits: list[tuple[Node, int]]  # largest of the new values' words → what it is below in a plain tile
     stages: tuple[Node, ...]  # as of a Program
     roots: tuple[Node, ...]

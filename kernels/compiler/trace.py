@@ -16,6 +16,7 @@ from fastopt.kernels.compiler.noise import (
     next_tile_bits,
     radius,
     random_bits,
+    rounding_order,
     rounding_sequence,
     stretched,
     tile_bits,
@@ -71,9 +72,7 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
             raise RuleError(what, do=f"return {b} as it came, or its new value in every case", where=where)
         del formats[b]
     values = {b: node for b, node in call.after.items() if node is not call.before[b]}
-    results: dict[str, Node] = {}
-    for b, node in values.items():
-        results |= call.encode(b, node)
+    results = call.encoded(values)
     zeros = {}
     if getattr(rule, "zero_gradients", False):
         for name, plane in formats["g"].plane_names("g").items():
@@ -84,12 +83,9 @@ def _trace(key: tuple, rule: Any, chosen: tuple[tuple[str, str], ...]) -> Progra
     if any(isinstance(form, Scaled) for form in formats.values()):
         fast = _Call(rule, formats, absent, plain=True, tracing=call.tracing)
         now = {b: fast.after[b] for b in values}
-        made: dict[str, Node] = {}
-        for b, node in now.items():
-            made |= fast.encode(b, node)
-        made |= zeros
+        made = fast.encoded(now) | zeros
         plain_totals, plain_matrices = fast.totals, fast.matrices
-        plain = Plain(now, made, fast.unusual, fast.limits, fast.stages, _roots(fast.stages, made))
+        plain = Plain(now, made, fast.codes, fast.limits, fast.stages, _roots(fast.stages, made))
     buffers = [
         Buffer(name, b, plane.dtype, plane.read, name in results, plane.tiled, plane.view)
         for b, form in formats.items()
@@ -162,7 +158,7 @@ class _Call:
     """One call of `update` on symbols, on None for the absent buffers, and what comes before and after it.
 
     `before` and `after` are the nodes of each buffer's value, `stages` those of the rule's noise. With `plain` it is
-    for tiles that are: `unusual` and `limits` say which are; what it has in common with another call of the same
+    for tiles that are: `codes` and `limits` say which are; what it has in common with another call of the same
     `tracing` are the same nodes.
     """
 
@@ -180,7 +176,7 @@ class _Call:
         self.tracing = tracing or Trace(self.where)
         self._of_tile: Any = None  # 32 random bits of the tile
         self._sequence: Any = None  # those of the element, of which the lower are not used yet
-        self.unusual: dict[str, Node] = {}
+        self.codes: dict[str, tuple[int, int, int]] = {}
         self.limits: list[tuple[Node, int]] = []
         names, optional, scalars, noise = signature(rule)
         buffers = {b: self._decode(b) for b in names if b not in absent}
@@ -252,12 +248,16 @@ class _Call:
         ]
         form = self.formats[buffer]
         if self._plain and isinstance(form, Scaled):
-            codes = self._input("codes", "codes", _WORD, array=True)
-            self.unusual[buffer] = form.unusual(codes)._node
+            self.codes[buffer] = form.plain_codes
             return Symbol(self.tracing, form.plain_decode(*found)._node, True)
         return Symbol(self.tracing, form.decode(*found)._node, True)
 
-    def encode(self, buffer: str, value: Node) -> dict[str, Node]:
+    def encoded(self, values: dict[str, Node]) -> dict[str, Node]:
+        """Return the new elements of the planes of all buffers, in their order."""
+        made = {b: self._encode(b, values[b]) for b in rounding_order(values)}
+        return {name: node for b in values for name, node in made[b].items()}
+
+    def _encode(self, buffer: str, value: Node) -> dict[str, Node]:
         """Return the new elements of a buffer's planes that hold a value."""
         form, x = self.formats[buffer], Symbol(self.tracing, value, True)
         bits = self._rounding_bits(form.random) if form.random else None
@@ -267,7 +267,9 @@ class _Call:
             if self._plain:
                 self.limits.append((largest._node, form.plain_limit))
                 scale = form.plain_scale(largest)
-                encoded = (form.plain_encode(x, bits, scale), scale)
+                word = form.plain_encode(x, bits, scale)
+                code = self.tracing.node("code", _WORD, (word._node,), form.plain_codes[1])
+                encoded = (Symbol(self.tracing, code, True), scale)
             else:
                 scale = form.scale(largest)
                 encoded = (*form.encode(x, bits, scale), scale)

@@ -12,6 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastopt.kernels.cpu.memory import load_vector, prefetch_vectors, store_vectors
+from fastopt.kernels.cpu.narrow import store_codes
 from fastopt.kernels.cpu.steps import SIZE, grouped
 from fastopt.kernels.cpu.values import (
     WORD,
@@ -29,14 +30,17 @@ _WORDS = VectorType(WORD)
 
 
 @intrinsic(prefer_literal=True)
-def apply(typingctx, step, times, halves, i, far, loads, reloads, uniform, sequences, stores, spills, maxima, quiet):
+def apply(
+    typingctx, step, times, halves, i, far, loads, reloads, uniform, sequences, stores, least, spills, maxima, quiet
+):
     """Step `times` vectors by the function `step`; the first begins at element i of each buffer.
 
     `step` takes a vector of each buffer in `loads` and of each spill in `reloads`, what is `uniform`, and a vector of
     each sequence. It returns vectors for `stores` and for `spills`, and words, of which `maxima` keep the largest. A
     sequence is given as its vector and what that grows by. With two `halves`, a word of a buffer holds two elements:
     `step` is called for the first ones and for the second; spills come for both, those of the first half before the
-    others, and so do the vectors of a sequence. The last of `maxima` keeps the largest 16 bits, but for their signs, that
+    others, and so do the vectors of a sequence. Where `least` is not −1 for one of `stores`, it is of codes, no less
+    than that: see `narrow`. The last of `maxima` keeps the largest 16 bits, but for their signs, that
     go to the `quiet` ones of `stores`, if any. What lies `far` elements ahead is prefetched, unless that is None.
 
     Returns the maxima and the next vectors of the sequences: a tuple, or the only one.
@@ -48,13 +52,13 @@ def apply(typingctx, step, times, halves, i, far, loads, reloads, uniform, seque
     called = typingctx.resolve_function_type(step, tuple(map(types.Tuple, groups) if len(groups) > 1 else kinds), {})
     returned = called.return_type
     made = list(returned) if isinstance(returned, types.BaseTuple) else [returned]
-    bits16 = [n.literal_value for n in quiet]
+    bits16, codes = [n.literal_value for n in quiet], [n.literal_value for n in least]
     kept = [_WORDS] * (len(maxima) + parts * len(sequences))
     result = types.none if not kept else types.Tuple(kept) if len(kept) > 1 else kept[0]
 
     def codegen(context, builder, signature, args):
         first, *packed = args[3], *args[5:-1]
-        load_at, reload_at, constant, moving, store_at, spill_at, largest = (
+        load_at, reload_at, constant, moving, store_at, _, spill_at, largest = (
             cgutils.unpack_tuple(builder, x) for x in packed
         )
         constant = [context.cast(builder, x, t, types.unliteral(t)) for x, t in zip(constant, uniform, strict=True)]
@@ -101,6 +105,9 @@ def apply(typingctx, step, times, halves, i, far, loads, reloads, uniform, seque
                 for x in moving:
                     x[half] = builder.add(x[half], x[parts])
             for n, (b, at) in enumerate(zip(stores, store_at, strict=True)):
+                if codes[n] >= 0:
+                    written[n].append([made_there[n] for made_there in new])
+                    continue
                 x = joined(builder, new[0][n], new[1][n], _bits(new[0][n], b)) if parts == 2 else new[0][n]
                 if n in bits16:
                     largest[-1] = larger_halves(builder, largest[-1], x, SIZE)
@@ -108,15 +115,17 @@ def apply(typingctx, step, times, halves, i, far, loads, reloads, uniform, seque
                     written[n].append(x)
                 else:
                     store_vectors(context, builder, b, at, first, k, [x])
-        for b, at, vectors in zip(stores, store_at, written, strict=True):
-            if vectors:
+        for b, at, vectors, smallest in zip(stores, store_at, written, codes, strict=True):
+            if smallest >= 0:
+                store_codes(context, builder, b, at, first, vectors, smallest)
+            elif vectors:
                 store_vectors(context, builder, b, at, first, 0, vectors)
         values = [*largest, *(x[half] for x in moving for half in range(parts))]
         if not values:
             return context.get_dummy_value()
         return context.make_tuple(builder, result, values) if len(values) > 1 else values[0]
 
-    given = (step, times, halves, i, far, loads, reloads, uniform, sequences, stores, spills, maxima, quiet)
+    given = (step, times, halves, i, far, loads, reloads, uniform, sequences, stores, least, spills, maxima, quiet)
     return result(*given), codegen
 
 

@@ -50,6 +50,7 @@ PYTHON = Target(
         "cast": _cast,
         "bitcast": _bitcast,
         "or_nan": lambda node, args: args[1],
+        "code": lambda node, args: args[0],  # what becomes of several is packed at once: see `narrow`
         "tile_sum": _tile_sum,
         "sequence": lambda node, args: args[0],
     },

@@ -25,6 +25,9 @@ AHEAD = 2048
 SCRATCH = 256
 """Elements that `scratch` has room for: those of a tile."""
 
+_APART = 16
+"""Elements between one `scratch` and the next, so that what is written at once is not all a power of two apart."""
+
 _NARROWS = LANES == 16
 """Whether the processor narrows a vector as it stores it. Others pack several into one."""
 
@@ -67,7 +70,7 @@ def scratch(typingctx, dtype, k, count):
     result = BufferType(dtype.instance_type, k.literal_value, count.literal_value)
 
     def codegen(context, builder, signature, args):
-        kind = ir.ArrayType(context.get_value_type(result.dtype), SCRATCH)
+        kind = ir.ArrayType(context.get_value_type(result.dtype), SCRATCH + _APART)
         memory = cgutils.alloca_once(builder, kind)
         memory.align = 64
         return builder.ptrtoint(memory, _I64)
@@ -160,6 +163,23 @@ def store_vectors(context, builder, buffer_type, address, i, k, vectors):
         pointer = _vector_at(context, builder, buffer_type, address, i, number, x.type.count)
         x = builder.trunc(x, pointer.type.pointee) if buffer_type.narrow else x
         _declare_scopes(builder, builder.store(x, pointer, align=_alignment(context, buffer_type)), buffer_type)
+
+
+def load_bytes(context, builder, buffer_type, address, first, count):
+    """Read so many bytes from byte `first` of a buffer on, as a vector."""
+    return _declare_scopes(builder, builder.load(_bytes_at(builder, address, _I64(first), count), align=1), buffer_type)
+
+
+def store_bytes(context, builder, buffer_type, address, i, values):
+    """Write a vector of bytes from element i of a buffer on."""
+    first = builder.mul(i, _I64(_size(context, buffer_type)))
+    pointer = _bytes_at(builder, address, first, values.type.count)
+    _declare_scopes(builder, builder.store(values, pointer, align=_alignment(context, buffer_type)), buffer_type)
+
+
+def _bytes_at(builder, address, first, count):
+    pointer = builder.gep(builder.inttoptr(address, _BYTE.as_pointer()), [first], inbounds=True)
+    return builder.bitcast(pointer, ir.VectorType(_BYTE, count).as_pointer())
 
 
 def prefetch_vectors(context, builder, buffer_type, address, first, count):

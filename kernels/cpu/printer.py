@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 import sys
 
-from fastopt.kernels.compiler.lowering import Loop, common, expression, lower, printed_names
+from fastopt.kernels.compiler.lowering import Loop, common, lower, printed_names
 from fastopt.kernels.compiler.program import SKIPPED, Program
-from fastopt.kernels.compiler.text import SUM, wrapped
+from fastopt.kernels.compiler.text import wrapped
 from fastopt.kernels.cpu.condition import print_condition
 from fastopt.kernels.cpu.language import PYTHON
 from fastopt.kernels.cpu.modules import IMPORTED, function_name, imports
@@ -23,9 +23,9 @@ from fastopt.kernels.formats import TILE
 # Names of the printed skeleton, which a rule's own names must not hide.
 _SKELETON = (
     "job n chunk first last prefetching length count strip i offset tile tile_low tile_high start index key0 key1 min"
-    " range step mode codes unusual plain far skipped"
+    " range step mode plain far skipped"
 )
-_FROM_NUMBA = frozenset(["float32", "float64", "uint8", "uint16", "uint32", "int32", "intp", "njit", "types"])
+_FROM_NUMBA = frozenset(["float32", "float64", "uint8", "uint16", "uint32", "intp", "njit", "types"])
 _RESERVED = frozenset([*f"{_SKELETON} {' '.join(IMPORTED.values())}".split(), *_FROM_NUMBA, *PYTHON.types.values()])
 
 
@@ -179,11 +179,10 @@ def _print_tile(
     """
     assert program.plain is not None
     order = {b.name: k for k, b in enumerate(program.buffers)}
-    views, flags = [], []
-    for b, node in program.plain.unusual.items():
-        codes = f"{names[b]}_codes"
-        views.append(f"{codes} = buffer({names[b]}_at, strip // 4, int32, {order[b]}, {count})")
-        flags.append(re.sub(r"\bcodes\b", f"{codes}[i]", expression(node, PYTHON).within(SUM)))
+    scans = [
+        f"within(buffer({names[b]}_at, strip, uint8, {order[b]}, {count}), {mask}, {least}, {most})"
+        for b, (mask, least, most) in program.plain.codes.items()
+    ]
     known = {id(node): v.name for loop in plain_loops for node, v in zip(loop.largest, loop.maxima, strict=False)}
     within = [f"{known[id(node)]} < word({limit})" for node, limit in program.plain.limits]
     decided = 1 + max((k for k, loop in enumerate(plain_loops) if loop.largest), default=0)
@@ -191,13 +190,8 @@ def _print_tile(
     before = [line for part in printed[:decided] for line in part]
     after = [line for part in printed[decided : len(plain_loops)] for line in part]
     return [
-        *views,
-        "unusual = word(0)",
         f"plain = count == {TILE}",
-        "if plain:",
-        f"    for i in range({TILE // 4}):",
-        f"        unusual = unusual | {' | '.join(flags)}",
-        "    plain = unusual & word(2155905152) == word(0)",
+        *(f"plain = plain and {scan}" for scan in scans),
         *(f"{name} = word(0)" for name in known.values()),  # or Numba infers their types in twice as many passes
         "if plain:",
         *_indented(before),

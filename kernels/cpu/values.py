@@ -149,7 +149,16 @@ rint = instruction(_same)(lambda builder, x: _llvm(builder, "rint", x))
 floor = instruction(_same)(lambda builder, x: _llvm(builder, "floor", x))
 ceil = instruction(_same)(lambda builder, x: _llvm(builder, "ceil", x))
 trunc = instruction(_same)(lambda builder, x: _llvm(builder, "trunc", x))
-copysign = instruction(_same)(lambda builder, x, y: _llvm(builder, "copysign", x, y))
+
+
+@instruction(_same)
+def copysign(builder, x, y):
+    """Return x with the sign of y: with AVX2 a choice by that sign, in one instruction where x is always the same."""
+    if LANES != 8 or x.type != ir.VectorType(ir.FloatType(), LANES):
+        return _llvm(builder, "copysign", x, y)
+    negative = builder.icmp_signed("<", builder.bitcast(y, _retyped(y.type, _I32)), number(_retyped(y.type, _I32), 0))
+    size = _llvm(builder, "fabs", x)
+    return builder.select(negative, builder.fneg(size), size)
 
 
 def _chosen(condition, a, b):

@@ -33,6 +33,9 @@ def print_vectors(
     # Without prefetches a fetch would be one of what is loaded next: 2 to 3 % of a loop that only reads.
     far = "far" if program.compressed or processor_prefetches() else "None"
 
+    made_of = {names[b]: node for b, node in (program.plain or program).results.items()}
+    least = [made_of[b].value if made_of[b].op == "code" else -1 for b in made.stores]
+
     def of_halves(values: list[str]) -> str:
         return _tuple(f"{v}_spill{half}" for half in halves for v in values)
 
@@ -45,6 +48,7 @@ def print_vectors(
         "uniform": _tuple(made.uniform),
         "sequences": _tuple(_tuple([*vectors, grows]) for vectors, grows in zip(moving, steps, strict=True)),
         "stores": _tuple(made.stores),
+        "least": _tuple(map(str, least)),
         "spills": of_halves(made.spills),
         "maxima": _tuple(largest),
         "quiet": _tuple(str(made.stores.index(names[b])) for b in loop.watched),

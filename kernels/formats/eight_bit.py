@@ -25,7 +25,7 @@ class UF8(Scaled):
     """
 
     name, planes, random, holds, quiet = "uf8", _PLANES, 20, ("state",), True
-    plain_limit = 0x7F600000 - 1
+    plain_codes, plain_limit = (0xFF, 1, 254), 0x7F600000 - 1
 
     def decode(self, code: Any, scale: Any) -> Any:  # noqa: D102
         u = np.where(code == 0, 0, (code << 20) + (scale & _SCALES))
@@ -33,10 +33,6 @@ class UF8(Scaled):
 
     def plain_decode(self, code: Any, scale: Any) -> Any:  # noqa: D102
         return ((code << 20) + (scale & _SCALES)).view(np.float32)
-
-    def unusual(self, codes: Any) -> Any:  # noqa: D102
-        low = codes & 0x7F7F7F7F
-        return ((low + 0x01010101) & codes) | ~((low + 0x7F7F7F7F) | codes)  # 255, 0
 
     def peak(self, x: Any) -> Any:  # noqa: D102
         u = x.view(np.uint32)
@@ -53,38 +49,36 @@ class UF8(Scaled):
         return self.scale(largest + 1)
 
     def encode(self, x: Any, bits: Any, scale: Any = None) -> tuple:  # noqa: D102
-        u = x.view(np.uint32)
-        code = self.plain_encode(x, bits, scale)
+        u, least = x.view(np.uint32), scale + 0x100000
+        code = (np.where(u < least, least, u) - scale + (bits >> 12)) >> 20
         return (np.where(x == 0.0, 0, np.where((code > 255) | (u >= 0x7F800000), 255, code)),)
 
     def plain_encode(self, x: Any, bits: Any, scale: Any) -> Any:  # noqa: D102
-        u, least = x.view(np.uint32), scale + 0x100000
-        return (np.where(u < least, least, u) - scale + (bits >> 12)) >> 20
+        return x.view(np.uint32) - scale + (bits >> 12)
 
 
 class F8(Scaled):
     """8 bits, one of them the sign, around a scale b per tile.
 
     The codes 0 to 126 are |x| + b as floats with 3 bits of mantissa in the 15.75 powers of two from b on: evenly spaced
-    about zero, in proportion to |x| above b. 127 is NaN; ∞ and what is beyond 2.98e38 are stored as NaN. b is a power
+    about zero, which has no sign, in proportion to |x| above b. 127 is NaN; ∞ and what is beyond 2.98e38 are stored as NaN. b is a power
     of two that the tile's largest finite |x| decides, and the scale its float32 bits. Plain are tiles without NaN and
     ∞.
     """
 
     name, planes, random, holds, quiet = "f8", _PLANES, 20, ("state",), True
-    plain_limit = 0x7F5FFF00
+    plain_codes, plain_limit = (0x7F, 0, 126), 0x7F5FFF00
 
     def decode(self, code: Any, scale: Any) -> Any:  # noqa: D102
         return np.where((code & 0x7F) == 127, _NAN, self.plain_decode(code, scale).view(np.uint32)).view(np.float32)
 
     def plain_decode(self, code: Any, scale: Any) -> Any:  # noqa: D102
-        # Shifted first: a compiler that sees a mask of a byte computes with bytes, and shuffles.
+        # The sign goes along: a byte is widened with it, and shifted before its bits are chosen. Where all that is
+        # asked for are some bits of a byte, compilers compute with bytes, and shuffle them.
         scale = scale & _SCALES
-        size = (((code << 20) & 0x07F00000) + scale).view(np.float32) - scale.view(np.float32)
-        return (size.view(np.uint32) | ((code << 24) & _SIGN)).view(np.float32)
-
-    def unusual(self, codes: Any) -> Any:  # noqa: D102
-        return (codes & 0x7F7F7F7F) + 0x01010101
+        signed = ((code ^ 0x80) - 0x80) << 20
+        x = ((signed & 0x87F00000) + scale).view(np.float32)
+        return x - np.copysign(scale.view(np.float32), x)
 
     def peak(self, x: Any) -> Any:  # noqa: D102
         size = x.view(np.uint32) & 0x7FFFFFFF
@@ -111,7 +105,7 @@ class F8(Scaled):
 
     def plain_encode(self, x: Any, bits: Any, scale: Any) -> Any:  # noqa: D102
         least = np.where(x.view(np.uint32) >= _SIGN, scale - (1 << 27), scale)  # the sign is bit 27 of the difference
-        return (self._shifted(x, scale) - least + (bits >> 12)) >> 20
+        return self._shifted(x, scale) - least + (bits >> 12)
 
     def _shifted(self, x: Any, scale: Any) -> Any:
         """Return the bits of |x| + b."""

@@ -72,9 +72,8 @@ class Scaled(Format):
     with the same bits as the others and without a choice for each element.
     """
 
-    def unusual(self, codes: Any) -> Any:
-        """Return a word whose bits 0x80808080 say which of the four codes in a word are not plain."""
-        raise NotImplementedError
+    plain_codes: ClassVar[tuple[int, int, int]]
+    """Which bits of a code say whether it is plain, and the least and the largest that they are if it is."""
 
     def plain_decode(self, code: Any, scale: Any) -> Any:
         """Decode a plain code."""
@@ -91,7 +90,10 @@ class Scaled(Format):
         raise NotImplementedError
 
     def plain_encode(self, x: Any, bits: Any, scale: Any) -> Any:
-        """Encode a plain value."""
+        """Return a word whose upper 12 bits, a signed number, are a plain value's code, or less than the least one.
+
+        It takes the least code then.
+        """
         raise NotImplementedError
 
     def peak(self, x: Any) -> Any:

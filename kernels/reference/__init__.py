@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastopt.errors import RuleError
-from fastopt.kernels.compiler.noise import normal, words_for_noise, words_for_rounding
+from fastopt.kernels.compiler.noise import normal, rounding_order, words_for_noise, words_for_rounding
 from fastopt.kernels.compiler.powers import Values
 from fastopt.kernels.compiler.program import Buffer, Program
 from fastopt.kernels.formats import NEAREST, pack, unpack
@@ -140,7 +140,7 @@ def _step(
         results = returned if isinstance(returned, tuple) else (returned,)
         new = dict(zip([name for name in names if name != "g"], results, strict=True))
         rounding, first, writes = words_for_rounding(keys[0], keys[1], offset, n) if keys else iter(()), None, []
-        for b in program.values:
+        for b in rounding_order(program.values):
             form = program.formats[b]
             _require_like_old(program, b, new[b], n)
             value = np.broadcast_to(new[b], n).copy()
