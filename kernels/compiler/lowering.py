@@ -88,9 +88,11 @@ class _Schedule:
 
 
 def _schedules(
-    results: dict[str, Node], split_after: Iterable[Node], *, plain: bool
+    results: dict[str, Node], split_after: Iterable[Node], *, plain: bool, apart: bool
 ) -> tuple[list[_Schedule], set[int], set[int]]:
     """Divide the graph of new elements into loops. With `plain` nothing is written before all maxima are known.
+
+    With `apart` what depends on two maxima or more has a loop of its own, and what depends on none the next one.
 
     Returns also the ids of the nodes that are the same for a whole tile, and of those among them that several loops
     need.
@@ -112,6 +114,11 @@ def _schedules(
         own = any(n.op == "buffer" and n.value == b for n in walk([node]))
         at[b] = max(least, first[id(node)], 0 if own else last)
     end = max(at.values(), default=0)
+    if apart:
+        own = {b: any(n.op == "tile_max" for n in walk([node])) for b, node in results.items() if at[b] == end}
+        if sum(results[b].op == "code" for b in own) >= 2:
+            at |= {b: end + 1 for b, of_maximum in own.items() if not of_maximum}
+            end = max(at.values())
     at |= {b: end for b, node in results.items() if node.op == "constant"}  # after every loop that reads what was there
     schedules = [_Schedule() for _ in range(1 + max(at.values(), default=0))]
     done: dict[int, int] = {}
@@ -231,13 +238,15 @@ def lower(
     split_after: Iterable[Node] = (),
     *,
     plain: bool = False,
+    apart: bool = False,
     numbered: dict[str, int] | None = None,
     known: Mapping[int, Text] | None = None,
 ) -> list[Loop]:
     """Turn the program's graph into loops of lines in the language of a target.
 
     `names` are those of buffers and scalars, from `printed_names`; after each node of `split_after` a new loop begins.
-    With `plain` it is the graph of plain tiles, of which nothing is written before all maxima are known. `numbered`
+    With `plain` it is the graph of plain tiles, of which nothing is written before all maxima are known. With `apart`
+    the codes of several buffers are written in a loop of their own, for processors of few registers. `numbered`
     says, and is told, which numbers of names are taken, `known` which nodes have names already: see `common`.
 
     A value used more than once in a loop gets a name, and so does one that is `DEEPEST` operations deep; others are
@@ -245,7 +254,7 @@ def lower(
     """
     graph: Any = program.plain if plain else program
     results: dict[str, Node] = graph.results
-    schedules, uniform, shared = _schedules(results, split_after, plain=plain)
+    schedules, uniform, shared = _schedules(results, split_after, plain=plain, apart=apart)
     new = {id(node): f"{names[b]}_new" for b, node in graph.values.items() if node.args}
     fixed = dict(known or {})  # names that hold in every loop
     order = {b.name: k for k, b in enumerate(program.buffers)}

@@ -16,7 +16,7 @@ from fastopt.kernels.cpu.language import PYTHON
 from fastopt.kernels.cpu.modules import IMPORTED, function_name, imports
 from fastopt.kernels.cpu.pairs import print_pairs
 from fastopt.kernels.cpu.steps import INFINITE, SIZE
-from fastopt.kernels.cpu.tuning import HALF, STRETCH, STRIP, ends_after_root
+from fastopt.kernels.cpu.tuning import HALF, STRETCH, STRIP, codes_apart, ends_after_root
 from fastopt.kernels.cpu.vectors import print_vectors
 from fastopt.kernels.formats import TILE
 
@@ -49,7 +49,8 @@ def print_source(program: Program) -> str:
     if program.plain is not None:
         of_tile, known = common(program, names, PYTHON, numbered)
         stages = (*program.plain.stages, *program.plain.roots)
-        plain_loops = lower(program, names, PYTHON, stages, plain=True, numbered=numbered, known=known)
+        options: dict = {"plain": True, "apart": codes_apart(), "numbered": numbered, "known": known}
+        plain_loops = lower(program, names, PYTHON, stages, **options)
     ends = program.tiled or (program.noise and program.compressed and ends_after_root())
     stages = (*program.stages, *program.roots) if ends else program.stages
     loops = lower(program, names, PYTHON, stages, numbered=numbered, known=known)

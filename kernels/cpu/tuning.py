@@ -48,6 +48,17 @@ def ends_after_root() -> bool:
     return LANES < 16
 
 
+@cache
+def codes_apart() -> bool:
+    """Whether plain tiles write several buffers' codes in a loop of their own (docs/decisions/0019).
+
+    With AVX2 there are 16 registers; what does not fit waits in memory.
+    """
+    from fastopt.kernels.cpu.values import LANES
+
+    return LANES < 16
+
+
 def prefetches(n: int, *, compressed: bool = False) -> bool:
     """Whether a step of n elements prefetches; what is compressed does on Zen too (docs/decisions/0019)."""
     return n > STRIPS_FROM and (compressed or processor_prefetches())
