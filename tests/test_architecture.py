@@ -54,11 +54,12 @@ UNIT_OF = {
 # package that is slow to import or optional → the modules that import it
 HEAVY = {
     "numba": {f"fastopt.{name}" for name in ("kernels.jit", "kernels.cpu.apply", "kernels.cpu.jobs",
-                                             "kernels.cpu.memory", "kernels.cpu.totals", "kernels.cpu.values",
-                                             "kernels.cpu.wait", "torch.check_tensors", "bench.record")},
-    "llvmlite": {f"fastopt.{name}" for name in ("kernels.cpu.jobs", "kernels.cpu.memory", "kernels.cpu.values",
-                                                "kernels.cpu.tuning", "torch.check_tensors", "demo.machine",
-                                                "bench.record")},
+                                             "kernels.cpu.memory", "kernels.cpu.narrow", "kernels.cpu.totals",
+                                             "kernels.cpu.values", "kernels.cpu.wait", "torch.check_tensors",
+                                             "bench.record")},
+    "llvmlite": {f"fastopt.{name}" for name in ("kernels.cpu.jobs", "kernels.cpu.memory", "kernels.cpu.narrow",
+                                                "kernels.cpu.values", "kernels.cpu.tuning", "torch.check_tensors",
+                                                "demo.machine", "bench.record")},
     "cupy": {"fastopt.kernels.devices"},
     "torch": {"fastopt.arrays.torch"} | {
         f"fastopt.torch.{name}" for name in ("adapter", "averaging", "bucket", "buckets", "c_abi", "device_numbers",

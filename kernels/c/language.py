@@ -13,7 +13,7 @@ from fastopt.kernels.compiler.text import ATOM, PREFIX, Text, Writer, call
 
 TYPES = {
     "float32": "float", "float64": "double", "uint32": "uint32_t", "uint16": "uint16_t", "uint8": "uint8_t",
-    "bool": "bool",
+    "int8": "int8_t", "bool": "bool",
 }  # fmt: skip
 _WORD = np.dtype(np.uint32)
 
@@ -41,6 +41,10 @@ def _select(node: Any, args: Any) -> Text:
     return Text(f"fastopt_{TYPES[node.dtype.name]}_select({', '.join(args)})")
 
 
+def _code(node: Any, args: Any) -> Text:
+    return Text(f"fastopt_code({args[0]}, {node.value})")
+
+
 def _tile_sum(node: Any, args: Any) -> Text:
     return Text(f"fastopt_{TYPES[node.args[0].dtype.name]}_sum({args[0]}_spill)")
 
@@ -61,6 +65,7 @@ C = Target(
         "select": _select,
         "cast": _cast,
         "bitcast": _bitcast,
+        "code": _code,
         "tile_sum": _tile_sum,
         "sequence": lambda node, args: args[0],
     },

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from fastopt.kernels.c.language import C
 from fastopt.kernels.compiler.graph import walk
-from fastopt.kernels.compiler.lowering import Loop, expression, lower
+from fastopt.kernels.compiler.lowering import Loop, lower
 from fastopt.kernels.compiler.program import Program
-from fastopt.kernels.compiler.text import SUM
 
 
 def plain_loops(program: Program, names: dict[str, str]) -> list[Loop]:
@@ -27,18 +24,9 @@ def loops_that_decide(loops: list[Loop]) -> int:
 def scan(program: Program, names: dict[str, str]) -> list[str]:
     """Print what returns false where a code of the tile is not plain."""
     assert program.plain is not None
-    lines, flags = [], []
-    for b, node in program.plain.unusual.items():
-        codes = f"{names[b]}_codes"
-        lines.append(f"    const uint32_t {codes} = fastopt_codes({names[b]} + i);")
-        flags.append(re.sub(r"\bcodes\b", codes, expression(node, C).within(SUM)))
     return [
-        "uint32_t unusual = 0;",
-        "for (int i = 0; i < count; i += 4) {",
-        *lines,
-        *(f"    unusual |= {flag};" for flag in flags),
-        "}",
-        "if (unusual & 0x80808080u) return false;",
+        f"if (!fastopt_within({names[b]}, {mask:#x}, {least}, {most})) return false;"
+        for b, (mask, least, most) in program.plain.codes.items()
     ]
 
 

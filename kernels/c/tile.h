@@ -67,11 +67,22 @@ FASTOPT_INLINE uint32_t fastopt_word(float x) {
     return bits;
 }
 
-/* Four codes of 8 bits. */
-FASTOPT_INLINE uint32_t fastopt_codes(const uint8_t *codes) {
-    uint32_t word;
-    memcpy(&word, codes, sizeof word);
-    return word;
+/* Whether all codes of a tile are from `least` to `most`, by the bits of a mask. */
+FASTOPT_INLINE bool fastopt_within(const uint8_t *codes, uint8_t mask, uint8_t least, uint8_t most) {
+    uint8_t lowest = 255, highest = 0;
+    for (int i = 0; i < FASTOPT_TILE; ++i) {
+        const uint8_t code = (uint8_t)(codes[i] & mask);
+        lowest = code < lowest ? code : lowest;
+        highest = code > highest ? code : highest;
+    }
+    return lowest >= least && highest <= most;
+}
+
+/* The upper 12 bits of a word as a signed number, or the least code, whichever is larger. That an integer's sign is kept
+   by a shift is up to a compiler, and every one does it. */
+FASTOPT_INLINE uint32_t fastopt_code(uint32_t word, int32_t least) {
+    const int32_t code = (int32_t)word >> 20;
+    return (uint32_t)(code > least ? code : least);
 }
 
 /* Fetch `bytes` of an array into the cache, from `ahead` bytes further on, which may be beyond its end. */

@@ -123,10 +123,9 @@ class Symbol:
         self._unknown(np.round, "round")
 
     def astype(self, dtype: Any) -> Symbol:
-        """Convert a uint32 to a float, or a float32 to a float64."""
+        """Convert a uint32 to a float, a float32 to a float64, or a uint32 to an int8, its lowest bits, and back."""
         to = np.dtype(dtype)
-        known = {(np.dtype(np.uint32), np.dtype(np.float32)), (np.dtype(np.float32), np.dtype(np.float64))}
-        if to != self.dtype and (self.dtype, to) not in known:
+        if to != self.dtype and (self.dtype.name, to.name) not in _CONVERSIONS:
             self._trace.fail("this conversion is not known to the tracer.", got=f"{self.dtype.name} to {to.name}")
         node = self._node if to == self.dtype else self._trace.node("cast", to, (self._node,))
         return Symbol(self._trace, node, self._array)
@@ -210,6 +209,9 @@ class View(Symbol):
     @_node.setter
     def _node(self, node: Node) -> None:
         self._of._node = self._trace.node("bitcast", self._of.dtype, (node,))
+
+
+_CONVERSIONS = {("uint32", "float32"), ("float32", "float64"), ("uint32", "int8"), ("int8", "uint32")}
 
 
 def _nodes(operands: tuple) -> tuple:

@@ -9,7 +9,7 @@ import numpy as np
 from fastopt.kernels.compiler.operations import Target
 from fastopt.kernels.compiler.text import LOOSE, Text, call, prefix
 
-TYPES = {"float32": "float32", "float64": "float64", "uint32": "word", "bool": "bool"}
+TYPES = {"float32": "float32", "float64": "float64", "uint32": "word", "int8": "word", "bool": "bool"}
 _WORD = np.dtype(np.uint32)
 
 
@@ -30,7 +30,9 @@ def _not(node: Any, args: Any) -> Text:
 
 
 def _cast(node: Any, args: Any) -> Text:
-    return Text(f"to_float({args[0]}, {TYPES[node.dtype.name]})")
+    if node.dtype == _WORD:  # of a signed byte, which is a word already
+        return args[0]
+    return Text(f"signed({args[0]})" if node.dtype == np.int8 else f"to_float({args[0]}, {TYPES[node.dtype.name]})")
 
 
 def _bitcast(node: Any, args: Any) -> Text:

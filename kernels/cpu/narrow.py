@@ -3,6 +3,8 @@
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
+from functools import partial, reduce
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -28,13 +30,17 @@ def store_codes(context, builder, buffer_type, address, i, vectors, least):
         store_bytes(context, builder, buffer_type, address, i, packed)
         return
     found = []
-    for k, words in enumerate(vectors):
+    for words in vectors:
         codes = [builder.ashr(x, number(x.type, _PLACE)) for x in words]
         if least:
-            codes = [builder.select(builder.icmp_signed("<", x, number(x.type, least)), number(x.type, least), x)
-                     for x in codes]  # fmt: skip
+            codes = [_at_least(builder, x, number(x.type, least)) for x in codes]
         found.append(joined(builder, *codes, number(codes[0].type, 8)) if len(codes) == 2 else codes[0])
     store_vectors(context, builder, buffer_type, address, i, 0, found)
+
+
+def _at_least(builder, x, least):
+    """Return a signed word, or the least one."""
+    return builder.select(builder.icmp_signed("<", x, least), least, x)
 
 
 def _packed(builder, vectors):
@@ -65,20 +71,24 @@ def _in_order(builder, x, bits, places):
     return builder.bitcast(parts, x.type)
 
 
+def _smaller(builder, a, b):
+    """Return the smaller of two codes."""
+    return builder.select(builder.icmp_unsigned("<", b, a), b, a)
+
+
 @intrinsic(prefer_literal=True)
 def within(typingctx, view, mask, least, most):
     """Whether all codes of a tile are from `least` to `most`, by the bits of a mask."""
 
     def codegen(context, builder, signature, args):
-        lowest, highest, width = None, None, 4 * LANES
-        for first in range(0, SCRATCH, width):
-            x = load_bytes(context, builder, view, args[0], first, width)
-            if mask.literal_value != 0xFF:
-                x = builder.and_(x, number(x.type, mask.literal_value))
-            highest = x if highest is None else larger(builder, highest, x)
-            lowest = x if lowest is None else builder.select(builder.icmp_unsigned("<", x, lowest), x, lowest)
+        width = 4 * LANES
+        codes = [load_bytes(context, builder, view, args[0], first, width) for first in range(0, SCRATCH, width)]
+        if mask.literal_value != 0xFF:
+            codes = [builder.and_(x, number(x.type, mask.literal_value)) for x in codes]
+        highest = reduce(partial(larger, builder), codes)
         outside = builder.icmp_unsigned(">", highest, number(highest.type, most.literal_value))
         if least.literal_value:
+            lowest = reduce(partial(_smaller, builder), codes)
             low = builder.icmp_unsigned("<", lowest, number(lowest.type, least.literal_value))
             outside = builder.or_(outside, low)
         flags = ir.IntType(width)

@@ -336,6 +336,12 @@ def word(typingctx, x):
     return _like(WORD, x)(x), codegen
 
 
+@instruction(_words)
+def signed(builder, x):
+    """Return the number in the lowest 8 bits of a word, which has a sign, as a word."""
+    return builder.sext(builder.trunc(x, _retyped(x.type, ir.IntType(8))), x.type)
+
+
 @intrinsic
 def to_float(typingctx, x, dtype):
     """Convert a word to a floating-point type, rounding to nearest, or a float32 to a float64."""

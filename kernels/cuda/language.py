@@ -11,7 +11,8 @@ from fastopt.kernels.compiler.operations import Target
 from fastopt.kernels.compiler.text import LOOSE, PREFIX, SUM, Text, call
 
 TYPES = {
-    "float32": "float", "float64": "double", "uint32": "Word", "uint16": "Word16", "uint8": "Word8", "bool": "bool",
+    "float32": "float", "float64": "double", "uint32": "Word", "uint16": "Word16", "uint8": "Word8",
+    "int8": "Signed8", "bool": "bool",
 }  # fmt: skip
 _WORD = np.dtype(np.uint32)
 

@@ -12,6 +12,7 @@ typedef long long Index;  // elements are counted in 64 bits everywhere
 typedef unsigned int Word;
 typedef unsigned short Word16;
 typedef unsigned char Word8;
+typedef signed char Signed8;
 
 constexpr int TILE = 256, LANES = 32, HELD = TILE / LANES, THREADS = 128;
 

@@ -17,7 +17,7 @@ _NARROW = ("uint16", "uint8")  # a lane holds several in one word
 # Names of the skeleton and of the language, which a rule's own names must not hide.
 _SKELETON = (
     "n first count whole step i offset key0 key1 tile number tile_low tile_high index table keys row rows"
-    " tiles line middle end step_tile numbers skip Index Word Word16 Word8"
+    " tiles line middle end step_tile numbers skip Index Word Word16 Word8 Signed8"
 )
 _TILE = (
     "TILE LANES HELD THREADS PACK Pack Narrow lane position first_tile warps_in_grid packed load store larger"

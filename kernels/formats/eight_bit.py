@@ -61,9 +61,9 @@ class F8(Scaled):
     """8 bits, one of them the sign, around a scale b per tile.
 
     The codes 0 to 126 are |x| + b as floats with 3 bits of mantissa in the 15.75 powers of two from b on: evenly spaced
-    about zero, which has no sign, in proportion to |x| above b. 127 is NaN; ∞ and what is beyond 2.98e38 are stored as NaN. b is a power
-    of two that the tile's largest finite |x| decides, and the scale its float32 bits. Plain are tiles without NaN and
-    ∞.
+    about zero, which has no sign, in proportion to |x| above b. 127 is NaN; ∞ and what is beyond 2.98e38 are stored as
+    NaN. b is a power of two that the tile's largest finite |x| decides, and the scale its float32 bits. Plain are tiles
+    without NaN and ∞.
     """
 
     name, planes, random, holds, quiet = "f8", _PLANES, 20, ("state",), True
@@ -73,10 +73,8 @@ class F8(Scaled):
         return np.where((code & 0x7F) == 127, _NAN, self.plain_decode(code, scale).view(np.uint32)).view(np.float32)
 
     def plain_decode(self, code: Any, scale: Any) -> Any:  # noqa: D102
-        # The sign goes along: a byte is widened with it, and shifted before its bits are chosen. Where all that is
-        # asked for are some bits of a byte, compilers compute with bytes, and shuffle them.
         scale = scale & _SCALES
-        signed = ((code ^ 0x80) - 0x80) << 20
+        signed = code.astype(np.int8).astype(np.uint32) << 20  # its sign is in bits 27 to 31
         x = ((signed & 0x87F00000) + scale).view(np.float32)
         return x - np.copysign(scale.view(np.float32), x)
 

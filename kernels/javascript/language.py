@@ -80,6 +80,9 @@ def _not(node: Any, args: Any) -> Text:
 
 
 def _cast(node: Any, args: Any) -> Text:
+    x = args[0].within(SUM)
+    if node.dtype in (np.int8, _WORD):
+        return Text(f"{x} << 24 >> 24" if node.dtype == np.int8 else f"{x} >>> 0", COMPARE)
     return Text(f"fround({args[0]})") if node.dtype == _SINGLE else args[0]
 
 

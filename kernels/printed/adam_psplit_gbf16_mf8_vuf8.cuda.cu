@@ -46,23 +46,23 @@ __device__ __forceinline__ void step(
             const Word g_i = g_tile[i];
             const Word m_i = m_tile[i];
             const Word v_i = v_tile[i];
-            const float x3 = __uint_as_float(g_i << 16u);
-            const float m_new = beta1 * __uint_as_float(((m_i & 127u) == 127u) ? 0x7fc00000u :
-                __float_as_uint(__uint_as_float(__float_as_uint(__uint_as_float(((m_i << 20u) & 0x7f00000u) + x0) - x1)
-                | ((m_i << 24u) & 0x80000000u)))) + rest1 * x3;
+            const float x3 = __uint_as_float(((Word(Signed8(m_i)) << 20u) & 0x87f00000u) + x0);
+            const float x4 = __uint_as_float(g_i << 16u);
+            const float m_new = beta1 * __uint_as_float(((m_i & 127u) == 127u) ? 0x7fc00000u : __float_as_uint(x3 -
+                copysign(x1, x3))) + rest1 * x4;
             const float v_new = beta2 * __uint_as_float((v_i == 255u) ? 0x7fc00000u : ((v_i == 0u) ? 0u : (v_i << 20u) +
-                x2)) + rest2 * (x3 * x3);
+                x2)) + rest2 * (x4 * x4);
             const float p_new = __uint_as_float(((p_i - (p_low_i >> 15u)) << 16u) | p_low_i) - step_size * m_new /
                 (sqrt(v_new) * root + eps);
-            const Word x4 = p_new != p_new ? 0x7fc00000u : __float_as_uint(p_new);
-            const Word x5 = __float_as_uint(m_new) & 0x7fffffffu;
-            const Word x6 = __float_as_uint(v_new);
-            max0 = larger(max0, position<PACK>(i) < count ? ((x5 < 0x7f800000u) ? x5 : 0u) : 0u);
-            max1 = larger(max1, position<PACK>(i) < count ? ((x6 < 0x7f800000u) ? x6 : 0u) : 0u);
+            const Word x5 = p_new != p_new ? 0x7fc00000u : __float_as_uint(p_new);
+            const Word x6 = __float_as_uint(m_new) & 0x7fffffffu;
+            const Word x7 = __float_as_uint(v_new);
+            max0 = larger(max0, position<PACK>(i) < count ? ((x6 < 0x7f800000u) ? x6 : 0u) : 0u);
+            max1 = larger(max1, position<PACK>(i) < count ? ((x7 < 0x7f800000u) ? x7 : 0u) : 0u);
             m_new_spill[i] = m_new;
             v_new_spill[i] = v_new;
-            p_tile.set(i, (x4 + 0x8000u) >> 16u);
-            p_low_tile.set(i, x4 & 0xffffu);
+            p_tile.set(i, (x5 + 0x8000u) >> 16u);
+            p_low_tile.set(i, x5 & 0xffffu);
         }
         max0 = warp_max(max0);
         max1 = warp_max(max1);
@@ -73,38 +73,38 @@ __device__ __forceinline__ void step(
             store<PACK>(p + first, p_tile, count);
             store<PACK>(p_low + first, p_low_tile, count);
         }
-        const Word x7 = (((max0 < 0x7f5fff00u) ? max0 : 0x7f5fff00u) + 0x2000ffu) & 0x7f800000u;
-        const Word x8 = (x7 > 0x9800000u) ? x7 - 0x7800000u : 0x2000000u;
-        const float x9 = __uint_as_float(x8);
-        const Word x10 = tile_low ^ key0;
-        const Word x11 = (x10 ^ (x10 >> 16u)) * 0x85ebca6bu;
-        const Word x12 = (x11 ^ (x11 >> 13u)) * 0xc2b2ae35u;
-        const Word x13 = tile_high ^ key1;
-        const Word x14 = (x13 ^ (x13 >> 16u)) * 0x85ebca6bu;
-        const Word x15 = (x14 ^ (x14 >> 13u)) * 0xc2b2ae35u;
-        const Word x16 = ((x12 ^ (x12 >> 16u)) ^ (x15 ^ (x15 >> 16u))) * 0x9e3779b1u * 0x9e3779b1u;
-        const Word x17 = x16 ^ (x16 >> 16u);
-        const Word x18 = ((x17 ^ (x17 >> 15u)) * 0x165667b1u) | 1u;
-        const Word x19 = (max1 < 0x7f600000u) ? max1 : 0x7f600000u;
-        const Word x20 = (((x19 > 0xfe00000u) ? x19 - 0xfe00000u : 0u) + 0x7fffffu) & 0x7f800000u;
-        const Word x21 = x20 + 0x100000u;
+        const Word x8 = (((max0 < 0x7f5fff00u) ? max0 : 0x7f5fff00u) + 0x2000ffu) & 0x7f800000u;
+        const Word x9 = (x8 > 0x9800000u) ? x8 - 0x7800000u : 0x2000000u;
+        const float x10 = __uint_as_float(x9);
+        const Word x11 = tile_low ^ key0;
+        const Word x12 = (x11 ^ (x11 >> 16u)) * 0x85ebca6bu;
+        const Word x13 = (x12 ^ (x12 >> 13u)) * 0xc2b2ae35u;
+        const Word x14 = tile_high ^ key1;
+        const Word x15 = (x14 ^ (x14 >> 16u)) * 0x85ebca6bu;
+        const Word x16 = (x15 ^ (x15 >> 13u)) * 0xc2b2ae35u;
+        const Word x17 = ((x13 ^ (x13 >> 16u)) ^ (x16 ^ (x16 >> 16u))) * 0x9e3779b1u * 0x9e3779b1u;
+        const Word x18 = x17 ^ (x17 >> 16u);
+        const Word x19 = ((x18 ^ (x18 >> 15u)) * 0x165667b1u) | 1u;
+        const Word x20 = (max1 < 0x7f600000u) ? max1 : 0x7f600000u;
+        const Word x21 = (((x20 > 0xfe00000u) ? x20 - 0xfe00000u : 0u) + 0x7fffffu) & 0x7f800000u;
+        const Word x22 = x21 + 0x100000u;
         __syncwarp();
         if (lane() == 0) {
-            m_scale[tile] = x8;
-            v_scale[tile] = x20;
+            m_scale[tile] = x9;
+            v_scale[tile] = x21;
         }
 #pragma unroll
         for (int i = 0; i < HELD; ++i) {
             const float m_new = m_new_spill[i];
             const float v_new = v_new_spill[i];
             const Word index = position<PACK>(i);
-            const Word x22 = __float_as_uint(m_new);
-            const Word x23 = x17 + x18 * index;
-            const Word x24 = (__float_as_uint(__uint_as_float(x22 & 0x7fffffffu) + x9) - x8 + (x23 >> 12u)) >> 20u;
-            const Word x25 = __float_as_uint(v_new);
-            const Word x26 = (((x25 < x21) ? x21 : x25) - x20 + ((x23 << 12u) >> 12u)) >> 20u;
-            m_tile.set(i, (x24 >= 127u) ? 127u : (x24 | ((x22 >> 24u) & 128u)));
-            v_tile.set(i, (v_new == 0.0f) ? 0u : (((x26 > 255u) | (x25 >= 0x7f800000u)) ? 255u : x26));
+            const Word x23 = __float_as_uint(m_new);
+            const Word x24 = x18 + x19 * index;
+            const Word x25 = (__float_as_uint(__uint_as_float(x23 & 0x7fffffffu) + x10) - x9 + (x24 >> 12u)) >> 20u;
+            const Word x26 = __float_as_uint(v_new);
+            const Word x27 = (((x26 < x22) ? x22 : x26) - x21 + ((x24 << 12u) >> 12u)) >> 20u;
+            m_tile.set(i, (x25 >= 127u) ? 127u : (x25 | ((x23 >> 24u) & 128u)));
+            v_tile.set(i, (v_new == 0.0f) ? 0u : (((x27 > 255u) | (x26 >= 0x7f800000u)) ? 255u : x27));
         }
         if (whole && count >= TILE) {
             store<PACK>(m + first, m_tile);

@@ -8,7 +8,7 @@ from numba import float32, float64, intp, njit, types, uint16, uint32
 from fastopt.kernels.cpu.apply import apply
 from fastopt.kernels.cpu.jobs import claim, restore_mode, standard_mode, wide_vectors
 from fastopt.kernels.cpu.memory import buffer, one_nan
-from fastopt.kernels.cpu.values import LANES, each, from_bits, high, join, low, ramp, top, umax, word
+from fastopt.kernels.cpu.values import LANES, each, from_bits, high, join, low, ramp, top_half, umax, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64,
@@ -20,7 +20,8 @@ SIGNATURE = types.void(
 def step(p_i, g_i, m_i, beta, rest, m_size, x9):
     m_new = beta * from_bits(m_i << 16) + rest * from_bits(g_i << 16)
     p_new = from_bits(p_i << 16) - m_size * m_new
-    return word(p_new) + (x9 >> 16) >> 16, word(m_new) + ((x9 << 16) >> 16) >> 16, umax(word(p_new) & word(2147483647), word(m_new) & word(2147483647))
+    x10 = word(p_new) + ((x9 << 16) >> 16) >> 16
+    return x10, word(m_new) + (x9 >> 16) >> 16
 
 
 @njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy")
@@ -71,10 +72,12 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
                         uniform=(beta, rest, m_size),
                         sequences=((x9_each_0, x9_each_1, x9_step),),
                         stores=(p, m),
+                        least=(-1, -1),
                         spills=(),
                         maxima=(max0_each,),
+                        quiet=(0,),
                     )
-                max0 = top(max0_each)
+                max0 = top_half(max0_each)
             else:
                 x0 = tile_low ^ key0
                 x1 = (x0 ^ (x0 >> 16)) * 2246822507
@@ -90,22 +93,23 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
                 x9_1 = x9_0 + x8
                 x9_2 = x8 + x8
                 for i in range(count // 2):
-                    p_0, m_0, max0_0 = step(low(p[i], 16), low(g[i], 16), low(m[i], 16), beta, rest, m_size, x9_0)
-                    p_1, m_1, max0_1 = step(high(p[i], 16), high(g[i], 16), high(m[i], 16), beta, rest, m_size, x9_1)
+                    p_0, m_0 = step(low(p[i], 16), low(g[i], 16), low(m[i], 16), beta, rest, m_size, x9_0)
+                    p_1, m_1 = step(high(p[i], 16), high(g[i], 16), high(m[i], 16), beta, rest, m_size, x9_1)
                     p[i] = join(p_0, p_1, 16)
                     m[i] = join(m_0, m_1, 16)
-                    max0 = umax(max0, umax(max0_0, max0_1))
+                    max0 = umax(max0, p_0 & word(32767))
+                    max0 = umax(max0, p_1 & word(32767))
                     x9_0 = x9_0 + x9_2
                     x9_1 = x9_1 + x9_2
                 if count % 2:
                     p_last = buffer(p_at, strip + count - 1, uint16, 0, 3)
                     g_last = buffer(g_at, strip + count - 1, uint16, 1, 3)
                     m_last = buffer(m_at, strip + count - 1, uint16, 2, 3)
-                    p_0, m_0, max0_0 = step(p_last[0], g_last[0], m_last[0], beta, rest, m_size, x9_0)
+                    p_0, m_0 = step(p_last[0], g_last[0], m_last[0], beta, rest, m_size, x9_0)
                     p_last[0] = p_0
                     m_last[0] = m_0
-                    max0 = umax(max0, max0_0)
-            if max0 > word(2139095040):
+                    max0 = umax(max0, p_0 & word(32767))
+            if max0 > word(32640):
                 one_nan(buffer(p_at, strip, uint16, 0, 0), count)
                 one_nan(buffer(m_at, strip, uint16, 0, 0), count)
         first = claim(job, first, chunk)

@@ -43,8 +43,8 @@ __device__ __forceinline__ void step(
             const float m_new = beta * __uint_as_float(m_i << 16u) + rest * __uint_as_float(g_i << 16u);
             const float p_new = __uint_as_float(p_i << 16u) - m_size * m_new;
             const Word x9 = x7 + x8 * index;
-            p_tile.set(i, p_new != p_new ? 0x7fc0u : ((__float_as_uint(p_new) + (x9 >> 16u)) >> 16u));
-            m_tile.set(i, m_new != m_new ? 0x7fc0u : ((__float_as_uint(m_new) + ((x9 << 16u) >> 16u)) >> 16u));
+            p_tile.set(i, p_new != p_new ? 0x7fc0u : ((__float_as_uint(p_new) + ((x9 << 16u) >> 16u)) >> 16u));
+            m_tile.set(i, m_new != m_new ? 0x7fc0u : ((__float_as_uint(m_new) + (x9 >> 16u)) >> 16u));
         }
         if (whole && count >= TILE) {
             store<PACK>(p + first, p_tile);
