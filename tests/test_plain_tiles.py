@@ -122,6 +122,33 @@ def test_one_value_apart_at_each_place_of_a_tile_gives_the_bits_of_the_reference
                 assert_same_bits(found, expected, f"{value} in {buffer}")
 
 
+@pytest.mark.parametrize("preset", [*PRESETS, "bf16", "bf16_kahan", "split", "mixed_bf16"])
+@pytest.mark.parametrize("name", ["adam", "adam-amsgrad", "lion", "momentum", "rmsprop-centered-momentum", "adagrad"])
+def test_any_bits_in_memory_give_the_bits_of_the_reference(name, preset):
+    rule, program = CASES[name], trace(CASES[name], preset)
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, a.nbytes, np.uint8).view(a.dtype) for a in tiles(program, 40)]
+    with np.errstate(all="ignore"):
+        expected = taken("reference", program, rule, arrays)
+    for found, truth in zip(taken("cpu", program, rule, arrays), expected, strict=True):
+        assert_same_bits(found, truth)
+
+
+@pytest.mark.parametrize("preset", ["bf16", "bf16_kahan", "split"])
+@pytest.mark.parametrize("name", ["adam", "adam-amsgrad", "momentum", "lion", "ema-adam"])
+def test_nan_in_one_buffer_alone_becomes_the_canonical_one_wherever_it_goes(name, preset):
+    rule, program = CASES[name], trace(CASES[name], preset)
+    for b in program.buffers:
+        if b.dtype != np.uint16 or b.name == "p.low":
+            continue
+        for word in (0x7FC0, 0xFFC0, 0x7F81, 0xFFFF):
+            arrays = tiles(program, 2)
+            arrays[program.buffers.index(b)][[0, 7, 300]] = word
+            expected = taken("reference", program, rule, arrays)
+            for found, truth in zip(taken("cpu", program, rule, arrays), expected, strict=True):
+                assert_same_bits(found, truth, f"{word:#x} in {b.name}")
+
+
 def _compiled(program: Any, source: str, folder: Any) -> Any:
     path = folder / f"kernel_{abs(hash(source))}.py"
     path.write_text(source)

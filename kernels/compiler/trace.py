@@ -26,7 +26,7 @@ from fastopt.kernels.compiler.program import Buffer, Plain, Program
 from fastopt.kernels.compiler.specialization import exact_key, name_parts, specialize
 from fastopt.kernels.compiler.symbols import Symbol
 from fastopt.kernels.compiler.visible import nothing_random, require_own
-from fastopt.kernels.formats import BF16SR, STORAGES, Format, Scaled, Split
+from fastopt.kernels.formats import BF16, STORAGES, BF16Kahan, Format, Scaled, Split
 from fastopt.kernels.rules.rule import Rule, is_rule, require_rule, signature
 from fastopt.kernels.rules.skip import not_fixed
 
@@ -273,8 +273,11 @@ class _Call:
             else:
                 scale = form.scale(largest)
                 encoded = (*form.encode(x, bits, scale), scale)
-        elif isinstance(form, BF16SR) and self._quiet:
+        elif isinstance(form, BF16) and self._quiet:
             encoded = (self._or_nan(x, 0x7FC0, form.quiet_encode(x, bits), buffer),)
+        elif isinstance(form, BF16Kahan) and self._quiet:
+            word = self._or_nan(x, 0x7FC0, BF16().quiet_encode(x, bits), buffer)
+            encoded = form.with_error(x, word)
         elif isinstance(form, Split):
             encoded = form.divided(self._or_nan(x, 0x7FC00000, x.view(np.uint32), buffer))
         else:

@@ -18,7 +18,7 @@ from fastopt.kernels.cpu.pairs import print_pairs
 from fastopt.kernels.cpu.steps import INFINITE, SIZE
 from fastopt.kernels.cpu.tuning import HALF, STRETCH, STRIP, codes_apart, ends_after_root
 from fastopt.kernels.cpu.vectors import print_vectors
-from fastopt.kernels.formats import TILE
+from fastopt.kernels.formats import TILE, Split
 
 # Names of the printed skeleton, which a rule's own names must not hide.
 _SKELETON = (
@@ -210,9 +210,12 @@ def _print_repair(program: Program, loop: Loop, names: dict[str, str]) -> list[s
         return []
     views = {(b.buffer, b.name): f"buffer({names[b.name]}_at, strip, uint16, 0, 0)" for b in program.buffers}
     lines = []
-    for quiet in loop.quiet:
-        own = [view for (buffer, _), view in views.items() if buffer == quiet]
-        lines.append(f"    {'one_nan' if len(own) == 1 else 'one_nan_of_two'}({', '.join(own)}, count)")
+    for b in loop.quiet:
+        if isinstance(program.formats[b], Split):
+            own = [view for (buffer, _), view in views.items() if buffer == b]
+            lines.append(f"    one_nan_of_two({', '.join(own)}, count)")
+        else:
+            lines.append(f"    one_nan({views[b, b]}, count)")
     return [f"if {loop.nan} > word({INFINITE}):", *lines]
 
 

@@ -55,6 +55,6 @@ PRESETS: dict[str, Preset] = {
 """Formats that go well together, by name; docs/storage.md says what each costs, in bytes and in quality."""
 
 __all__ = [
-    "BF16SR", "FULL", "NEAREST", "PRESETS", "STORAGES", "TILE", "Format", "Plane", "Preset", "Scaled", "Split",
-    "pack", "unpack",
+    "BF16", "FULL", "NEAREST", "PRESETS", "STORAGES", "TILE", "BF16Kahan", "Format", "Plane", "Preset", "Scaled",
+    "Split", "pack", "unpack",
 ]  # fmt: skip

@@ -18,8 +18,12 @@ class BF16(Format):
         return (word << 16).view(np.float32)
 
     def encode(self, x: Any, bits: Any) -> tuple:  # noqa: D102
+        return (np.where(x != x, 0x7FC0, self.quiet_encode(x, bits)),)
+
+    def quiet_encode(self, x: Any, bits: Any) -> Any:
+        """Encode what may be a NaN whose low half is zero: it stays a NaN, whichever."""
         u = x.view(np.uint32)
-        return (np.where(x != x, 0x7FC0, (u + (0x7FFF + ((u >> 16) & 1))) >> 16),)
+        return (u + (0x7FFF + ((u >> 16) & 1))) >> 16
 
 
 class BF16SR(BF16):
@@ -27,11 +31,7 @@ class BF16SR(BF16):
 
     name, random, holds = "bf16_sr", 16, ("p", "state")
 
-    def encode(self, x: Any, bits: Any) -> tuple:  # noqa: D102
-        return (np.where(x != x, 0x7FC0, self.quiet_encode(x, bits)),)
-
-    def quiet_encode(self, x: Any, bits: Any) -> Any:
-        """Encode what may be a NaN whose low half is zero: it stays a NaN, whichever."""
+    def quiet_encode(self, x: Any, bits: Any) -> Any:  # noqa: D102
         return (x.view(np.uint32) + (bits >> 16)) >> 16
 
 
@@ -48,10 +48,13 @@ class BF16Kahan(Format):
         return (word << 16).view(np.float32) + (error << 16).view(np.float32) + 0.0  # no −0 of two
 
     def encode(self, x: Any, bits: Any) -> tuple:  # noqa: D102
-        (word,) = BF16().encode(x, bits)
+        return self.with_error(x, *BF16().encode(x, bits))
+
+    def with_error(self, x: Any, word: Any) -> tuple:
+        """Return the nearest bfloat16, or any NaN, and its rounding error, which is zero where it is not finite."""
         rest = x - (word << 16).view(np.float32)
-        (error,) = BF16().encode(np.where(np.abs(rest) < np.inf, rest, 0.0), bits)
-        return word, error
+        finite = np.where(np.abs(rest) < np.inf, rest, 0.0)
+        return word, BF16().quiet_encode(finite, None)
 
 
 class F16(Format):
