@@ -44,6 +44,10 @@ def _in_place_without_dimensions(self, p, g, *, lr):
     return p - size * g
 
 
+def _byte(x: Any) -> Any:
+    return x.view(np.uint32).astype(np.int8)
+
+
 def _with_attribute() -> Any:
     @dataclass(frozen=True)
     class Attributed:
@@ -119,6 +123,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "None as result": (rule(lambda self, p, g: None), "not of the computing precision"),
     "astype": (rule(lambda self, p, g: p.astype(np.float16)), "conversion"),
     "view": (rule(lambda self, p, g: p.view(np.int32)), "view"),
+    "signed bytes added": (rule(lambda self, p, g: _byte(g) + _byte(p)), "an int8 has no operations"),
+    "signed bytes compared": (rule(lambda self, p, g: np.where(_byte(g) > 3, p, g)), "an int8 has no operations"),
+    "signed byte chosen": (rule(lambda self, p, g: np.where(p > g, _byte(p), _byte(g))), "an int8 has no operations"),
     "too few results": (rule(lambda self, p, g, m: p - m), "returns the new value of p and of each state buffer"),
     "too many results": (rule(lambda self, p, g: (p, g)), "returns the new value of p and of each state buffer"),
     "list of results": (rule(lambda self, p, g, m: [p, m]), "returns the new value of p and of each state buffer"),

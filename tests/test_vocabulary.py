@@ -78,6 +78,10 @@ OPERATIONS: dict[str, Callable] = {
     "word_square": lambda x, y: _float(_word(x) ** 2 + np.square(_word(y)), x),
     "word_branches": lambda x, y: _float(np.where(x > y, _word(x), 7), x),
     "word_in_place": lambda x, y: _word_in_place(x, y),
+    "word_of_a_signed_byte": lambda x, y: (
+        _float(_word(x).astype(np.int8).astype(np.uint32), x)
+        - _float((_word(y) >> 9).astype(np.int8).astype(np.uint32) << 20 >> 1, x)
+    ),
 }
 
 

@@ -75,6 +75,9 @@ class Trace:
 
     def node(self, op: str, dtype: np.dtype, args: tuple[Node, ...] = (), value: Any = None) -> Node:
         """Make a node, or return the one that is already there."""
+        if op != "cast" and any(a.dtype == np.int8 for a in args):
+            what = "an int8 has no operations; it is the way to a word of the same value."
+            self.fail(what, got=op, do="write x.astype(np.int8).astype(np.uint32)")
         key_value = value.tobytes() if isinstance(value, np.generic) else value
         key = (op, dtype, tuple(map(id, args)), key_value)
         if key not in self._nodes:
