@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
@@ -95,12 +96,12 @@ def _listened(
                 parts.append(own)
             return own
 
-        before, before_conditions = LISTENER.set(heard), CONDITIONS.set(conditions.append)
-        try:
-            row = next(rows, None)
-        finally:
-            LISTENER.reset(before)
-            CONDITIONS.reset(before_conditions)
+        def next_row(heard: Callable = heard) -> Any:
+            LISTENER.set(heard)
+            CONDITIONS.set(conditions.append)
+            return next(rows, None)
+
+        row = copy_context().run(next_row)  # so that nobody listens afterwards, wherever an interrupt comes
         if row is None:
             return
         yield row
