@@ -91,14 +91,17 @@ class Worker:
         self._errors: list[BaseException] = []
 
     def submit(self, job: Callable, *args: Any) -> None:
-        """Do this after all that was submitted before; what it raises is kept for `raise_error`."""
+        """Do this after all that was submitted before, with as many threads of torch's as here.
+
+        What it raises is kept for `raise_error`.
+        """
         self._require_process()
         if self._thread is None or not self._thread.is_alive():
             arguments = self._jobs, self._errors
             self._thread = threading.Thread(target=_work, args=arguments, name="fastopt-offload", daemon=True)
             self._thread.start()
             weakref.finalize(self, self._jobs.put, None).atexit = False
-        self._jobs.put((job, args))
+        self._jobs.put((job, args, torch.get_num_threads()))
 
     def wait(self) -> None:
         """Wait until all is done that was submitted."""
@@ -124,9 +127,13 @@ class Worker:
 
 
 def _work(jobs: queue.Queue, errors: list[BaseException]) -> None:
+    known = None
     while (found := jobs.get()) is not None:
-        job, args = found
+        job, args, threads = found
         try:
+            if threads != known:  # a new thread has its own number, and products have other bits with another one
+                torch.set_num_threads(threads)
+                known = threads
             with torch.no_grad():
                 job(*args)
         except BaseException as error:  # raised by the thread that asks for it
