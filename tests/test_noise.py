@@ -10,10 +10,9 @@ from values import assert_same_bits, step
 
 import fastopt
 from fastopt.kernels.compiler.noise import (
-    next_tile_bits,
+    RoundingBits,
     noise_keys,
     normal,
-    rounding_sequence,
     tile_bits,
     words_for_noise,
     words_for_rounding,
@@ -83,8 +82,9 @@ def test_bits_are_distinct_within_a_tile_and_collide_as_often_as_random_words_ov
     assert abs(N - len(np.unique(words)) - chance) < 5 * math.sqrt(chance)
 
 
-# Bits for stochastic rounding. An element's word serves two buffers: its upper 16 or 20 bits one, its lower ones the
-# other. Over the steps each half of each element is uniform, and any two are uncorrelated.
+# Bits for stochastic rounding. An element's word serves two buffers of 20 bits: its upper ones the first, its lower
+# ones the second. Each buffer of 16 bits has a sequence of its own, two of them with the same step. Over the steps each
+# element's bits are uniform, and any two are uncorrelated.
 
 STEPS = 1 << 15
 
@@ -94,19 +94,23 @@ def _step_keys(seed: int, first: int, steps: int) -> np.ndarray:
     return np.array([noise_keys(seed, t) for t in range(first, first + steps)], np.uint32).T
 
 
-def rounding_words(seed: int = 0, first: int = 1, tile: int = 0, steps: int = STEPS, sequence: int = 1) -> np.ndarray:
-    """Return the words of one tile in a sequence: a row for each step, a column for each index in the tile."""
+def rounding_words(
+    bits: int, buffers: int, *, seed: int = 0, first: int = 1, tile: int = 0, steps: int = STEPS
+) -> list:
+    """Return the words of one tile for the first so many buffers that take so many bits.
+
+    A row for each step, a column for each index in the tile.
+    """
     key0, key1 = _step_keys(seed, first, steps)
     of_tile = tile_bits(key0, key1, np.uint32(tile & 0xFFFFFFFF), np.uint32(tile >> 32))
-    for _ in range(sequence):
-        of_tile = next_tile_bits(of_tile)
-    start, growth = rounding_sequence(of_tile)
-    return start[:, None] + growth[:, None] * np.arange(TILE, dtype=np.uint32)
+    index = np.arange(TILE, dtype=np.uint32)
+    rounding = RoundingBits(of_tile, lambda begin, step, bits: begin[:, None] + step[:, None] * index)
+    return [rounding.of_next_buffer(bits) for _ in range(buffers)]
 
 
-def halves(words: np.ndarray) -> np.ndarray:
-    """Return the halves of each word as numbers in (0, 1): columns of all upper halves, then of all lower halves."""
-    return (np.hstack([words >> 16, words & 0xFFFF]).astype(np.float32) + 0.5) / 65536
+def numbers(words: list[np.ndarray], bits: int) -> np.ndarray:
+    """Return the upper bits of words as numbers in (0, 1): the columns of the first words, then those of the others."""
+    return (np.hstack([w >> (32 - bits) for w in words]).astype(np.float32) + 0.5) / 2**bits
 
 
 def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -115,23 +119,40 @@ def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return x.T @ y / math.sqrt(len(x))
 
 
-def test_bits_of_an_element_are_those_of_its_tile_and_index():
+@pytest.mark.parametrize("bits", [16, 20])
+def test_bits_of_an_element_are_those_of_its_tile_and_index(bits):
     for tile in (0, 5, 2**32 - 1, 2**32, 2**54):
-        for sequence, words in zip(
-            (1, 2, 3), words_for_rounding(*noise_keys(0, 1), tile * TILE, TILE + 3), strict=False
-        ):
-            assert np.array_equal(words[:TILE], rounding_words(tile=tile, steps=1, sequence=sequence)[0])
-            assert np.array_equal(words[TILE:], rounding_words(tile=tile + 1, steps=1, sequence=sequence)[0, :3])
+        rounding = words_for_rounding(*noise_keys(0, 1), tile * TILE, TILE + 3)
+        of_tile, of_next = (rounding_words(bits, 5, tile=k, steps=1) for k in (tile, tile + 1))
+        for k in range(5):
+            words = rounding.of_next_buffer(bits)
+            assert np.array_equal(words[:TILE], of_tile[k][0])
+            assert np.array_equal(words[TILE:], of_next[k][0, :3])
 
 
-def test_bits_for_rounding_are_uniform_over_the_steps_at_each_index_in_both_halves():
-    bins = (halves(rounding_words()) * 256).astype(np.int64)
-    for index in range(2 * TILE):
-        counts = np.bincount(bins[:, index], minlength=256)
+def test_bits_of_16_and_of_20_are_mixed_in_any_order():
+    """What is left of a word of either kind waits for the next buffer of that kind."""
+    index = np.arange(TILE, dtype=np.uint32)
+
+    def words(*kinds: int) -> list[np.ndarray]:
+        rounding = RoundingBits(np.array([77], np.uint32), lambda begin, step, bits: begin + step * index)
+        return [rounding.of_next_buffer(bits) for bits in kinds]
+
+    a, b, c, d = words(16, 20, 20, 16)
+    assert all(np.array_equal(x, y) for x, y in zip((a, b, d, c), words(16, 20, 16, 20), strict=True))
+    assert len({x[:2].tobytes() for x in (a, b, c, d)}) == 4
+    assert np.all(b << 12 == c)
+
+
+@pytest.mark.parametrize("bits", [16, 20])
+def test_bits_for_rounding_are_uniform_over_the_steps_at_each_index_for_each_buffer(bits):
+    bins = (numbers(rounding_words(bits, 3), bits) * 256).astype(np.int64)
+    for column in range(3 * TILE):
+        counts = np.bincount(bins[:, column], minlength=256)
         chi2 = ((counts - STEPS / 256) ** 2).sum() / (STEPS / 256)
         # The cube root of χ²/k is nearly normal, with mean 1 − 2/9k and variance 2/9k (Wilson & Hilferty 1931).
         z = ((chi2 / 255) ** (1 / 3) - (1 - 2 / (9 * 255))) / math.sqrt(2 / (9 * 255))
-        assert abs(z) < 5, f"index {index % TILE}, {'lower' if index >= TILE else 'upper'} half"
+        assert abs(z) < 5, f"index {column % TILE}, buffer {column // TILE}"
 
 
 ROUNDINGS: dict[str, Callable] = {
@@ -141,21 +162,21 @@ ROUNDINGS: dict[str, Callable] = {
 }
 
 
+@pytest.mark.parametrize("bits", [16, 20])
 @pytest.mark.parametrize("what", ROUNDINGS)
-def test_bits_for_rounding_at_any_two_indices_are_uncorrelated(what):
-    x = ROUNDINGS[what](halves(rounding_words()))
-    found = correlations(x, x) - math.sqrt(STEPS) * np.eye(2 * TILE)
-    # There are 130,816 distinct pairs: the largest of so many normal numbers exceeds 6 with probability 1/4,000.
+def test_bits_for_rounding_at_any_two_indices_of_one_buffer_or_of_two_are_uncorrelated(what, bits):
+    x = ROUNDINGS[what](numbers(rounding_words(bits, 3), bits))
+    found = correlations(x, x) - math.sqrt(STEPS) * np.eye(3 * TILE)
+    # There are 294,528 distinct pairs: the largest of so many normal numbers exceeds 6 with probability 1/1,700.
     assert np.abs(found).max() < 6
-    # The standard deviation for independent words is 1 ± 1/√(2·130,816).
-    assert abs(found[~np.eye(2 * TILE, dtype=bool)].std() - 1) < 0.02
+    # The standard deviation for independent words is 1 ± 1/√(2·294,528).
+    assert abs(found[~np.eye(3 * TILE, dtype=bool)].std() - 1) < 0.02
 
 
-def test_the_error_of_rounding_a_tile_has_the_variance_of_independent_errors():
-    """Also in the lowest 20 bits, of which 8-bit state takes so many."""
-    words = rounding_words()
-    for bits in (words >> 12, words & 0xFFFFF, words >> 16 << 4, (words & 0xFFFF) << 4):
-        u = (bits + 0.5) / 2**20
+@pytest.mark.parametrize("bits", [16, 20])
+def test_the_error_of_rounding_a_tile_has_the_variance_of_independent_errors(bits):
+    for words in rounding_words(bits, 3):
+        u = numbers([words], bits)
         for fraction in (0.5, 0.25, 0.1, 0.03):
             error = (u > 1 - fraction) - fraction  # of each element, if all are to be rounded up so often
             assert abs(error.mean()) < 5 * math.sqrt(fraction * (1 - fraction) / error.size)
@@ -163,20 +184,27 @@ def test_the_error_of_rounding_a_tile_has_the_variance_of_independent_errors():
             assert abs(squares.mean() - 1) < 5 * squares.std() / math.sqrt(STEPS)  # in rare steps all go one way
 
 
-OTHERS: dict[str, Callable[[], np.ndarray]] = {
-    "the next tile": lambda: rounding_words(tile=1),
-    "a tile far away": lambda: rounding_words(tile=2**32),
-    "the next step": lambda: rounding_words(first=2),
-    "another seed": lambda: rounding_words(seed=1),
-    "the second sequence": lambda: rounding_words(sequence=2),
-    "the fourth sequence": lambda: rounding_words(sequence=4),
+OTHERS: dict[str, dict[str, int]] = {
+    "the next tile": {"tile": 1},
+    "a tile far away": {"tile": 2**32},
+    "the next step": {"first": 2},
+    "another seed": {"seed": 1},
 }
 
 
+@pytest.mark.parametrize("bits", [16, 20])
 @pytest.mark.parametrize("other", OTHERS)
-def test_bits_for_rounding_are_uncorrelated_with_others(other):
-    # 262,144 pairs, bound as above. For the second word they include the pairs of an element with itself.
-    assert np.abs(correlations(halves(rounding_words()), halves(OTHERS[other]()))).max() < 6
+def test_bits_for_rounding_are_uncorrelated_with_others(other, bits):
+    # 262,144 pairs, bound as above.
+    own, others = (numbers(rounding_words(bits, 2, **kind), bits) for kind in ({}, OTHERS[other]))
+    assert np.abs(correlations(own, others)).max() < 6
+
+
+@pytest.mark.parametrize("bits", [16, 20])
+def test_bits_for_rounding_are_uncorrelated_with_those_of_further_buffers(bits):
+    first, second, *_, seventh, last = (numbers([words], bits) for words in rounding_words(bits, 8))
+    for a, b in ((first, seventh), (first, last), (second, seventh), (second, last)):
+        assert np.abs(correlations(a, b)).max() < 6
 
 
 RULE = fastopt.GradientNoise(fastopt.SGD(lr=1.0), eta=1.0)

@@ -123,7 +123,7 @@ def test_the_number_of_python_instructions_does_not_depend_on_the_number_of_tens
         for _ in range(3):
             opt.step()
         before = sys.gettrace()
-        gc.disable()  # or a collection in between calls those of gc.callbacks that are in Python, and hypothesis has one
+        gc.disable()  # or a collection in between calls what is in gc.callbacks, where hypothesis has a function
         sys.settrace(trace)
         try:
             opt.step()

@@ -226,7 +226,7 @@ def _print_loop(loop: Loop, program: Program, names: dict[str, str]) -> list[str
     for b, text in loop.stores:
         narrow = kinds[b] in ("uint16_t", "uint8_t")
         made.append(f"{names[b]}[i] = {f'({kinds[b]})({text})' if narrow else text};")
-    made += [f"{name} += {step};" for name, _, step in loop.sequences]
+    made += [f"{s.name} += {s.step};" for s in loop.sequences]
     if any(re.search(r"\bindex\b", line) for line in made):
         body.append("const uint32_t index = (uint32_t)i;")
     after = []
@@ -236,7 +236,7 @@ def _print_loop(loop: Loop, program: Program, names: dict[str, str]) -> list[str
         *lines(loop.uniform),
         *(f"*{names[b]} = {text};" for b, text in loop.tile_stores),
         *([f"uint32_t {', '.join(f'{v.name} = 0' for v in loop.maxima)};"] if loop.maxima else []),
-        *(f"uint32_t {name} = {first};" for name, first, _ in loop.sequences),
+        *(f"uint32_t {s.name} = {s.first};" for s in loop.sequences),
         *(["for (int i = 0; i < count; ++i) {"] if body or made else []),
         *(f"    {line}" for line in (*body, *made)),
         *(["}"] if body or made else []),

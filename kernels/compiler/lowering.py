@@ -18,7 +18,7 @@ import numpy as np
 from fastopt.kernels.compiler.graph import Node, walk
 from fastopt.kernels.compiler.operations import Target
 from fastopt.kernels.compiler.program import Program, total_name
-from fastopt.kernels.compiler.text import Text
+from fastopt.kernels.compiler.text import COMPARE, SUM, Text
 
 DEEPEST = 100
 """Operations inside one another in one expression: each may cost a pair of parentheses, of which Python reads 200."""
@@ -32,6 +32,22 @@ class Value(NamedTuple):
     text: Text
 
 
+class Sequence(NamedTuple):
+    """A word that grows by the same from element to element.
+
+    With `halved` only its upper 16 bits are wanted, and the lower ones of the step are zero.
+    """
+
+    name: str
+    first: Text
+    step: Text
+    halved: bool
+
+    def value(self, word: str) -> str:
+        """Write what a word of the sequence stands for."""
+        return f"{word} >> 16" if self.halved else word
+
+
 class Loop(NamedTuple):
     """One loop over the elements of a tile, and what comes before and after it."""
 
@@ -40,7 +56,7 @@ class Loop(NamedTuple):
     reloads: list[Value]  # values that an earlier loop spilled
     lines: list[Value]
     spills: list[Value]  # values that a later loop reloads
-    sequences: list[tuple[str, Text, Text]]  # words that grow by the same from element to element: name, first, step
+    sequences: list[Sequence]
     maxima: list[Value]  # words of which it finds the largest
     largest: list[Node]  # the nodes of which maxima are the values, in the same order
     watched: list[str]  # buffers of which it looks for NaN in what it stores
@@ -58,7 +74,7 @@ def printed_names(program: Program, reserved: frozenset[str]) -> dict[str, str]:
         while (
             printed in reserved
             or hasattr(builtins, printed)
-            or re.fullmatch(r"(x|max|step_|group)\d+|.*_(new|at|i|spill|codes|each|step|last|(pair)?\d)", printed)
+            or re.fullmatch(r"(x|max|step_|group)\d+|.*_(new|at|i|spill|word|each|step|last|(pair)?\d)", printed)
             or printed in names.values()
         ):
             printed += "_"
@@ -277,7 +293,8 @@ def lower(
         depths: dict[int, int] = {}
         uses: dict[int, int] = {}
         roots = [results[b] for b in loop.results] + loop.peaks
-        sequences = []
+        sequences: list[Sequence] = []
+        halved: dict[int, Text] = {}  # the upper halves of sequences of which only these are wanted
         watched = [b for b in loop.results if b in quiet]
         for node in (*loop.uniform, *loop.order):
             for a in node.args:
@@ -300,8 +317,24 @@ def lower(
                 continue
             operands = [text_of(a) for a in node.args]
             if target.sums_in_loops and node.op == "sequence":
-                texts[id(node)] = Text(numbered_name("x"))
-                sequences.append((texts[id(node)], *operands))
+                first, step = operands
+                half = target.adds_halves and node.value == 16
+                other = next((s for s in sequences if s.halved and s.step == step), None) if half else None
+                name = Text(numbered_name("x"))
+                if other is None:
+                    sequences.append(Sequence(name, first, step, half))
+                else:  # which differs by the same everywhere
+                    distance = numbered_name("x")
+                    upper = [f"({x.within(SUM)} >> 16)" for x in (first, other.first)]
+                    text = Text(f"({' - '.join(upper)}) & 0xFFFF")
+                    named[True].append(Value(distance, node.dtype, text))
+                    named[False].append(Value(name, node.dtype, Text(f"add_halves({other.name}, {distance})")))
+                if half:
+                    halved[id(node)] = name
+                texts[id(node)] = Text(f"{name} << 16", COMPARE) if half else name
+                continue
+            if node.op == "right_shift" and id(node.args[0]) in halved and node.args[1].value == 16:
+                texts[id(node)] = halved[id(node.args[0])]
                 continue
             text, once = write(node, operands), id(node) in uniform
             depth = 1 + max([depths.get(id(a), 0) for a in node.args], default=0)

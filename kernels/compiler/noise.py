@@ -6,7 +6,7 @@ called on symbols it becomes part of a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -56,14 +56,45 @@ def random_bits(of_tile: Any, index: Any) -> Any:
     return (x ^ (x >> 16)) * 0xC2B2AE35
 
 
-def rounding_sequence(of_tile: Any) -> tuple[Any, Any]:
-    """Return the bits for rounding a tile's element 0, and what is added for each next one: a Weyl sequence.
+class RoundingBits:
+    """The bits with which a tile's elements are rounded: for one buffer after the other, in `rounding_order`.
 
-    One addition for an element. Over the steps an element's bits are uniform, in each of their halves and in the lowest
-    20; any two elements of a tile are uncorrelated. Three in arithmetic progression are not independent in one step,
-    which rounding does not need.
+    `sequence(first, step, bits)` makes the word of each element, `first + index * step`, of which only the upper `bits`
+    are wanted, and the other bits of `step` are zero: a Weyl sequence, one addition for an element. Over the steps an
+    element's bits are uniform, and any two elements of a tile are uncorrelated, of one buffer or of two. Three in
+    arithmetic progression are not independent in one step, which rounding does not need.
     """
-    return of_tile, ((of_tile ^ (of_tile >> 15)) * 0x165667B1) | 1
+
+    def __init__(self, of_tile: Any, sequence: Callable[[Any, Any, int], Any]):
+        self._of_tile, self._sequence = of_tile, sequence
+        self._lower: Any = None  # a word whose lower bits are not used yet
+        self._second: Any = None  # the first word and the step of the next sequence of 16 bits
+
+    def of_next_buffer(self, count: int) -> Any:
+        """Return a word for each element whose upper bits, 16 or 20 as `count` says, are random."""
+        if count == 16:
+            return self._sixteen()
+        if self._lower is not None:
+            word, self._lower = self._lower << (32 - count), None
+            return word
+        first, step = self._next()
+        self._lower = self._sequence(first, step | 1, 32)
+        return self._lower
+
+    def _sixteen(self) -> Any:
+        """Return the bits of a sequence that begins as the lower or the upper half of a tile's word says."""
+        if self._second is not None:
+            (first, step), self._second = self._second, None
+            return self._sequence(first, step, 16)
+        first, step = self._next()
+        step = (step & 0xFFFF0000) | 0x10000
+        self._second = first, step
+        return self._sequence((first << 16) | (first >> 16), step, 16)
+
+    def _next(self) -> tuple[Any, Any]:
+        """Return the word of element 0 and a second hash: the difference to each next element, but for being odd."""
+        self._of_tile = next_tile_bits(self._of_tile)
+        return self._of_tile, (self._of_tile ^ (self._of_tile >> 15)) * 0x165667B1
 
 
 def rounding_order(buffers: Iterable[str]) -> list[str]:
@@ -133,13 +164,13 @@ def words_for_noise(key0: int, key1: int, first: int, count: int) -> np.ndarray:
     return _by_element(random_bits(_of_tiles(key0, key1, first, count)[:, None], _INDEX), count)
 
 
-def words_for_rounding(key0: int, key1: int, first: int, count: int) -> Iterator[np.ndarray]:
-    """Yield the bits of each sequence for rounding these elements, one sequence after the other."""
-    of_tile = _of_tiles(key0, key1, first, count)
-    while True:
-        of_tile = next_tile_bits(of_tile)
-        start, step = rounding_sequence(of_tile)
-        yield _by_element(start[:, None] + step[:, None] * _INDEX, count)
+def words_for_rounding(key0: int, key1: int, first: int, count: int) -> RoundingBits:
+    """Return the bits for rounding these elements."""
+
+    def sequence(begin: np.ndarray, step: np.ndarray, bits: int) -> np.ndarray:
+        return _by_element(begin[:, None] + step[:, None] * _INDEX, count)
+
+    return RoundingBits(_of_tiles(key0, key1, first, count), sequence)
 
 
 _INDEX = np.arange(TILE, dtype=np.uint32)

@@ -12,12 +12,11 @@ from fastopt.errors import RuleError
 from fastopt.kernels.compiler.graph import Node, Trace, walk
 from fastopt.kernels.compiler.layout import layout
 from fastopt.kernels.compiler.noise import (
+    RoundingBits,
     centred,
-    next_tile_bits,
     radius,
     random_bits,
     rounding_order,
-    rounding_sequence,
     stretched,
     tile_bits,
 )
@@ -175,7 +174,7 @@ class _Call:
         self.formats, self.dtype, self._plain = formats, formats["p"].computes, plain
         self.tracing = tracing or Trace(self.where)
         self._of_tile: Any = None  # 32 random bits of the tile
-        self._sequence: Any = None  # those of the element, of which the lower are not used yet
+        self._rounding: Any = None  # what gives each buffer's elements theirs
         self.codes: dict[str, tuple[int, int, int]] = {}
         self.limits: list[tuple[Node, int]] = []
         names, optional, scalars, noise = signature(rule)
@@ -260,7 +259,7 @@ class _Call:
     def _encode(self, buffer: str, value: Node) -> dict[str, Node]:
         """Return the new elements of a buffer's planes that hold a value."""
         form, x = self.formats[buffer], Symbol(self.tracing, value, True)
-        bits = self._rounding_bits(form.random) if form.random else None
+        bits = self._rounding_bits().of_next_buffer(form.random) if form.random else None
         if isinstance(form, Scaled):
             peak = form.plain_peak(x) if self._plain else form.peak(x)
             largest = Symbol(self.tracing, self.tracing.node("tile_max", peak.dtype, (peak._node,)), True)
@@ -295,15 +294,14 @@ class _Call:
             self._of_tile = tile_bits(*keys, *tile)
         return self._of_tile
 
-    def _rounding_bits(self, count: int) -> Symbol:
-        """Return a word whose upper bits, so many, are the element's in a new sequence, or else in its lower bits."""
-        if self._sequence is not None:
-            word, self._sequence = self._sequence << (32 - count), None
-            return word
-        self._of_tile = next_tile_bits(self._tile_bits())
-        parts = tuple(x._node for x in rounding_sequence(self._of_tile))
-        self._sequence = Symbol(self.tracing, self.tracing.node("sequence", _WORD, parts), True)
-        return self._sequence
+    def _rounding_bits(self) -> RoundingBits:
+        if self._rounding is None:
+            self._rounding = RoundingBits(self._tile_bits(), self._sequence)
+        return self._rounding
+
+    def _sequence(self, first: Symbol, step: Symbol, bits: int) -> Symbol:
+        """Make the word of an element in a tile's sequence."""
+        return Symbol(self.tracing, self.tracing.node("sequence", _WORD, (first._node, step._node), bits), True)
 
     def _result(self, buffer: str, value: Any) -> Node:
         if isinstance(value, Symbol) and value.dtype == self.dtype:

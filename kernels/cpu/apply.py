@@ -17,6 +17,7 @@ from fastopt.kernels.cpu.steps import SIZE, grouped
 from fastopt.kernels.cpu.values import (
     WORD,
     VectorType,
+    added_halves,
     converted,
     joined,
     larger,
@@ -37,11 +38,12 @@ def apply(
 
     `step` takes a vector of each buffer in `loads` and of each spill in `reloads`, what is `uniform`, and a vector of
     each sequence. It returns vectors for `stores` and for `spills`, and words, of which `maxima` keep the largest. A
-    sequence is given as its vector and what that grows by. With two `halves`, a word of a buffer holds two elements:
-    `step` is called for the first ones and for the second; spills come for both, those of the first half before the
-    others, and so do the vectors of a sequence. Where `least` is not −1 for one of `stores`, it is of codes, no less
-    than that: see `narrow`. The last of `maxima` keeps the largest 16 bits, but for their signs, that
-    go to the `quiet` ones of `stores`, if any. What lies `far` elements ahead is prefetched, unless that is None.
+    sequence is given as its vector, what that grows by, and how many bits its words have, 16 or 32. With two `halves`,
+    a word of a buffer holds two elements: `step` is called for the first ones and for the second; spills come for both,
+    those of the first half before the others, and so do the vectors of a sequence. Where `least` is not −1 for one of
+    `stores`, it is of codes, no less than that: see `narrow`. The last of `maxima` keeps the largest 16 bits, but for
+    their signs, that go to the `quiet` ones of `stores`, if any. What lies `far` elements ahead is prefetched, unless
+    that is None.
 
     Returns the maxima and the next vectors of the sequences: a tuple, or the only one.
     """
@@ -52,6 +54,7 @@ def apply(
     called = typingctx.resolve_function_type(step, tuple(map(types.Tuple, groups) if len(groups) > 1 else kinds), {})
     returned = called.return_type
     made = list(returned) if isinstance(returned, types.BaseTuple) else [returned]
+    of_halves = [kinds[-1].literal_value == 16 for kinds in sequences]
     bits16, codes = [n.literal_value for n in quiet], [n.literal_value for n in least]
     kept = [_WORDS] * (len(maxima) + parts * len(sequences))
     result = types.none if not kept else types.Tuple(kept) if len(kept) > 1 else kept[0]
@@ -102,8 +105,9 @@ def apply(
                 for n in range(len(maxima) - bool(bits16)):
                     x = as_vector(len(stores) + len(kinds) + n, found[len(stores) + len(kinds) + n], WORD)
                     largest[n] = larger(builder, largest[n], x)
-                for x in moving:
-                    x[half] = builder.add(x[half], x[parts])
+                for x, halved in zip(moving, of_halves, strict=True):
+                    grown = added_halves(builder, x[half], x[parts]) if halved else builder.add(x[half], x[parts])
+                    x[half] = grown
             for n, (b, at) in enumerate(zip(stores, store_at, strict=True)):
                 if codes[n] >= 0:
                     written[n].append([made_there[n] for made_there in new])

@@ -58,4 +58,5 @@ PYTHON = Target(
     },
     sums_in_loops=True,
     repairs_nan=True,
+    adds_halves=True,
 )

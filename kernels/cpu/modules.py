@@ -13,8 +13,8 @@ IMPORTED = {
     "jobs": "claim restore_mode standard_mode wide_vectors",
     "memory": "buffer one_nan one_nan_of_two prefetch scratch tile_total",
     "narrow": "within",
-    "values": "LANES ceil copysign each fabs floor from_bits high join low ramp rint select sign signed sqrt"
-    " to_float top top_half trunc umax word",
+    "values": "LANES add_halves any_half_above ceil copysign each fabs floor from_bits high join low ramp rint select"
+    " sign signed sqrt to_float top trunc umax word",
 }
 """What printed modules import of this package."""
 

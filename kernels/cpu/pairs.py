@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from fastopt.kernels.compiler.lowering import Loop
 from fastopt.kernels.compiler.program import Program
-from fastopt.kernels.cpu.steps import SIZE, print_step
+from fastopt.kernels.compiler.text import ATOM, SUM
+from fastopt.kernels.cpu.steps import INFINITE, SIZE, print_step
 
 
 def print_pairs(
@@ -21,11 +22,11 @@ def print_pairs(
     made = print_step(loop, step, names, program)
     if not made.results:
         return [], ["pass"]  # frozen parameters
-    sequences = [name for name, _, _ in loop.sequences]
+    sequences = {s.name: s for s in loop.sequences}
 
     def call(half: str, at: str, elements: list[str], index: str) -> str:
         def other(name: str) -> str:
-            return index if name == "index" else f"{name}{half}" if name in sequences else name
+            return index if name == "index" else sequences[name].value(name + half) if name in sequences else name
 
         spilled = [f"{v}_spill{half}[{at}]" for v in made.reloads]
         return f"{', '.join(f'{x}{half}' for x in made.results)} = {made.call(elements, spilled, other)}"
@@ -57,9 +58,9 @@ def print_pairs(
         *(f"{v.name} = {v.text}" for v in loop.uniform),
         *(f"{names[b]}[0] = {text}" for b, text in loop.tile_stores),
         *(f"{name} = word(0)" for name in (*made.maxima, *[loop.nan] * bool(loop.watched))),
-        *(f"{name}_0 = {first} + start * {step}" for name, first, step in loop.sequences),
-        *(f"{name}_1 = {name}_0 + {step}" for name, _, step in loop.sequences),
-        *(f"{name}_2 = {step} + {step}" for name, _, step in loop.sequences),
+        *(f"{s.name}_0 = {s.first.within(SUM)} + start * {s.step.within(ATOM)}" for s in loop.sequences),
+        *(f"{s.name}_1 = {s.name}_0 + {s.step.within(SUM)}" for s in loop.sequences),
+        *(f"{s.name}_2 = {s.step.within(SUM)} + {s.step.within(SUM)}" for s in loop.sequences),
         "for i in range(count // 2):",
         f"    {call('_0', 'i', first, 'start + word(2 * i)')}",
         f"    {call('_1', 'i', second, 'start + word(2 * i + 1)')}",
@@ -68,5 +69,6 @@ def print_pairs(
         *(f"    {line}" for line in largest("_0", "_1")),
         *(f"    {name}_{half} = {name}_{half} + {name}_2" for name in sequences for half in (0, 1)),
         *rest,
+        *([f"nan = {loop.nan} > word({INFINITE})"] if loop.watched else []),
     ]
     return made.function, lines

@@ -10,7 +10,7 @@ import sys
 
 from fastopt.kernels.compiler.lowering import Loop, common, lower, printed_names
 from fastopt.kernels.compiler.program import SKIPPED, Program
-from fastopt.kernels.compiler.text import wrapped
+from fastopt.kernels.compiler.text import ATOM, SUM, wrapped
 from fastopt.kernels.cpu.condition import print_condition
 from fastopt.kernels.cpu.language import PYTHON
 from fastopt.kernels.cpu.modules import IMPORTED, function_name, imports
@@ -23,7 +23,7 @@ from fastopt.kernels.formats import TILE, Split
 # Names of the printed skeleton, which a rule's own names must not hide.
 _SKELETON = (
     "job n chunk first last prefetching length count strip i offset tile tile_low tile_high start index key0 key1 min"
-    " range step mode plain far skipped"
+    " range step mode plain far skipped nan"
 )
 _FROM_NUMBA = frozenset(["float32", "float64", "uint8", "uint16", "uint32", "intp", "njit", "types"])
 _RESERVED = frozenset([*f"{_SKELETON} {' '.join(IMPORTED.values())}".split(), *_FROM_NUMBA, *PYTHON.types.values()])
@@ -216,7 +216,7 @@ def _print_repair(program: Program, loop: Loop, names: dict[str, str]) -> list[s
             lines.append(f"    one_nan_of_two({', '.join(own)}, count)")
         else:
             lines.append(f"    one_nan({views[b, b]}, count)")
-    return [f"if {loop.nan} > word({INFINITE}):", *lines]
+    return ["if nan:", *lines]
 
 
 def _print_loop(loop: Loop, names: dict[str, str]) -> list[str]:
@@ -224,21 +224,25 @@ def _print_loop(loop: Loop, names: dict[str, str]) -> list[str]:
     before = [f"{v.name} = {v.text}" for v in loop.uniform]
     before += [f"{names[b]}[0] = {text}" for b, text in loop.tile_stores]
     before += [f"{name} = word(0)" for name in (*(v.name for v in loop.maxima), *[loop.nan] * bool(loop.watched))]
-    before += [f"{name} = {first} + start * {step}" for name, first, step in loop.sequences]
+    words = [f"{s.name}_word" if s.halved else s.name for s in loop.sequences]
+    for word, s in zip(words, loop.sequences, strict=True):
+        before.append(f"{word} = {s.first.within(SUM)} + start * {s.step.within(ATOM)}")
     body = [f"{v.name} = {v.name}_spill[i]" for v in loop.reloads]
     loads = [names[b] for b in loop.loads]
     if loads:
         body.append(f"{', '.join(f'{b}_i' for b in loads)} = {', '.join(f'{b}[i]' for b in loads)}")
+    body += [f"{s.name} = {s.value(word)}" for word, s in zip(words, loop.sequences, strict=True) if s.halved]
     lines = [f"{v.name} = {v.text}" for v in loop.lines]
     lines += [f"{v.name} = umax({v.name}, {v.text})" for v in loop.maxima]
     stored = dict(loop.stores)
     lines += [f"{loop.nan} = umax({loop.nan}, {stored[b]} & word({SIZE}))" for b in loop.watched]
     lines += [f"{v.name}_spill[i] = {v.name}" for v in loop.spills]
     lines += [f"{names[b]}[i] = {text}" for b, text in loop.stores]
-    lines += [f"{name} = {name} + {step}" for name, _, step in loop.sequences]
+    lines += [f"{word} = {word} + {s.step.within(SUM)}" for word, s in zip(words, loop.sequences, strict=True)]
     if any(re.search(r"\bindex\b", line) for line in lines):
         body.append("index = start + word(i)")
-    return [*before, *(["for i in range(count):", *_indented([*body, *lines])] if body or lines else [])]
+    after = [f"nan = {loop.nan} > word({INFINITE})"] if loop.watched else []
+    return [*before, *(["for i in range(count):", *_indented([*body, *lines])] if body or lines else []), *after]
 
 
 def print_table(program: Program, name: str, module: str) -> str:

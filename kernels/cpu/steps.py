@@ -55,7 +55,7 @@ def print_step(loop: Loop, name: str, names: dict[str, str], program: Program) -
     uniform = [*(names[b.name] + "_i" for b in program.buffers if b.tiled), *(names[s] for s in program.scalars)]
     uniform += [names[b.name] for b in program.buffers if b.of_row]
     own = {f"{b}_i" for b in loads} | {v.name for v in loop.lines} | set(reloads)
-    moving = [name for name, _, _ in loop.sequences]
+    moving = [s.name for s in loop.sequences]
     known = [*uniform, *sorted(name for name in mentioned if re.fullmatch(r"(x|max)\d+", name) and name not in moving)]
     uniform, moving = ([name for name in some if name in mentioned - own] for some in (known, ["index", *moving]))
     parameters = [*(f"{b}_i" for b in loads), *reloads, *uniform, *moving]

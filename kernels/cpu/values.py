@@ -199,6 +199,17 @@ def larger_halves(builder, a, b, mask):
     return builder.bitcast(larger(builder, x, y), a.type)
 
 
+def added_halves(builder, a, b):
+    """Return the sums of words of 16 bits, which have as many."""
+    if not isinstance(a.type, ir.VectorType):
+        return builder.and_(builder.add(a, b), number(a.type, 0xFFFF))
+    halves = ir.VectorType(ir.IntType(16), 2 * a.type.count)
+    return builder.bitcast(builder.add(builder.bitcast(a, halves), builder.bitcast(b, halves)), a.type)
+
+
+add_halves = instruction(_words)(added_halves)
+
+
 def _pair(*operands):
     """Return the type of words and of the number of bits that follows them."""
     kinds = _words(*operands[:-1])
@@ -373,10 +384,17 @@ def top(builder, x):
     return _largest(builder, x)
 
 
-@instruction(lambda x: (WORD, [x]) if x == VectorType(WORD) else None)
-def top_half(builder, x):
-    """Return the largest half of a word of a vector."""
-    return builder.zext(_largest(builder, builder.bitcast(x, ir.VectorType(ir.IntType(16), 2 * x.type.count))), _I32)
+@intrinsic(prefer_literal=True)
+def any_half_above(typingctx, x, limit):
+    """Whether any half of a word of a vector is larger."""
+
+    def codegen(context, builder, signature, args):
+        halves = builder.bitcast(args[0], ir.VectorType(ir.IntType(16), 2 * LANES))
+        above = builder.icmp_unsigned(">", halves, number(halves.type, limit.literal_value))
+        flags = ir.IntType(2 * LANES)
+        return builder.icmp_unsigned("!=", builder.bitcast(above, flags), flags(0))
+
+    return types.boolean(x, limit), codegen
 
 
 def _largest(builder, x):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fastopt.kernels.compiler.lowering import Loop
+from fastopt.kernels.compiler.lowering import Loop, Sequence
 from fastopt.kernels.compiler.program import Program
-from fastopt.kernels.cpu.steps import print_step
+from fastopt.kernels.compiler.text import SUM, Text
+from fastopt.kernels.cpu.steps import INFINITE, print_step
 from fastopt.kernels.cpu.tuning import processor_prefetches
 from fastopt.kernels.formats import TILE
 
@@ -41,12 +42,17 @@ def print_vectors(
 
     largest = [f"{v}_each" for v in (*made.maxima, *[loop.nan] * bool(loop.watched))]
     moving = [[f"{v}_each{half}" for half in halves] for v in made.sequences]
-    steps = [f"{v}_step" for v in made.sequences]
+    growing = {s.name: s for s in loop.sequences} | {
+        "index": Sequence("index", Text("word(0)"), Text("word(1)"), False)
+    }
     arguments = {
         "loads": _tuple(made.loads),
         "reloads": of_halves(made.reloads),
         "uniform": _tuple(made.uniform),
-        "sequences": _tuple(_tuple([*vectors, grows]) for vectors, grows in zip(moving, steps, strict=True)),
+        "sequences": _tuple(
+            _tuple([*vectors, f"{v}_step", "16" if growing[v].halved else "32"])
+            for v, vectors in zip(made.sequences, moving, strict=True)
+        ),
         "stores": _tuple(made.stores),
         "least": _tuple(map(str, least)),
         "spills": of_halves(made.spills),
@@ -54,17 +60,18 @@ def print_vectors(
         "quiet": _tuple(str(made.stores.index(names[b])) for b in loop.watched),
     }
     kept = [*largest, *(x for vectors in moving for x in vectors)]
-    begins = {"index": ("word(0)", "word(1)"), **{name: (first, grows) for name, first, grows in loop.sequences}}
     before = [
         *(f"{v.name} = {v.text}" for v in loop.uniform),
         *(f"{names[b]}[0] = {text}" for b, text in loop.tile_stores),
         *(f"{x} = each(word(0))" for x in largest),
     ]
     for name, vectors in zip(made.sequences, moving, strict=True):
-        first, grows = begins[name]
-        before.append(f"{vectors[0]} = ramp({first}, {' + '.join([grows] * width)})")
+        sequence = growing[name]
+        grows = sequence.step.within(SUM)
+        before.append(f"{vectors[0]} = ramp({sequence.first}, {' + '.join([grows] * width)})")
         before += [f"{vectors[1]} = {vectors[0]} + {grows}"] if paired else []
-        before.append(f"{name}_step = each({grows}) * ({width} * LANES)")
+        before += [f"{vector} = {sequence.value(vector)}" for vector in vectors if sequence.halved]
+        before.append(f"{name}_step = {sequence.value(f'each({sequence.step}) * ({width} * LANES)')}")
     return made.function, [
         *before,
         f"for i in range(0, {extent}, {at_once} * LANES):",
@@ -73,7 +80,7 @@ def print_vectors(
         *(f"        {name}={names}," for name, names in arguments.items()),
         "    )",
         *(f"{v} = top({x})" for v, x in zip(made.maxima, largest, strict=False)),
-        *([f"{loop.nan} = top_half({largest[-1]})"] if loop.watched else []),
+        *([f"nan = any_half_above({largest[-1]}, {INFINITE})"] if loop.watched else []),
     ]
 
 

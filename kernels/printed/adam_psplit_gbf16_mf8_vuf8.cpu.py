@@ -9,7 +9,7 @@ from fastopt.kernels.cpu.apply import apply
 from fastopt.kernels.cpu.jobs import claim, restore_mode, standard_mode, wide_vectors
 from fastopt.kernels.cpu.memory import buffer, one_nan_of_two, scratch
 from fastopt.kernels.cpu.narrow import within
-from fastopt.kernels.cpu.values import LANES, copysign, each, from_bits, high, join, low, ramp, select, signed, sqrt, top, top_half, umax, word
+from fastopt.kernels.cpu.values import LANES, any_half_above, copysign, each, from_bits, high, join, low, ramp, select, signed, sqrt, top, umax, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, float64,
@@ -164,7 +164,7 @@ def adam_psplit_gbf16_mf8_vuf8(
                         loads=(),
                         reloads=(m_new_spill_0, v_new_spill_0, m_new_spill_1, v_new_spill_1),
                         uniform=(x16, x17, x18, x21),
-                        sequences=((x23_each_0, x23_each_1, x23_step),),
+                        sequences=((x23_each_0, x23_each_1, x23_step, 32),),
                         stores=(m, v),
                         least=(0, 1),
                         spills=(),
@@ -185,8 +185,8 @@ def adam_psplit_gbf16_mf8_vuf8(
                         maxima=(max2_each,),
                         quiet=(0,),
                     )
-                max2 = top_half(max2_each)
-                if max2 > word(32640):
+                nan = any_half_above(max2_each, 32640)
+                if nan:
                     one_nan_of_two(buffer(p_at, strip, uint16, 0, 0), buffer(p_low_at, strip, uint16, 0, 0), count)
             else:
                 x26 = m_scale_i & 2139095040
@@ -251,7 +251,8 @@ def adam_psplit_gbf16_mf8_vuf8(
                     m_last[0] = m_0
                     v_last[0] = v_0
                     max5 = umax(max5, p_0 & word(32767))
-                if max5 > word(32640):
+                nan = max5 > word(32640)
+                if nan:
                     one_nan_of_two(buffer(p_at, strip, uint16, 0, 0), buffer(p_low_at, strip, uint16, 0, 0), count)
         first = claim(job, first, chunk)
     restore_mode(mode)

@@ -8,7 +8,7 @@ from numba import float32, float64, intp, njit, types, uint16, uint32
 from fastopt.kernels.cpu.apply import apply
 from fastopt.kernels.cpu.jobs import claim, restore_mode, standard_mode, wide_vectors
 from fastopt.kernels.cpu.memory import buffer, one_nan
-from fastopt.kernels.cpu.values import LANES, each, from_bits, high, join, low, ramp, top_half, umax, word
+from fastopt.kernels.cpu.values import LANES, add_halves, any_half_above, each, from_bits, high, join, low, ramp, umax, word
 
 SIGNATURE = types.void(
     intp, intp, intp, intp, intp, intp, intp, intp, intp, intp, float64, float64, float64, float64,
@@ -17,11 +17,12 @@ SIGNATURE = types.void(
 
 
 @njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
-def step(p_i, g_i, m_i, beta, rest, m_size, x9):
+def step(p_i, g_i, m_i, beta, rest, m_size, x13, x10):
     m_new = beta * from_bits(m_i << 16) + rest * from_bits(g_i << 16)
     p_new = from_bits(p_i << 16) - m_size * m_new
-    x10 = word(p_new) + ((x9 << 16) >> 16) >> 16
-    return x10, word(m_new) + (x9 >> 16) >> 16
+    x11 = word(p_new) + x10 >> 16
+    x12 = add_halves(x10, x13)
+    return x11, word(m_new) + x12 >> 16
 
 
 @njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy")
@@ -59,25 +60,29 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
                 x5 = (x4 ^ (x4 >> 13)) * 3266489909
                 x6 = ((x2 ^ (x2 >> 16)) ^ (x5 ^ (x5 >> 16))) * 2654435761 * 2654435761
                 x7 = x6 ^ (x6 >> 16)
-                x8 = (x7 ^ (x7 >> 15)) * 374761393 | 1
+                x8 = ((x7 ^ (x7 >> 15)) * 374761393 & 4294901760) | 65536
+                x9 = (x7 << 16) | (x7 >> 16)
+                x13 = ((x9 >> 16) - (x7 >> 16)) & 0xFFFF
                 max0_each = each(word(0))
-                x9_each_0 = ramp(x7, x8 + x8)
-                x9_each_1 = x9_each_0 + x8
-                x9_step = each(x8) * (2 * LANES)
+                x10_each_0 = ramp(x7, x8 + x8)
+                x10_each_1 = x10_each_0 + x8
+                x10_each_0 = x10_each_0 >> 16
+                x10_each_1 = x10_each_1 >> 16
+                x10_step = each(x8) * (2 * LANES) >> 16
                 for i in range(0, 128, 2 * LANES):
-                    max0_each, x9_each_0, x9_each_1 = apply(
+                    max0_each, x10_each_0, x10_each_1 = apply(
                         step, 2, 2, i, far,
                         loads=(p, g, m),
                         reloads=(),
-                        uniform=(beta, rest, m_size),
-                        sequences=((x9_each_0, x9_each_1, x9_step),),
+                        uniform=(beta, rest, m_size, x13),
+                        sequences=((x10_each_0, x10_each_1, x10_step, 16),),
                         stores=(p, m),
                         least=(-1, -1),
                         spills=(),
                         maxima=(max0_each,),
                         quiet=(0,),
                     )
-                max0 = top_half(max0_each)
+                nan = any_half_above(max0_each, 32640)
             else:
                 x0 = tile_low ^ key0
                 x1 = (x0 ^ (x0 >> 16)) * 2246822507
@@ -87,29 +92,32 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
                 x5 = (x4 ^ (x4 >> 13)) * 3266489909
                 x6 = ((x2 ^ (x2 >> 16)) ^ (x5 ^ (x5 >> 16))) * 2654435761 * 2654435761
                 x7 = x6 ^ (x6 >> 16)
-                x8 = (x7 ^ (x7 >> 15)) * 374761393 | 1
+                x8 = ((x7 ^ (x7 >> 15)) * 374761393 & 4294901760) | 65536
+                x9 = (x7 << 16) | (x7 >> 16)
+                x13 = ((x9 >> 16) - (x7 >> 16)) & 0xFFFF
                 max0 = word(0)
-                x9_0 = x7 + start * x8
-                x9_1 = x9_0 + x8
-                x9_2 = x8 + x8
+                x10_0 = x7 + start * x8
+                x10_1 = x10_0 + x8
+                x10_2 = x8 + x8
                 for i in range(count // 2):
-                    p_0, m_0 = step(low(p[i], 16), low(g[i], 16), low(m[i], 16), beta, rest, m_size, x9_0)
-                    p_1, m_1 = step(high(p[i], 16), high(g[i], 16), high(m[i], 16), beta, rest, m_size, x9_1)
+                    p_0, m_0 = step(low(p[i], 16), low(g[i], 16), low(m[i], 16), beta, rest, m_size, x13, x10_0 >> 16)
+                    p_1, m_1 = step(high(p[i], 16), high(g[i], 16), high(m[i], 16), beta, rest, m_size, x13, x10_1 >> 16)
                     p[i] = join(p_0, p_1, 16)
                     m[i] = join(m_0, m_1, 16)
                     max0 = umax(max0, p_0 & word(32767))
                     max0 = umax(max0, p_1 & word(32767))
-                    x9_0 = x9_0 + x9_2
-                    x9_1 = x9_1 + x9_2
+                    x10_0 = x10_0 + x10_2
+                    x10_1 = x10_1 + x10_2
                 if count % 2:
                     p_last = buffer(p_at, strip + count - 1, uint16, 0, 3)
                     g_last = buffer(g_at, strip + count - 1, uint16, 1, 3)
                     m_last = buffer(m_at, strip + count - 1, uint16, 2, 3)
-                    p_0, m_0 = step(p_last[0], g_last[0], m_last[0], beta, rest, m_size, x9_0)
+                    p_0, m_0 = step(p_last[0], g_last[0], m_last[0], beta, rest, m_size, x13, x10_0 >> 16)
                     p_last[0] = p_0
                     m_last[0] = m_0
                     max0 = umax(max0, p_0 & word(32767))
-            if max0 > word(32640):
+                nan = max0 > word(32640)
+            if nan:
                 one_nan(buffer(p_at, strip, uint16, 0, 0), count)
                 one_nan(buffer(m_at, strip, uint16, 0, 0), count)
         first = claim(job, first, chunk)

@@ -33,7 +33,8 @@ __device__ __forceinline__ void step(
         const Word x5 = (x4 ^ (x4 >> 13u)) * 0xc2b2ae35u;
         const Word x6 = ((x2 ^ (x2 >> 16u)) ^ (x5 ^ (x5 >> 16u))) * 0x9e3779b1u * 0x9e3779b1u;
         const Word x7 = x6 ^ (x6 >> 16u);
-        const Word x8 = ((x7 ^ (x7 >> 15u)) * 0x165667b1u) | 1u;
+        const Word x8 = (((x7 ^ (x7 >> 15u)) * 0x165667b1u) & 0xffff0000u) | 0x10000u;
+        const Word x9 = (x7 << 16u) | (x7 >> 16u);
 #pragma unroll
         for (int i = 0; i < HELD; ++i) {
             const Word p_i = p_tile[i];
@@ -42,9 +43,8 @@ __device__ __forceinline__ void step(
             const Word index = position<PACK>(i);
             const float m_new = beta * __uint_as_float(m_i << 16u) + rest * __uint_as_float(g_i << 16u);
             const float p_new = __uint_as_float(p_i << 16u) - m_size * m_new;
-            const Word x9 = x7 + x8 * index;
-            p_tile.set(i, p_new != p_new ? 0x7fc0u : ((__float_as_uint(p_new) + ((x9 << 16u) >> 16u)) >> 16u));
-            m_tile.set(i, m_new != m_new ? 0x7fc0u : ((__float_as_uint(m_new) + (x9 >> 16u)) >> 16u));
+            p_tile.set(i, p_new != p_new ? 0x7fc0u : ((__float_as_uint(p_new) + ((x7 + x8 * index) >> 16u)) >> 16u));
+            m_tile.set(i, m_new != m_new ? 0x7fc0u : ((__float_as_uint(m_new) + ((x9 + x8 * index) >> 16u)) >> 16u));
         }
         if (whole && count >= TILE) {
             store<PACK>(p + first, p_tile);

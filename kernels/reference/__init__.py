@@ -140,15 +140,12 @@ def _step(
         returned = rule.update(*given, **numbers)
         results = returned if isinstance(returned, tuple) else (returned,)
         new = dict(zip([name for name in names if name != "g"], results, strict=True))
-        rounding, first, writes = words_for_rounding(keys[0], keys[1], offset, n) if keys else iter(()), None, []
+        rounding, writes = words_for_rounding(keys[0], keys[1], offset, n) if keys else None, []
         for b in rounding_order(program.values):
             form = program.formats[b]
             _require_like_old(program, b, new[b], n)
             value = np.broadcast_to(new[b], n).copy()
-            bits = NEAREST
-            if form.random:  # each sequence serves two buffers: its upper bits the first, its lower ones the second
-                bits = next(rounding) if first is None else first << (32 - form.random)
-                first = bits if first is None else None
+            bits = rounding.of_next_buffer(form.random) if rounding and form.random else NEAREST
             packed = pack(form, value, bits)
             writes += [(memory[name], x) for name, x in zip(form.plane_names(b), packed, strict=True)]
     if getattr(rule, "zero_gradients", False):
