@@ -23,8 +23,10 @@ from fastopt.kernels.cpu.values import (
     larger,
     larger_halves,
     lower,
+    lower_signed,
     number,
     upper,
+    upper_signed,
 )
 
 _WORDS = VectorType(WORD)
@@ -32,18 +34,19 @@ _WORDS = VectorType(WORD)
 
 @intrinsic(prefer_literal=True)
 def apply(
-    typingctx, step, times, halves, i, far, loads, reloads, uniform, sequences, stores, least, spills, maxima, quiet
-):
+    typingctx, step, times, halves, i, far, loads, signs, reloads, uniform, sequences, stores, least, spills, maxima,
+    quiet,
+):  # fmt: skip
     """Step `times` vectors by the function `step`; the first begins at element i of each buffer.
 
-    `step` takes a vector of each buffer in `loads` and of each spill in `reloads`, what is `uniform`, and a vector of
-    each sequence. It returns vectors for `stores` and for `spills`, and words, of which `maxima` keep the largest. A
-    sequence is given as its vector, what that grows by, and how many bits its words have, 16 or 32. With two `halves`,
-    a word of a buffer holds two elements: `step` is called for the first ones and for the second; spills come for both,
-    those of the first half before the others, and so do the vectors of a sequence. Where `least` is not −1 for one of
-    `stores`, it is of codes, no less than that: see `narrow`. The last of `maxima` keeps the largest 16 bits, but for
-    their signs, that go to the `quiet` ones of `stores`, if any. What lies `far` elements ahead is prefetched, unless
-    that is None.
+    `step` takes a vector of each buffer in `loads`, of signed numbers where one of `signs` is 1, and of each spill in
+    `reloads`, what is `uniform`, and a vector of each sequence. It returns vectors for `stores` and for `spills`, and
+    words, of which `maxima` keep the largest. A sequence is given as its vector, what that grows by, and how many bits
+    its words have, 16 or 32. With two `halves`, a word of a buffer holds two elements: `step` is called for the first
+    ones and for the second; spills come for both, those of the first half before the others, and so do the vectors of a
+    sequence. Where `least` is not −1 for one of `stores`, it is of codes, no less than that: see `narrow`. The last of
+    `maxima` keeps the largest 16 bits, but for their signs, that go to the `quiet` ones of `stores`, if any. What lies
+    `far` elements ahead is prefetched, unless that is None.
 
     Returns the maxima and the next vectors of the sequences: a tuple, or the only one.
     """
@@ -55,13 +58,14 @@ def apply(
     returned = called.return_type
     made = list(returned) if isinstance(returned, types.BaseTuple) else [returned]
     of_halves = [kinds[-1].literal_value == 16 for kinds in sequences]
+    signed = [n.literal_value == 1 for n in signs]
     bits16, codes = [n.literal_value for n in quiet], [n.literal_value for n in least]
     kept = [_WORDS] * (len(maxima) + parts * len(sequences))
     result = types.none if not kept else types.Tuple(kept) if len(kept) > 1 else kept[0]
 
     def codegen(context, builder, signature, args):
         first, *packed = args[3], *args[5:-1]
-        load_at, reload_at, constant, moving, store_at, _, spill_at, largest = (
+        load_at, _, reload_at, constant, moving, store_at, _, spill_at, largest = (
             cgutils.unpack_tuple(builder, x) for x in packed
         )
         constant = [context.cast(builder, x, t, types.unliteral(t)) for x, t in zip(constant, uniform, strict=True)]
@@ -78,8 +82,9 @@ def apply(
             found = function(builder, elements)
             return cgutils.unpack_tuple(builder, found) if isinstance(returned, types.BaseTuple) else [found]
 
-        def load(kinds, addresses, k):
-            return [load_vector(context, builder, b, at, first, k) for b, at in zip(kinds, addresses, strict=True)]
+        def load(kinds, addresses, k, signs):
+            given = zip(kinds, addresses, signs, strict=True)
+            return [load_vector(context, builder, b, at, first, k, sign=sign) for b, at, sign in given]
 
         def as_vector(n, x, wanted):
             return converted(context, builder, x, made[n], VectorType(wanted))
@@ -90,13 +95,15 @@ def apply(
                 prefetch_vectors(context, builder, b, at, ahead, count)
         written: list[list] = [[] for _ in stores]  # of narrow elements, to be stored together
         for k in range(count):
-            whole, new = load(loads, load_at, k), []
+            whole, new = load(loads, load_at, k, signed), []
             for half in range(parts):
                 elements = whole
                 if parts == 2:
-                    take = upper if half else lower
-                    elements = [take(builder, x, _bits(x, b)) for x, b in zip(whole, loads, strict=True)]
-                spilled = load(_of_half(reloads, parts, half), _of_half(reload_at, parts, half), k)
+                    take = (upper, upper_signed) if half else (lower, lower_signed)
+                    given = zip(whole, loads, signed, strict=True)
+                    elements = [take[sign](builder, x, _bits(x, b)) for x, b, sign in given]
+                kinds = _of_half(reloads, parts, half)
+                spilled = load(kinds, _of_half(reload_at, parts, half), k, [False] * len(kinds))
                 found = stepped([*elements, *spilled, *constant, *(x[half] for x in moving)])
                 new.append([as_vector(n, x, b.value) for n, (x, b) in enumerate(zip(found, stores, strict=False))])
                 kinds, places = _of_half(spills, parts, half), _of_half(spill_at, parts, half)
@@ -129,7 +136,23 @@ def apply(
             return context.get_dummy_value()
         return context.make_tuple(builder, result, values) if len(values) > 1 else values[0]
 
-    given = (step, times, halves, i, far, loads, reloads, uniform, sequences, stores, least, spills, maxima, quiet)
+    given = (
+        step,
+        times,
+        halves,
+        i,
+        far,
+        loads,
+        signs,
+        reloads,
+        uniform,
+        sequences,
+        stores,
+        least,
+        spills,
+        maxima,
+        quiet,
+    )
     return result(*given), codegen
 
 

@@ -146,12 +146,13 @@ def _lower_setitem(context, builder, signature, args):
     return context.get_dummy_value()
 
 
-def load_vector(context, builder, buffer_type, address, i, k):
-    """Read vector number k of those that begin at element i of a buffer."""
+def load_vector(context, builder, buffer_type, address, i, k, *, sign=False):
+    """Read vector number k of those that begin at element i of a buffer, of narrow elements with or without a sign."""
     pointer = _vector_at(context, builder, buffer_type, address, i, k, LANES)
     loaded = builder.load(pointer, align=_alignment(context, buffer_type))
     _declare_scopes(builder, loaded, buffer_type)
-    return builder.zext(loaded, ir.VectorType(_I32, LANES)) if buffer_type.narrow else loaded
+    widen = builder.sext if sign else builder.zext
+    return widen(loaded, ir.VectorType(_I32, LANES)) if buffer_type.narrow else loaded
 
 
 def store_vectors(context, builder, buffer_type, address, i, k, vectors):

@@ -81,7 +81,7 @@ def print_source(program: Program) -> str:
         step = f"step{f'_{k}' if len(plain_loops) + len(loops) > 1 else ''}"
         once = not (loop.spills or loop.maxima or loop.stores)  # what is done for a tile as a whole
         if not once and (k < len(plain_loops) or (by_vector and not plain_loops)):
-            function, whole = print_vectors(loop, step, names, program, paired=paired)
+            function, whole = print_vectors(loop, step, names, program, paired=paired, plain=k < len(plain_loops))
             functions += function
         if k >= len(plain_loops):
             lines = _print_loop(loop, names)

@@ -38,6 +38,7 @@ class Step(NamedTuple):
     stores: list[str]  # buffers of which it returns an element
     spills: list[str]  # values that it returns for later loops
     maxima: list[str]  # words that it returns, of which the largest is wanted
+    signs: list[bool]  # of each buffer in loads, whether its element is a signed number
 
     @property
     def results(self) -> list[str]:
@@ -45,12 +46,19 @@ class Step(NamedTuple):
         return [*self.stores, *self.spills, *self.maxima]
 
 
-def print_step(loop: Loop, name: str, names: dict[str, str], program: Program) -> Step:
-    """Print the function `name`; it is compiled once for elements, once for vectors, and LLVM inlines it."""
+def print_step(loop: Loop, name: str, names: dict[str, str], program: Program, *, signed: bool = False) -> Step:
+    """Print the function `name`; it is compiled once for elements, once for vectors, and LLVM inlines it.
+
+    With `signed` it takes codes that have a sign as signed numbers. Their bytes alone would do, but LLVM takes what it
+    makes of them apart before it sees how they were loaded.
+    """
     loads, stores = [names[b] for b in loop.loads], [names[b] for b, _ in loop.stores]
     reloads, spills, maxima = ([v.name for v in values] for values in (loop.reloads, loop.spills, loop.maxima))
     results = [*(text for _, text in loop.stores), *spills, *(v.text for v in loop.maxima)]
     lines = [f"{v.name} = {v.text}" for v in loop.lines] + [f"return {', '.join(results)}"]
+    signs = [signed and _is_signed(b, lines) for b in loads]
+    for b in (b for b, sign in zip(loads, signs, strict=True) if sign):
+        lines = [line.replace(f"signed({b}_i)", f"{b}_i") for line in lines]
     mentioned = set(re.findall(r"\w+", " ".join(lines)))
     uniform = [*(names[b.name] + "_i" for b in program.buffers if b.tiled), *(names[s] for s in program.scalars)]
     uniform += [names[b.name] for b in program.buffers if b.of_row]
@@ -77,4 +85,10 @@ def print_step(loop: Loop, name: str, names: dict[str, str], program: Program) -
         "",
         "",
     ]
-    return Step(function, call, loads, reloads, uniform, moving, stores, spills, maxima)
+    return Step(function, call, loads, reloads, uniform, moving, stores, spills, maxima, signs)
+
+
+def _is_signed(buffer: str, lines: list[str]) -> bool:
+    """Whether an element is nowhere taken but as a signed number."""
+    text = "\n".join(lines)
+    return len(re.findall(rf"\b{buffer}_i\b", text)) == text.count(f"signed({buffer}_i)") > 0

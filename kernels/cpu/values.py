@@ -231,6 +231,17 @@ def upper(builder, pair, bits):
     return builder.lshr(pair, bits)
 
 
+def lower_signed(builder, pair, bits):
+    """Return the first of two elements that have a sign."""
+    others = builder.sub(number(bits.type, 32), bits)
+    return builder.ashr(builder.shl(pair, others), others)
+
+
+def upper_signed(builder, pair, bits):
+    """Return the second of two elements that have a sign, which then is the word's."""
+    return builder.ashr(pair, bits)
+
+
 def joined(builder, a, b, bits):
     """Join the lowest so many bits of two words in one, from which `low` and `high` take them."""
     return builder.or_(builder.and_(a, _lowest(builder, bits)), builder.shl(b, bits))

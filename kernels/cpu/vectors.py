@@ -17,13 +17,14 @@ from fastopt.kernels.formats import TILE
 
 
 def print_vectors(
-    loop: Loop, step: str, names: dict[str, str], program: Program, *, paired: bool
+    loop: Loop, step: str, names: dict[str, str], program: Program, *, paired: bool, plain: bool
 ) -> tuple[list[str], list[str]]:
     """Print a function, `step`, and the loop that calls it for vectors of elements, or of pairs of them.
 
-    The loop is over a whole tile or, in a program that knows none, over any number of them.
+    The loop is over a whole tile or, in a program that knows none, over any number of them. With `plain` there is no
+    loop over single elements that calls the function too.
     """
-    made = print_step(loop, step, names, program)
+    made = print_step(loop, step, names, program, signed=plain)
     if not made.results:
         return [], ["pass"]
     size = {names[b.name]: b.dtype.itemsize for b in program.buffers if b.elementwise}
@@ -47,6 +48,7 @@ def print_vectors(
     }
     arguments = {
         "loads": _tuple(made.loads),
+        "signs": _tuple(str(int(sign)) for sign in made.signs),
         "reloads": of_halves(made.reloads),
         "uniform": _tuple(made.uniform),
         "sequences": _tuple(

@@ -19,7 +19,7 @@ SIGNATURE = types.void(
 
 @njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
 def step_0(g_i, m_i, v_i, beta1, rest1, beta2, rest2, x10, x11, x9):
-    x12 = from_bits(((signed(m_i) << 20) & 2280652800) + x9)
+    x12 = from_bits(((m_i << 20) & 2280652800) + x9)
     x13 = from_bits(g_i << 16)
     m_new = beta1 * (x12 - copysign(x10, x12)) + rest1 * x13
     v_new = beta2 * from_bits((v_i << 20) + x11) + rest2 * (x13 * x13)
@@ -133,6 +133,7 @@ def adam_psplit_gbf16_mf8_vuf8(
                     max0_each, max1_each = apply(
                         step_0, 2, 2, i, far,
                         loads=(g, m, v),
+                        signs=(0, 1, 0),
                         reloads=(),
                         uniform=(beta1, rest1, beta2, rest2, x10, x11, x9),
                         sequences=(),
@@ -162,6 +163,7 @@ def adam_psplit_gbf16_mf8_vuf8(
                     x23_each_0, x23_each_1 = apply(
                         step_1, 2, 2, i, far,
                         loads=(),
+                        signs=(),
                         reloads=(m_new_spill_0, v_new_spill_0, m_new_spill_1, v_new_spill_1),
                         uniform=(x16, x17, x18, x21),
                         sequences=((x23_each_0, x23_each_1, x23_step, 32),),
@@ -176,6 +178,7 @@ def adam_psplit_gbf16_mf8_vuf8(
                     max2_each = apply(
                         step_2, 2, 2, i, far,
                         loads=(p, p_low),
+                        signs=(0, 0),
                         reloads=(m_new_spill_0, x14_spill_0, m_new_spill_1, x14_spill_1),
                         uniform=(step_size, root, eps),
                         sequences=(),

@@ -73,6 +73,7 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
                     max0_each, x10_each_0, x10_each_1 = apply(
                         step, 2, 2, i, far,
                         loads=(p, g, m),
+                        signs=(0, 0, 0),
                         reloads=(),
                         uniform=(beta, rest, m_size, x13),
                         sequences=((x10_each_0, x10_each_1, x10_step, 16),),
