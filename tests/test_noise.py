@@ -130,18 +130,20 @@ def test_bits_of_an_element_are_those_of_its_tile_and_index(bits):
             assert np.array_equal(words[TILE:], of_next[k][0, :3])
 
 
-def test_bits_of_16_and_of_20_are_mixed_in_any_order():
-    """What is left of a word of either kind waits for the next buffer of that kind."""
+def test_a_buffer_of_20_bits_leaves_the_lower_ones_for_the_next():
     index = np.arange(TILE, dtype=np.uint32)
 
     def words(*kinds: int) -> list[np.ndarray]:
         rounding = RoundingBits(np.array([77], np.uint32), lambda begin, step, bits: begin + step * index)
         return [rounding.of_next_buffer(bits) for bits in kinds]
 
-    a, b, c, d = words(16, 20, 20, 16)
-    assert all(np.array_equal(x, y) for x, y in zip((a, b, d, c), words(16, 20, 16, 20), strict=True))
-    assert len({x[:2].tobytes() for x in (a, b, c, d)}) == 4
-    assert np.all(b << 12 == c)
+    for kinds in ((20, 20), (20, 16)):
+        first, second = words(*kinds)
+        assert np.array_equal(first << (32 - kinds[1]), second)
+    a, b, c, d, e = words(16, 20, 16, 16, 20)
+    assert np.array_equal(b << 16, c)
+    assert np.array_equal(np.diff(a), np.diff(d))  # the second one of the first buffer's pair
+    assert len({x[:2].tobytes() for x in (a, b, c, d, e)}) == 5
 
 
 @pytest.mark.parametrize("bits", [16, 20])

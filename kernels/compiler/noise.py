@@ -63,6 +63,9 @@ class RoundingBits:
     are wanted, and the other bits of `step` are zero: a Weyl sequence, one addition for an element. Over the steps an
     element's bits are uniform, and any two elements of a tile are uncorrelated, of one buffer or of two. Three in
     arithmetic progression are not independent in one step, which rounding does not need.
+
+    A buffer that takes 20 bits leaves the lower ones of its words for the next, whatever that takes. Two of 16 bits
+    have sequences with the same step, of which one is the other and a constant.
     """
 
     def __init__(self, of_tile: Any, sequence: Callable[[Any, Any, int], Any]):
@@ -72,11 +75,11 @@ class RoundingBits:
 
     def of_next_buffer(self, count: int) -> Any:
         """Return a word for each element whose upper bits, 16 or 20 as `count` says, are random."""
-        if count == 16:
-            return self._sixteen()
         if self._lower is not None:
             word, self._lower = self._lower << (32 - count), None
             return word
+        if count == 16:
+            return self._sixteen()
         first, step = self._next()
         self._lower = self._sequence(first, step | 1, 32)
         return self._lower
