@@ -27,7 +27,7 @@ class Target(NamedTuple):
 
     With `sums_in_loops` a sequence is a variable to which each element adds its difference, with `repairs_nan` NaN in
     16 bits is made canonical after a loop instead of in it: two things that not every compiler vectorizes otherwise.
-    With `adds_halves` the language has `add_halves`, which keeps a sequence of 16 bits where a word's sum needs them.
+    With `adds_halves` the language has `add_halves`, by which a sequence of 16 bits stays in the lower halves of words.
     """
 
     types: Mapping[str, str]  # what it calls a NumPy type
@@ -79,10 +79,9 @@ OPERATIONS: dict[str, Operation] = {
         Operation("code"),  # the upper 12 bits of a word, a signed number, or a least one
         Operation("term", (), lambda node, args: args[0]),  # what a total sums; it is kept in memory
         Operation("tile_sum"),  # of the terms of a tile
-        Operation(
-            "sequence"
-        ),  # an element's word in a tile's sequence, from the first and the difference; its value is
-        # how many upper bits are wanted
+        # An element's word in a tile's sequence, from the first word and the difference; its value: how many upper bits
+        # are wanted.
+        Operation("sequence"),
     )
 }
 

@@ -34,8 +34,8 @@ _WORDS = VectorType(WORD)
 
 @intrinsic(prefer_literal=True)
 def apply(
-    typingctx, step, times, halves, i, far, loads, signs, reloads, uniform, sequences, stores, least, spills, maxima,
-    quiet,
+    typingctx, step, times, halves, i, far,
+    loads, signs, reloads, uniform, sequences, stores, least, spills, maxima, quiet,
 ):  # fmt: skip
     """Step `times` vectors by the function `step`; the first begins at element i of each buffer.
 
@@ -113,8 +113,7 @@ def apply(
                     x = as_vector(len(stores) + len(kinds) + n, found[len(stores) + len(kinds) + n], WORD)
                     largest[n] = larger(builder, largest[n], x)
                 for x, halved in zip(moving, of_halves, strict=True):
-                    grown = added_halves(builder, x[half], x[parts]) if halved else builder.add(x[half], x[parts])
-                    x[half] = grown
+                    x[half] = added_halves(builder, x[half], x[parts]) if halved else builder.add(x[half], x[parts])
             for n, (b, at) in enumerate(zip(stores, store_at, strict=True)):
                 if codes[n] >= 0:
                     written[n].append([made_there[n] for made_there in new])
@@ -136,24 +135,8 @@ def apply(
             return context.get_dummy_value()
         return context.make_tuple(builder, result, values) if len(values) > 1 else values[0]
 
-    given = (
-        step,
-        times,
-        halves,
-        i,
-        far,
-        loads,
-        signs,
-        reloads,
-        uniform,
-        sequences,
-        stores,
-        least,
-        spills,
-        maxima,
-        quiet,
-    )
-    return result(*given), codegen
+    buffers = (loads, signs, reloads, uniform, sequences, stores, least, spills, maxima, quiet)
+    return result(step, times, halves, i, far, *buffers), codegen
 
 
 def _of_half(views, parts, half):
