@@ -94,10 +94,16 @@ def _step_keys(seed: int, first: int, steps: int) -> np.ndarray:
     return np.array([noise_keys(seed, t) for t in range(first, first + steps)], np.uint32).T
 
 
+KINDS = {"of 16 bits": (16,) * 8, "of 20 bits": (20,) * 8, "of 20 and of 16 bits": (20, 16) * 4}
+"""How many bits buffers take, one after the other."""
+
+each_kind = pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
+
+
 def rounding_words(
-    bits: int, buffers: int, *, seed: int = 0, first: int = 1, tile: int = 0, steps: int = STEPS
-) -> list:
-    """Return the words of one tile for the first so many buffers that take so many bits.
+    kinds: tuple[int, ...], *, seed: int = 0, first: int = 1, tile: int = 0, steps: int = STEPS
+) -> list[np.ndarray]:
+    """Return the words of one tile for buffers that take so many bits.
 
     A row for each step, a column for each index in the tile.
     """
@@ -105,12 +111,13 @@ def rounding_words(
     of_tile = tile_bits(key0, key1, np.uint32(tile & 0xFFFFFFFF), np.uint32(tile >> 32))
     index = np.arange(TILE, dtype=np.uint32)
     rounding = RoundingBits(of_tile, lambda begin, step, bits: begin[:, None] + step[:, None] * index)
-    return [rounding.of_next_buffer(bits) for _ in range(buffers)]
+    return [rounding.of_next_buffer(bits) for bits in kinds]
 
 
-def numbers(words: list[np.ndarray], bits: int) -> np.ndarray:
+def numbers(words: list[np.ndarray], kinds: tuple[int, ...]) -> np.ndarray:
     """Return the upper bits of words as numbers in (0, 1): the columns of the first words, then those of the others."""
-    return (np.hstack([w >> (32 - bits) for w in words]).astype(np.float32) + 0.5) / 2**bits
+    given = zip(words, kinds, strict=True)
+    return np.hstack([((w >> (32 - bits)).astype(np.float32) + 0.5) / 2**bits for w, bits in given])
 
 
 def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -119,12 +126,12 @@ def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return x.T @ y / math.sqrt(len(x))
 
 
-@pytest.mark.parametrize("bits", [16, 20])
-def test_bits_of_an_element_are_those_of_its_tile_and_index(bits):
+@each_kind
+def test_bits_of_an_element_are_those_of_its_tile_and_index(kinds):
     for tile in (0, 5, 2**32 - 1, 2**32, 2**54):
         rounding = words_for_rounding(*noise_keys(0, 1), tile * TILE, TILE + 3)
-        of_tile, of_next = (rounding_words(bits, 5, tile=k, steps=1) for k in (tile, tile + 1))
-        for k in range(5):
+        of_tile, of_next = (rounding_words(kinds, tile=k, steps=1) for k in (tile, tile + 1))
+        for k, bits in enumerate(kinds):
             words = rounding.of_next_buffer(bits)
             assert np.array_equal(words[:TILE], of_tile[k][0])
             assert np.array_equal(words[TILE:], of_next[k][0, :3])
@@ -146,9 +153,9 @@ def test_a_buffer_of_20_bits_leaves_the_lower_ones_for_the_next():
     assert len({x[:2].tobytes() for x in (a, b, c, d, e)}) == 5
 
 
-@pytest.mark.parametrize("bits", [16, 20])
-def test_bits_for_rounding_are_uniform_over_the_steps_at_each_index_for_each_buffer(bits):
-    bins = (numbers(rounding_words(bits, 3), bits) * 256).astype(np.int64)
+@each_kind
+def test_bits_for_rounding_are_uniform_over_the_steps_at_each_index_for_each_buffer(kinds):
+    bins = (numbers(rounding_words(kinds[:3]), kinds[:3]) * 256).astype(np.int64)
     for column in range(3 * TILE):
         counts = np.bincount(bins[:, column], minlength=256)
         chi2 = ((counts - STEPS / 256) ** 2).sum() / (STEPS / 256)
@@ -164,10 +171,10 @@ ROUNDINGS: dict[str, Callable] = {
 }
 
 
-@pytest.mark.parametrize("bits", [16, 20])
+@each_kind
 @pytest.mark.parametrize("what", ROUNDINGS)
-def test_bits_for_rounding_at_any_two_indices_of_one_buffer_or_of_two_are_uncorrelated(what, bits):
-    x = ROUNDINGS[what](numbers(rounding_words(bits, 3), bits))
+def test_bits_for_rounding_at_any_two_indices_of_one_buffer_or_of_two_are_uncorrelated(what, kinds):
+    x = ROUNDINGS[what](numbers(rounding_words(kinds[:3]), kinds[:3]))
     found = correlations(x, x) - math.sqrt(STEPS) * np.eye(3 * TILE)
     # There are 294,528 distinct pairs: the largest of so many normal numbers exceeds 6 with probability 1/1,700.
     assert np.abs(found).max() < 6
@@ -175,10 +182,10 @@ def test_bits_for_rounding_at_any_two_indices_of_one_buffer_or_of_two_are_uncorr
     assert abs(found[~np.eye(3 * TILE, dtype=bool)].std() - 1) < 0.02
 
 
-@pytest.mark.parametrize("bits", [16, 20])
-def test_the_error_of_rounding_a_tile_has_the_variance_of_independent_errors(bits):
-    for words in rounding_words(bits, 3):
-        u = numbers([words], bits)
+@each_kind
+def test_the_error_of_rounding_a_tile_has_the_variance_of_independent_errors(kinds):
+    for words, bits in zip(rounding_words(kinds[:3]), kinds, strict=False):
+        u = numbers([words], (bits,))
         for fraction in (0.5, 0.25, 0.1, 0.03):
             error = (u > 1 - fraction) - fraction  # of each element, if all are to be rounded up so often
             assert abs(error.mean()) < 5 * math.sqrt(fraction * (1 - fraction) / error.size)
@@ -194,17 +201,18 @@ OTHERS: dict[str, dict[str, int]] = {
 }
 
 
-@pytest.mark.parametrize("bits", [16, 20])
+@each_kind
 @pytest.mark.parametrize("other", OTHERS)
-def test_bits_for_rounding_are_uncorrelated_with_others(other, bits):
+def test_bits_for_rounding_are_uncorrelated_with_others(other, kinds):
     # 262,144 pairs, bound as above.
-    own, others = (numbers(rounding_words(bits, 2, **kind), bits) for kind in ({}, OTHERS[other]))
+    own, others = (numbers(rounding_words(kinds[:2], **kind), kinds[:2]) for kind in ({}, OTHERS[other]))
     assert np.abs(correlations(own, others)).max() < 6
 
 
-@pytest.mark.parametrize("bits", [16, 20])
-def test_bits_for_rounding_are_uncorrelated_with_those_of_further_buffers(bits):
-    first, second, *_, seventh, last = (numbers([words], bits) for words in rounding_words(bits, 8))
+@each_kind
+def test_bits_for_rounding_are_uncorrelated_with_those_of_further_buffers(kinds):
+    words = zip(rounding_words(kinds), kinds, strict=True)
+    first, second, *_, seventh, last = (numbers([w], (bits,)) for w, bits in words)
     for a, b in ((first, seventh), (first, last), (second, seventh), (second, last)):
         assert np.abs(correlations(a, b)).max() < 6
 

@@ -93,7 +93,7 @@ class Worker:
     def submit(self, job: Callable, *args: Any) -> None:
         """Do this after all that was submitted before, with as many threads of torch's as here.
 
-        What it raises is kept for `raise_error`.
+        Errors are kept for `raise_error`.
         """
         self._require_process()
         if self._thread is None or not self._thread.is_alive():

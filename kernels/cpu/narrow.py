@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastopt.kernels.cpu.memory import SCRATCH, load_bytes, store_bytes, store_vectors
-from fastopt.kernels.cpu.values import LANES, joined, larger, number
+from fastopt.kernels.cpu.values import LANES, anywhere, joined, larger, number
 
 _I32 = ir.IntType(32)
 _UPPER, _PLACE = 16, 20  # bits below a word's upper half, and below a code in a word
@@ -91,7 +91,6 @@ def within(typingctx, view, mask, least, most):
             lowest = reduce(partial(_smaller, builder), codes)
             low = builder.icmp_unsigned("<", lowest, number(lowest.type, least.literal_value))
             outside = builder.or_(outside, low)
-        flags = ir.IntType(width)
-        return builder.icmp_unsigned("==", builder.bitcast(outside, flags), flags(0))
+        return builder.not_(anywhere(builder, outside))
 
     return types.boolean(view, mask, least, most), codegen

@@ -395,15 +395,19 @@ def top(builder, x):
     return _largest(builder, x)
 
 
+def anywhere(builder, conditions):
+    """Return whether any of a vector's conditions holds."""
+    flags = ir.IntType(conditions.type.count)
+    return builder.icmp_unsigned("!=", builder.bitcast(conditions, flags), flags(0))
+
+
 @intrinsic(prefer_literal=True)
 def any_half_above(typingctx, x, limit):
     """Whether any half of a word of a vector is larger."""
 
     def codegen(context, builder, signature, args):
         halves = builder.bitcast(args[0], ir.VectorType(ir.IntType(16), 2 * LANES))
-        above = builder.icmp_unsigned(">", halves, number(halves.type, limit.literal_value))
-        flags = ir.IntType(2 * LANES)
-        return builder.icmp_unsigned("!=", builder.bitcast(above, flags), flags(0))
+        return anywhere(builder, builder.icmp_unsigned(">", halves, number(halves.type, limit.literal_value)))
 
     return types.boolean(x, limit), codegen
 

@@ -145,7 +145,10 @@ def _step(
             form = program.formats[b]
             _require_like_old(program, b, new[b], n)
             value = np.broadcast_to(new[b], n).copy()
-            bits = rounding.of_next_buffer(form.random) if rounding and form.random else NEAREST
+            bits = NEAREST
+            if form.random:
+                assert rounding is not None  # a program that rounds at random has noise, and so keys
+                bits = rounding.of_next_buffer(form.random)
             packed = pack(form, value, bits)
             writes += [(memory[name], x) for name, x in zip(form.plane_names(b), packed, strict=True)]
     if getattr(rule, "zero_gradients", False):
