@@ -10,7 +10,7 @@ import pytest
 from cases import CASES
 
 from fastopt.kernels.compiler.trace import trace
-from fastopt.kernels.cpu import printer
+from fastopt.kernels.cpu import printer, vectors
 from fastopt.kernels.cuda.printer import print_kernel
 from fastopt.kernels.javascript.printer import print_program
 
@@ -28,7 +28,8 @@ GOLDEN = {
 
 def print_for_cpu(program):
     """Print a program as for processors with AVX2, whichever this one is."""
-    with mock.patch.multiple(printer, codes_apart=lambda: True, ends_after_root=lambda: True):
+    chosen = mock.patch.multiple(printer, codes_apart=lambda: True, ends_after_root=lambda: True)
+    with chosen, mock.patch.object(vectors, "halves_at_once", return_value=2):
         return printer.print_source(program)
 
 

@@ -35,7 +35,7 @@ _WORDS = VectorType(WORD)
 @intrinsic(prefer_literal=True)
 def apply(
     typingctx, step, times, halves, i, far,
-    loads, signs, reloads, uniform, sequences, stores, least, spills, maxima, quiet,
+    loads, signs, reloads, uniform, sequences, stores, least, spills, maxima, quiet, unread,
 ):  # fmt: skip
     """Step `times` vectors by the function `step`; the first begins at element i of each buffer.
 
@@ -46,7 +46,7 @@ def apply(
     ones and for the second; spills come for both, those of the first half before the others, and so do the vectors of a
     sequence. Where `least` is not −1 for one of `stores`, it is of codes, no less than that: see `narrow`. The last of
     `maxima` keeps the largest 16 bits, but for their signs, that go to the `quiet` ones of `stores`, if any. What lies
-    `far` elements ahead is prefetched, unless that is None.
+    `far` elements ahead in `loads` and in the `unread` ones of `stores` is prefetched, unless that is None.
 
     Returns the maxima and the next vectors of the sequences: a tuple, or the only one.
     """
@@ -60,11 +60,12 @@ def apply(
     of_halves = [kinds[-1].literal_value == 16 for kinds in sequences]
     signed = [n.literal_value == 1 for n in signs]
     bits16, codes = [n.literal_value for n in quiet], [n.literal_value for n in least]
+    fetched = [(stores[n.literal_value], n.literal_value) for n in unread]
     kept = [_WORDS] * (len(maxima) + parts * len(sequences))
     result = types.none if not kept else types.Tuple(kept) if len(kept) > 1 else kept[0]
 
     def codegen(context, builder, signature, args):
-        first, *packed = args[3], *args[5:-1]
+        first, *packed = args[3], *args[5:-2]
         load_at, _, reload_at, constant, moving, store_at, _, spill_at, largest = (
             cgutils.unpack_tuple(builder, x) for x in packed
         )
@@ -93,6 +94,8 @@ def apply(
             ahead = builder.add(first, args[4])
             for b, at in zip(loads, load_at, strict=True):
                 prefetch_vectors(context, builder, b, at, ahead, count)
+            for b, n in fetched:
+                prefetch_vectors(context, builder, b, store_at[n], ahead, count)
         written: list[list] = [[] for _ in stores]  # of narrow elements, to be stored together
         for k in range(count):
             whole, new = load(loads, load_at, k, signed), []
@@ -135,7 +138,7 @@ def apply(
             return context.get_dummy_value()
         return context.make_tuple(builder, result, values) if len(values) > 1 else values[0]
 
-    buffers = (loads, signs, reloads, uniform, sequences, stores, least, spills, maxima, quiet)
+    buffers = (loads, signs, reloads, uniform, sequences, stores, least, spills, maxima, quiet, unread)
     return result(step, times, halves, i, far, *buffers), codegen
 
 

@@ -59,6 +59,14 @@ def codes_apart() -> bool:
     return LANES < 16
 
 
+@cache
+def halves_at_once() -> int:
+    """Vectors in an iteration that narrows them to 16 bits: more with AVX-512 (docs/decisions/0019)."""
+    from fastopt.kernels.cpu.values import LANES
+
+    return 4 if LANES == 16 else 2
+
+
 def prefetches(n: int, *, compressed: bool = False) -> bool:
     """Whether a step of n elements prefetches; what is compressed does on Zen too (docs/decisions/0019)."""
     return n > STRIPS_FROM and (compressed or processor_prefetches())

@@ -12,7 +12,7 @@ from fastopt.kernels.compiler.lowering import Loop, Sequence
 from fastopt.kernels.compiler.program import Program
 from fastopt.kernels.compiler.text import SUM, Text
 from fastopt.kernels.cpu.steps import INFINITE, print_step
-from fastopt.kernels.cpu.tuning import processor_prefetches
+from fastopt.kernels.cpu.tuning import halves_at_once, processor_prefetches
 from fastopt.kernels.formats import TILE
 
 
@@ -27,10 +27,11 @@ def print_vectors(
     made = print_step(loop, step, names, program, signed=plain)
     if not made.results:
         return [], ["pass"]
+    unread = {names[b.name] for b in program.buffers if not b.read}
     size = {names[b.name]: b.dtype.itemsize for b in program.buffers if b.elementwise}
     halves, width = (["_0", "_1"], 2) if paired else ([""], 1)
     narrow = [width * size[b] for b in made.stores if width * size[b] < 4]  # bytes of what a lane holds
-    at_once = max([2, *(4 // bytes_ for bytes_ in narrow)])
+    at_once = max([2, *(4 // bytes_ for bytes_ in narrow), *[halves_at_once()] * (not paired and 2 in narrow)])
     extent = f"{TILE // width}" if program.noise or program.tiled else f"count // {width}" if paired else "count"
     # Without prefetches a fetch would be one of what is loaded next: 2 to 3 % of a loop that only reads.
     far = "far" if program.compressed or processor_prefetches() else "None"
@@ -60,6 +61,7 @@ def print_vectors(
         "spills": of_halves(made.spills),
         "maxima": _tuple(largest),
         "quiet": _tuple(str(made.stores.index(names[b])) for b in loop.watched),
+        "unread": _tuple(str(n) for n, b in enumerate(made.stores) if b in unread),
     }
     kept = [*largest, *(x for vectors in moving for x in vectors)]
     before = [

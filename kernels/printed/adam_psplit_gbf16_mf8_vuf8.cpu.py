@@ -142,6 +142,7 @@ def adam_psplit_gbf16_mf8_vuf8(
                         spills=(x14_spill_0, m_new_spill_0, v_new_spill_0, x14_spill_1, m_new_spill_1, v_new_spill_1),
                         maxima=(max0_each, max1_each),
                         quiet=(),
+                        unread=(),
                     )
                 max0 = top(max0_each)
                 max1 = top(max1_each)
@@ -172,6 +173,7 @@ def adam_psplit_gbf16_mf8_vuf8(
                         spills=(),
                         maxima=(),
                         quiet=(),
+                        unread=(),
                     )
                 max2_each = each(word(0))
                 for i in range(0, 128, 2 * LANES):
@@ -187,6 +189,7 @@ def adam_psplit_gbf16_mf8_vuf8(
                         spills=(),
                         maxima=(max2_each,),
                         quiet=(0,),
+                        unread=(),
                     )
                 nan = any_half_above(max2_each, 32640)
                 if nan:

@@ -82,6 +82,7 @@ def momentum_pbf16_sr_gbf16_mbf16_sr(
                         spills=(),
                         maxima=(max0_each,),
                         quiet=(0,),
+                        unread=(),
                     )
                 nan = any_half_above(max0_each, 32640)
             else:
