@@ -24,7 +24,7 @@ from fastopt.bench import (
     threads,
 )
 from fastopt.bench.cases import PARTS, Case, Entry, plan
-from fastopt.bench.peers import PEERS
+from fastopt.bench.peers import DROP_INS, PEERS
 from fastopt.bench.peers.adapter import Contestant, Peer
 from fastopt.errors import SettingError
 from fastopt.kernels import cache
@@ -228,6 +228,22 @@ def test_torch_is_timed_for_every_rule_that_it_has(name):
             assert found["versus"][name][1] > 0
     grouped = run.measure(Entry("groups", Case(size="6x100", groups=3)), 1, [name])
     assert grouped["versus"][name]
+
+
+@pytest.mark.parametrize("name", ["torch for-loop", "torch foreach", "torch fused"])
+def test_torch_computes_every_rule_that_it_has(name):
+    pytest.importorskip("torch", reason="torch is not installed: nothing to compare with")
+    held = [Case(rule=rule) for rule in cases.TIMED if PEERS[name].cannot(Case(rule=rule)) is None]
+    assert len(held) >= 10
+    for case in held:
+        check.check_peer(case, PEERS[name])
+
+
+@pytest.mark.parametrize("name", DROP_INS)
+def test_fastopt_torch_is_timed_on_its_own_tensors_and_on_flat_buffers(name):
+    pytest.importorskip("torch", reason="torch is not installed: nothing to compare with")
+    for rule in ("adam-decoupled", "rmsprop"):
+        check.check_peer(Case(rule=rule, size="3x100"), DROP_INS[name])
 
 
 def test_torch_in_bfloat16_steps_on_the_same_words():

@@ -38,7 +38,7 @@ class DropIn(Torch):
         grads = [p.grad for p in params]
         optimizer = self._drop_in(torch, adapter, row, params, case)
         if self.flatten:
-            optimizer.zero_grad()  # replaces the gradients by views of a flat buffer
+            optimizer.zero_grad(set_to_none=False)  # replaces the gradients by views of a flat buffer
             for p, g in zip(params, grads, strict=True):
                 p.grad.copy_(g)
         return Contestant(optimizer.step, lambda: tensors.values(params, problem))

@@ -61,9 +61,12 @@ def use_state(optimizer: Any, params: list[Any], problem: Problem, names: Mappin
         state = optimizer.state[p]
         for ours, theirs in names.items():
             state[theirs] = tensor(problem.state[ours][name])
-        for key, first in (("step", 0.0), ("mu_product", 1.0)):  # the second is NAdam's product of momenta
+        if "step" in state:
+            state["step"] *= 0  # a tensor or, in DeepSpeed, an int
+        # NAdam's product of momenta, and the learning rate that ASGD takes in its next step.
+        for key, first in (("mu_product", 1.0), ("eta", optimizer.param_groups[0]["lr"])):
             if key in state:
-                state[key] = state[key] * 0 + first
+                state[key] = torch.full_like(state[key], first)
         if not names:
             state.clear()
 
