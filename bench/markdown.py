@@ -139,8 +139,7 @@ def by_vectors(runs: Mapping[str, tuple[Path, Results]]) -> str:
         large = {r["case"]["storage"]: r for r in adams if beyond_cache(r)}
         cached = {r["case"]["storage"]: r for r in adams if not beyond_cache(r)}
         columns.append((vectors, large, cached))
-        run = results.runs[0]
-        notes.append(f"{vectors}: {results.machine['cpu']}, {run['date'][:10]}, commit {run['commit']}, {link(folder)}")
+        notes.append(f"{vectors}: {_where(results, folder)}")
     one = case_of(next(iter(columns[0][1].values())))
     known = [s for s in columns[0][1] if all(s in large for _, large, _ in columns)]
     rows = []
@@ -162,10 +161,11 @@ def by_vectors(runs: Mapping[str, tuple[Path, Results]]) -> str:
 
 
 def drop_in(results: Results, folder: Path) -> str:
-    """Return the table of fastopt.torch: of this run, or of the newest run on the same machine that has the part."""
+    """Return the table of fastopt.torch: of this run, or of the newest that has the part, and where it was measured."""
     source = folder if results.of_part("torch") else record.newest("torch", device=bool(results.device))
-    if source is None or (found := record.read(source)).machine != results.machine:
+    if source is None:
         return ""
+    found = record.read(source)
     records = [r for r in found.of_part("torch") if r["seconds"].get("fastopt")]
     peers, rows = _peers(records), []
     for r in records:
@@ -176,7 +176,7 @@ def drop_in(results: Results, folder: Path) -> str:
                 words = [NOTHING if x is None else f"**{digits(x)}**" if x < 0.95 else digits(x) for x in speeds]
                 title = f"{case.rule}, {case.size}, flatten={name.endswith('flat')}"
                 rows.append([title, duration(r["seconds"][name][1]), *words])
-    note = "" if source == folder else f"Measured at commit {found.runs[0]['commit']}; results in {link(source)}."
+    note = "" if source == folder else f"fastopt.torch beside torch.optim. {_where(found, source)}."
     missed = [g for g in goals.evaluate(records) if not g.met]
     note += " Missed goals: " * bool(missed) + "; ".join(f"{g.words}: {g.found}" for g in missed)
     headings = ["fastopt.torch, float32", "time per step", *_headings(peers)]
@@ -196,12 +196,12 @@ def around(found: tuple[Path, Results] | None) -> str:
         words = [NOTHING if x is None else digits(x) for x in speeds]
         rows.append([f"{case.rule}, {case.size}", duration(seconds["fastopt"][1]), _share(r), *words])
     shares = [x for r in results.of_part("around") if (x := relative_speed(r, "norm alone", "reading alone"))]
-    run, machine = results.runs[0], results.machine
+    run = results.runs[0]
     note = (
         "What surrounds a step, in the step: AdamW with clipping; with unscaling, a look for what is not finite,"
         " clipping, an average and zeroing, beside torch's passes (`GradScaler`, `clip_grad_norm_`, fused AdamW,"
         " `AveragedModel`, `zero_grad`); and LAMB, beside torch's operations."
-        f" {machine['cpu']}, {machine['vectors']}, {run['date'][:10]}, commit {run['commit']}, {link(folder)}."
+        f" {_where(results, folder)}."
     )
     if shares:
         note += f" The norm alone is {shares[0]:.0%} as fast as a loop that only reads the gradients."
@@ -253,6 +253,12 @@ def memory(results: Results) -> str:
     ]
     title = f"memory of AdamW with gradients, {case_of(records[0]).size} parameters, bytes per parameter"
     return _table([title, "resident", "peak during a step"], rows)
+
+
+def _where(results: Results, folder: Path) -> str:
+    """Name the processor, the date, the commit and the file of a run."""
+    run = results.runs[0]
+    return f"{results.machine['cpu']}, {run['date'][:10]}, commit {run['commit']}, {link(folder)}"
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
