@@ -155,7 +155,8 @@ class Buckets:
             if bucket.capturable
         }
         together: list[tuple] = []
-        if any(bucket.plan.program.totals for bucket, _ in checks):
+        totals = [bucket for bucket, _ in checks if bucket.plan.program.totals]
+        if totals:
             self._require_together([bucket for bucket, _ in checks])
         for bucket, check in checks:
             arranged = bucket.prepare(check, state)
@@ -169,7 +170,7 @@ class Buckets:
         if together:
             (bucket, _), *_ = checks
             calls[bucket.device] += self._calls_together(bucket, together)
-        elif any(bucket.plan.program.place_of(GRADIENTS) is not None for bucket, _ in checks):
+        elif any(bucket.plan.program.place_of(GRADIENTS) is not None for bucket in totals):
             self.squared_norm = np.zeros(1), np.dtype(np.float32)  # there was no gradient
         return calls
 
